@@ -1,0 +1,1 @@
+"""Predict the prompt behind a generated picture, on Ray."""

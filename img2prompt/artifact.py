@@ -1,0 +1,238 @@
+"""A stage's output: a folder with data files, one receipt a file, and a manifest.
+
+Writing goes through `Draft`, reading through `Artifact`. Files appear whole or not at all (written
+aside and renamed on a local disk; object stores publish an object when it is closed). A file's
+receipt follows the file, and the manifest is marked done last. So a killed stage finds what is
+finished by its receipts, a finished one is skipped, and one whose config or inputs changed is
+refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerprints are ours.
+"""
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from img2prompt.config import Config
+from img2prompt.errors import UserError
+
+MANIFEST = "manifest.json"
+RECEIPTS = "receipts"
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem behind a local path or a URI (`s3://`, `gs://`), and the path in it."""
+    if "://" in uri:
+        return pafs.FileSystem.from_uri(uri)
+    return pafs.LocalFileSystem(), str(Path(uri).absolute())
+
+
+def join(uri: str, *names: str) -> str:
+    """Path of something inside a folder, for local paths and URIs alike."""
+    return posixpath.join(uri, *names)
+
+
+def exists(uri: str) -> bool:
+    fs, path = open_uri(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def read_bytes(uri: str) -> bytes:
+    fs, path = open_uri(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
+    """Write a file so that a reader sees all of it or nothing."""
+    fs, path = open_uri(uri)
+    fs.create_dir(posixpath.dirname(path), recursive=True)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    aside = f"{path}.aside" if local else path
+    with fs.open_output_stream(aside) as stream:
+        stream.write(data)
+    if local:
+        fs.move(aside, path)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that a file is complete."""
+
+    rows: int
+    digest: str
+
+
+def _digest(data: bytes | pa.Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def fingerprint_of(value: Any) -> str:
+    """16 hex digits of a JSON-able value."""
+    return _digest(json.dumps(value, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder."""
+
+    uri: str
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    files: Mapping[str, Receipt]
+    counts: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, uri: str, stage: str) -> "Artifact":
+        """Open a finished folder; an absent, unfinished or foreign one is a UserError."""
+        found = _read_manifest(uri)
+        if found is None:
+            raise UserError(f"{uri} holds no finished {stage}: run the job that makes it first")
+        if found["stage"] != stage:
+            raise UserError(f"{uri} holds {found['stage']!r}, not {stage!r}: give another folder")
+        if not found["done"]:
+            raise UserError(f"{uri} was not finished: run its {stage} job again, it goes on")
+        files = {name: Receipt(**receipt) for name, receipt in found["files"].items()}
+        return cls(uri, stage, found["config"], found["inputs"], files, found["counts"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal exactly when stage, config, inputs and every file are equal."""
+        digests = {name: receipt.digest for name, receipt in self.files.items()}
+        return fingerprint_of([self.stage, self.config, self.inputs, digests])
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Data files under a prefix, in order."""
+        return sorted(name for name in self.files if name.startswith(prefix))
+
+    def path(self, name: str) -> str:
+        return join(self.uri, name)
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        fs, path = open_uri(self.path(name))
+        return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
+
+    def read_tables(self, prefix: str = "", columns: list[str] | None = None) -> pa.Table:
+        """All tables under a prefix, one after the other."""
+        names = self.names(prefix)
+        if not names:
+            raise UserError(f"{self.uri} has no file under {prefix!r}; it holds {self.names()}")
+        return pa.concat_tables([self.read_table(name, columns) for name in names])
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A folder that a stage is writing. Plain data, so it travels to workers."""
+
+    uri: str
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def open(cls, uri: str, stage: str, config: Config, inputs: Mapping[str, str]) -> "Draft":
+        """Begin or go on; a folder of another stage, config or input is a UserError.
+
+        `inputs` maps a name to a fingerprint.
+        """
+        draft = cls(uri, stage, json.loads(config.to_json()), dict(inputs))
+        found = _read_manifest(uri)
+        if found is None:
+            draft._write_manifest(done=False, files={}, counts={})
+        else:
+            draft._refuse_other(found)
+        return draft
+
+    def finished(self) -> Artifact | None:
+        """The artifact, when an earlier run published it."""
+        found = _read_manifest(self.uri)
+        return Artifact.load(self.uri, self.stage) if found and found["done"] else None
+
+    def receipts(self) -> dict[str, Receipt]:
+        """Finished files by name."""
+        fs, path = open_uri(join(self.uri, RECEIPTS))
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        found = {}
+        for info in fs.get_file_info(selector):
+            if info.is_file and info.path.endswith(".json"):
+                name = posixpath.relpath(info.path, path).removesuffix(".json")
+                with fs.open_input_stream(info.path) as stream:
+                    found[name] = Receipt(**json.loads(stream.read()))
+        return found
+
+    def write_bytes(self, name: str, data: bytes | pa.Buffer, rows: int = 1) -> Receipt:
+        """Write a data file, then its receipt."""
+        write_bytes(join(self.uri, name), data)
+        receipt = Receipt(rows, _digest(data))
+        write_bytes(join(self.uri, RECEIPTS, name + ".json"), json.dumps(asdict(receipt)).encode())
+        return receipt
+
+    def write_table(self, name: str, table: pa.Table, rows_per_group: int = 65536) -> Receipt:
+        """Write a Parquet file (zstd), then its receipt."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
+        return self.write_bytes(name, sink.getvalue(), rows=table.num_rows)
+
+    def publish(self, **counts: Any) -> Artifact:
+        """Mark the folder done. Every data file must have been written through this draft."""
+        files = self.receipts()
+        self._write_manifest(done=True, files=files, counts=counts)
+        fs, path = open_uri(join(self.uri, RECEIPTS))
+        if files:
+            fs.delete_dir(path)
+        return Artifact.load(self.uri, self.stage)
+
+    def _write_manifest(
+        self, *, done: bool, files: Mapping[str, Receipt], counts: Mapping[str, Any]
+    ) -> None:
+        manifest = {
+            "stage": self.stage,
+            "done": done,
+            "config": self.config,
+            "inputs": self.inputs,
+            "counts": counts,
+            "files": {name: asdict(receipt) for name, receipt in sorted(files.items())},
+        }
+        data = json.dumps(manifest, indent=2).encode()
+        write_bytes(join(self.uri, MANIFEST), data)
+
+    def _refuse_other(self, found: Mapping[str, Any]) -> None:
+        differences = _differences(
+            {"stage": found["stage"], "config": found["config"], "inputs": found["inputs"]},
+            {"stage": self.stage, "config": self.config, "inputs": dict(self.inputs)},
+        )
+        if differences:
+            raise UserError(
+                f"{self.uri} holds another run. It differs in:\n  "
+                + "\n  ".join(differences)
+                + "\nGive another --out, or delete that folder to make it again."
+            )
+
+
+def _read_manifest(uri: str) -> dict[str, Any] | None:
+    fs, path = open_uri(join(uri, MANIFEST))
+    if fs.get_file_info(path).type == pafs.FileType.NotFound:
+        return None
+    try:
+        with fs.open_input_stream(path) as stream:
+            found = json.loads(stream.read())
+        return {key: found[key] for key in ("stage", "done", "config", "inputs", "counts", "files")}
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{join(uri, MANIFEST)} is not a manifest ({error!r})") from None
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines = []
+        for key in sorted({*old, *new}):
+            lines += _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        return lines
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} asked for"]
