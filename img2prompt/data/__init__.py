@@ -1,0 +1,1 @@
+"""Rows in, rows out, in one process: prompts, pictures, near duplicates, splits and batch order."""

@@ -1,0 +1,1 @@
+"""One process, one device: the vision tower, its head and the prompt encoder."""
