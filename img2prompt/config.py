@@ -185,7 +185,8 @@ class TowerConfig(Config):
     """Which CLIP vision tower, at which resolution."""
 
     weights: str = "demo"
-    """`demo` (inside this package), a checkpoint folder, or a hub name found in the local cache."""
+    """`demo` (inside this package), a checkpoint folder, a hub name found in the local cache, or
+    `fresh`: the demo tower's shape with random weights."""
     image_size: int = 0
     """Side in pixels; 0: the checkpoint's own."""
     resize_positions: bool = False
@@ -221,6 +222,8 @@ class PlanConfig(Config):
     """True rank of the LoRA matrices (the published code's `rank=4` means 1024 // 4 = 256)."""
     lora_scale: float = 1.0
     """Factor on the LoRA update (alpha / rank in the terms of arXiv 2106.09685)."""
+    embeddings: bool = False
+    """Train the patch and position embeddings too, as a tower that starts from nothing needs."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.lora_rate <= 1, "plan.lora_rate", self.lora_rate, "0 to 1")
@@ -233,7 +236,7 @@ class PlanConfig(Config):
     @property
     def frozen_tower(self) -> bool:
         """True for a probe: no layer of the tower learns."""
-        return self.lora_rate == 0 and self.nfz_rate == 0
+        return self.lora_rate == 0 and self.nfz_rate == 0 and not self.embeddings
 
 
 @dataclass(frozen=True, kw_only=True)

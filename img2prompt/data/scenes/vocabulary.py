@@ -1,0 +1,110 @@
+"""What scenes are made of. Subjects are glyphs of two icon fonts that qtawesome ships.
+
+A line of `SUBJECTS` is `word`, or `words=glyph` where the font calls it otherwise; glyphs with the
+prefix `fa:` come from Font Awesome 6, all others from Material Design Icons 6.
+"""
+
+SUBJECTS = """
+cat; dog; rabbit; horse; cow; pig; sheep; duck; penguin; owl; shark; dolphin; jellyfish; turtle;
+snake; bee; butterfly; ladybug; spider; bat; bird; elephant; kangaroo; koala; panda; unicorn;
+snail; dragon=fa:dragon; frog=fa:frog; hippo=fa:hippo; otter=fa:otter; shrimp=fa:shrimp; fish;
+tree; pine tree=pine-tree; palm tree=palm-tree; cactus; flower; mushroom; leaf; pumpkin; carrot;
+apple=food-apple; pear=fruit-pear; pineapple=fruit-pineapple; watermelon=fruit-watermelon;
+grape=fruit-grapes; lemon=fa:lemon; pepper=fa:pepper-hot; car; bus; train; truck; bicycle;
+motorcycle=fa:motorcycle; airplane; helicopter; rocket; sailboat=sail-boat; tractor; submarine;
+hot air balloon=airballoon; ufo; tank; scooter; skateboard; anchor; lifebuoy; ship wheel=ship-wheel;
+house=home; castle; church; mosque; lighthouse; tent; barn; factory; igloo=fa:igloo; gate; fence;
+ferris wheel=ferris-wheel; mountain=fa:mountain; volcano; island; sun=fa:sun; moon=fa:moon; cloud;
+snowflake; lightning bolt=lightning-bolt; umbrella; rainbow=fa:rainbow; tornado=fa:tornado; star;
+flame=fire; planet=earth; pizza; burger=hamburger; ice cream=ice-cream; cake; cupcake; cookie;
+cheese; egg; beer; wine bottle=bottle-wine; pretzel; popcorn; taco; teacup=fa:mug-saucer; kettle;
+croissant=food-croissant; guitar=guitar-acoustic; electric guitar=guitar-electric; piano; violin;
+drum=fa:drum; trumpet; saxophone; microphone; bell; radio; hammer; axe; wrench;
+screwdriver; shovel; anvil; candle; lamp; lightbulb; torch; key; padlock=lock;
+compass; hourglass=fa:hourglass; clock; magnet; telescope; microscope;
+camera; television; book; pencil; palette; feather; envelope=fa:envelope; balloon; gift; crown;
+diamond=diamond-stone; ring; sword; shield; bow=bow-arrow; bomb; knight=chess-knight;
+rook=chess-rook; dice=fa:dice; basketball; soccer ball=soccer; trophy; medal;
+fedora=hat-fedora; cowboy hat=fa:hat-cowboy; sneaker=shoe-sneaker; high heel=shoe-heel;
+shirt=tshirt-crew; backpack=bag-personal; bed; sofa; door; bathtub; ladder; barrel; bucket; broom;
+treasure chest=treasure-chest; robot; ghost; alien; skull; snowman; teddy bear=teddy-bear;
+puzzle piece=puzzle; kite; baby carriage=baby-carriage; fan; toaster; blender; heart; eye; tooth;
+bone; brain; excavator; bulldozer; satellite; parachute; fountain; mailbox; traffic light=traffic-light;
+fire hydrant=fire-hydrant; mitten=fa:mitten; sock=fa:socks; gem=fa:gem; suitcase=fa:suitcase;
+syringe=fa:syringe; gavel
+"""
+
+PLURALS = {
+    "bus": "buses", "butterfly": "butterflies", "cactus": "cacti", "church": "churches",
+    "dice": "dice", "fish": "fish", "hourglass": "hourglasses", 
+    "leaf": "leaves", "sheep": "sheep", "snowman": "snowmen", "tooth": "teeth", "torch": "torches",
+    "wrench": "wrenches",
+}  # fmt: skip
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (244, 128, 24),
+    "yellow": (250, 214, 40),
+    "green": (46, 160, 67),
+    "turquoise": (48, 200, 190),
+    "blue": (38, 84, 214),
+    "purple": (122, 48, 172),
+    "pink": (244, 112, 178),
+    "brown": (124, 74, 36),
+    "black": (24, 24, 28),
+    "white": (250, 250, 248),
+    "grey": (138, 142, 148),
+}
+
+BACKGROUNDS = {
+    "plain": "on a plain background",
+    "night": "under a starry night sky",
+    "meadow": "in a green meadow",
+    "desert": "in the desert",
+    "sunset": "at sunset",
+    "sea": "by the sea",
+    "snow": "in the snow",
+    "rain": "in the rain",
+    "checker": "on a checkered floor",
+    "stripes": "in front of striped wallpaper",
+    "dots": "in front of polka dots",
+    "forest": "in a dark forest",
+    "city": "above a city skyline",
+    "fire": "surrounded by flames",
+}
+
+STYLES = {
+    "flat": "a flat vector illustration of {}",
+    "outline": "a line drawing of {}",
+    "watercolor": "a watercolor painting of {}",
+    "pixel": "pixel art of {}",
+    "neon": "a glowing neon sign of {}",
+    "charcoal": "a charcoal sketch of {}",
+    "mosaic": "a stained glass mosaic of {}",
+    "paper": "a paper cutout of {}",
+    "photo": "an old sepia photograph of {}",
+    "embroidery": "embroidery of {}",
+}
+
+SIZES = {"": 1.0, "tiny": 0.6, "huge": 1.45}
+
+COUNTS = {1: "a", 2: "two", 3: "three", 4: "four"}
+
+ARRANGEMENTS = {"row": "in a row", "column": "stacked in a column", "scattered": "scattered around"}
+
+RELATIONS = {
+    "beside": "next to",
+    "above": "above",
+    "inside": "in front of",
+}
+
+
+def subjects() -> dict[str, str]:
+    """Name of each subject with its glyph."""
+    entries = [entry.strip() for entry in SUBJECTS.replace("\n", " ").split(";")]
+    pairs = (entry.partition("=") for entry in entries if entry)
+    return {name: glyph or name for name, _, glyph in pairs}
+
+
+def plural(name: str) -> str:
+    return PLURALS.get(name, f"{name}s")

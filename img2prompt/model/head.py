@@ -1,0 +1,56 @@
+"""From the tower's feature (B, D) to the prompt embedding (B, 384)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from img2prompt.config import HeadConfig
+
+EMBEDDING = 384
+
+
+def build_head(width_in: int, config: HeadConfig) -> nn.Module:
+    """A linear head, or the published wide one: Linear, BatchNorm, ReLU, Linear.
+
+    Output: float32 (B, 384), not normalised.
+    """
+    if config.width == 0:
+        return nn.Linear(width_in, EMBEDDING)
+    return nn.Sequential(
+        nn.Linear(width_in, config.width),
+        GlobalBatchNorm(config.width),
+        nn.ReLU(),
+        nn.Linear(config.width, EMBEDDING),
+    )
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the batches of all workers together, in float32, on any device.
+
+    torch's SyncBatchNorm does the same on GPUs only. With equal batches on all workers the result
+    does not depend on how many workers share the global batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) of any float type to (B, C) float32."""
+        x = x.float()
+        shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        with torch.autocast(x.device.type, enabled=False):
+            return self._shared(x) if self.training and shared else super().forward(x)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        rows = x.shape[0] * dist.get_world_size()
+        mean = all_reduce(x.sum(0)) / rows
+        variance = all_reduce(((x - mean) ** 2).sum(0)) / rows
+        self._update(mean.detach(), variance.detach() * rows / (rows - 1))
+        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)

@@ -1,0 +1,88 @@
+"""Which layers of a tower learn, and how: the published layout of frozen, LoRA and trained layers.
+
+Source: the 1st place of Kaggle's "Stable Diffusion - Image to Prompts". Counted from the top, the
+last `int(depth * nfz_rate)` layers are trained whole, the `int(depth * lora_rate)` below them get
+LoRA (arXiv 2106.09685) on the four attention projections, the rest stays frozen.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from img2prompt.config import PlanConfig
+from img2prompt.errors import UserError
+from img2prompt.model.tower import Tower
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Layer numbers, 0 at the bottom. Settings that mean the same layers compare equal."""
+
+    frozen: tuple[int, ...]
+    lora: tuple[int, ...]
+    trained: tuple[int, ...]
+
+    def __str__(self) -> str:
+        parts = [("frozen", self.frozen), ("LoRA", self.lora), ("trained", self.trained)]
+        return ", ".join(f"{name} {_span(layers)}" for name, layers in parts)
+
+
+def _span(layers: tuple[int, ...]) -> str:
+    return f"{layers[0]}-{layers[-1]} ({len(layers)})" if layers else "none"
+
+
+def layer_plan(depth: int, lora_rate: float, nfz_rate: float) -> LayerPlan:
+    """The plan for a tower of `depth` layers; rates that overlap are a UserError."""
+    # The tiny term keeps 100 * 0.57 = 56.999... from losing a layer.
+    trained, lora = (int(depth * rate + 1e-9) for rate in (nfz_rate, lora_rate))
+    if min(lora_rate, nfz_rate) < 0 or lora_rate + nfz_rate > 1 + 1e-9:
+        raise UserError(
+            f"lora_rate {lora_rate} and nfz_rate {nfz_rate} overlap or are negative; "
+            "allowed: both 0 or more, together at most 1"
+        )
+    bottom_lora, bottom_trained = depth - trained - lora, depth - trained
+    return LayerPlan(
+        frozen=tuple(range(bottom_lora)),
+        lora=tuple(range(bottom_lora, bottom_trained)),
+        trained=tuple(range(bottom_trained, depth)),
+    )
+
+
+def apply_plan(tower: Tower, config: PlanConfig) -> LayerPlan:
+    """Freeze, unfreeze and add LoRA matrices in place; returns the plan.
+
+    The final LayerNorm is trained with any learning layer. The embeddings and the first LayerNorm
+    are trained only when asked for, as training from nothing needs. LoRA: up-matrix zero, so the
+    tower's output is unchanged at the start; down-matrix by peft's default (Kaiming uniform).
+    """
+    plan = layer_plan(tower.depth, config.lora_rate, config.nfz_rate)
+    tower.requires_grad_(config.embeddings)
+    tower.vision.encoder.requires_grad_(False)
+    for number in plan.trained:
+        tower.vision.encoder.layers[number].requires_grad_(True)
+    tower.vision.post_layernorm.requires_grad_(not config.frozen_tower)
+    if plan.lora:
+        _add_lora(tower.vision, plan, config)
+    return plan
+
+
+def _add_lora(vision: nn.Module, plan: LayerPlan, config: PlanConfig) -> None:
+    learning = {name for name, tensor in vision.named_parameters() if tensor.requires_grad}
+    targets = [f"encoder.layers.{n}.self_attn.{p}" for n in plan.lora for p in ATTENTION]
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_rank * config.lora_scale,  # type: ignore[arg-type]  # floats work
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=targets,
+    )
+    inject_adapter_in_model(lora, vision)
+    for name, tensor in vision.named_parameters():  # peft froze all but its own tensors
+        if name in learning:
+            tensor.requires_grad_(True)
