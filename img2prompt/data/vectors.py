@@ -1,0 +1,49 @@
+"""Prompt vectors: their size, their check, and their place in Parquet."""
+
+import numpy as np
+import pyarrow as pa
+
+DIMENSIONS = 384
+"""Size of an all-MiniLM-L6-v2 vector."""
+
+VECTOR = pa.list_(pa.float32(), DIMENSIONS)
+"""Parquet type of a vector column."""
+
+UNIT_TOLERANCE = 1e-3
+_ROWS_AT_ONCE = 65536
+
+
+def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Float32 (N, D) as a column of fixed-size lists."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def check_unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors as C-contiguous float32 (N, D), all finite and of unit length to 1e-3.
+
+    Raises:
+        ValueError: names the first row that is not.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2:
+        raise ValueError(f"vectors have shape {vectors.shape}; allowed: (rows, dimensions)")
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        part = vectors[start : start + _ROWS_AT_ONCE]
+        length = np.sqrt(np.einsum("ij,ij->i", part, part))
+        bad = np.flatnonzero(~(np.abs(length - 1) <= UNIT_TOLERANCE))
+        if len(bad):
+            raise ValueError(
+                f"vector {start + bad[0]} has length {length[bad[0]]}; allowed: finite, "
+                f"1 to within {UNIT_TOLERANCE}"
+            )
+    return vectors
+
+
+def exact_cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Row by row float64 dot products (N,) of unit rows (N, D): the referee of every threshold.
+
+    The sum runs over one row at a time, so a pair gives the same bits in whatever batch it comes
+    (a BLAS product does not promise that).
+    """
+    return np.sum(np.multiply(left, right, dtype=np.float64), axis=1)
