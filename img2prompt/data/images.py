@@ -8,9 +8,6 @@ picture is resized once, when shards are written, so exactness is cheap here.
 Shapes: H, W are the picture's own height and width in pixels; S is the tower's side.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from typing import BinaryIO, Literal
 
@@ -20,8 +17,8 @@ from PIL import ExifTags, Image
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 """What is read. Formats that run other programs (EPS) or match any bytes (TGA) are left out."""
 
-LONGEST = 8
-"""Resized pictures longer than this many sides are cut before they are resized, not after."""
+LONGEST = 32
+"""A picture this many times longer than wide, or more, loses its ends before it is resized."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,7 +29,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_open_lock = threading.Lock()
 
 
 class BadPicture(Exception):
@@ -59,7 +55,8 @@ def size_reason(
 def probe(source: bytes | BinaryIO) -> tuple[int, int]:
     """Width and height of an upright picture, from its header; no pixel is decoded.
 
-    Raises BadPicture when the bytes are no picture of a known format.
+    `source` is a picture's bytes, or a seekable file, of which little more than the header is read
+    (all of it for WebP). Raises BadPicture when the bytes are no picture of a known format.
     """
     image = _open(BytesIO(source) if isinstance(source, bytes) else source)
     width, height = image.size
@@ -94,21 +91,22 @@ def resize(image: np.ndarray, size: int, fit: Literal["crop", "whole"]) -> np.nd
     `crop`: the shorter side becomes `size`, the longer `int(size * long / short)`, then the centre
     is cut out. `whole`: both sides become `size`, nothing is cut. Bicubic with antialias.
     """
-    height, width, _ = image.shape
-    picture = Image.fromarray(image)
     if fit == "whole":
-        return np.array(picture.resize((size, size), Image.Resampling.BICUBIC))
-    short = min(height, width)
-    new_width, new_height = (int(size * side / short) for side in (width, height))
-    left, top = (new_width - size) // 2, (new_height - size) // 2
-    if max(new_width, new_height) > LONGEST * size:
-        # The whole strip could need gigabytes. Pillow's box gives the same pixels up to the
-        # rounding of the box's corners to float32.
-        x_scale, y_scale = width / new_width, height / new_height
-        box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
-        return np.array(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    resized = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(_cut_strip(image))
+    short = min(picture.size)
+    width, height = (int(size * side / short) for side in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
     return np.array(resized.crop((left, top, left + size, top + size)))
+
+
+def _cut_strip(image: np.ndarray) -> np.ndarray:
+    """The middle of a picture longer than LONGEST : 1, which could need gigabytes when resized."""
+    height, width, _ = image.shape
+    longest = LONGEST * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return image[top : top + longest, left : left + longest]
 
 
 def encode(image: np.ndarray, encoding: Literal["png", "jpeg"]) -> bytes:
@@ -122,9 +120,10 @@ def encode(image: np.ndarray, encoding: Literal["png", "jpeg"]) -> bytes:
 
 
 def _open(file: BinaryIO) -> Image.Image:
+    # Pillow refuses large pictures at a limit of its own; size_reason has the config's instead.
+    Image.MAX_IMAGE_PIXELS = None
     try:
-        with _no_pillow_limit():
-            return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Exception as error:  # headers fail in as many ways as pixels
         file.seek(0)
         start = file.read(8).hex(" ") or "nothing"
@@ -132,17 +131,6 @@ def _open(file: BinaryIO) -> Image.Image:
             f"not a picture of 1 x 1 pixels or more (it starts with {start}); "
             f"allowed: {', '.join(FORMATS)}"
         ) from error
-
-
-@contextmanager
-def _no_pillow_limit() -> Iterator[None]:
-    """Pillow refuses at a size of its own, without naming the sides; ours comes from the config."""
-    with _open_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation(image: Image.Image) -> int:

@@ -47,7 +47,9 @@ class Tower(nn.Module):
     @property
     def size(self) -> int:
         """Side S of its pictures in pixels."""
-        return self.vision.config.image_size
+        side = self.vision.config.image_size
+        assert isinstance(side, int)
+        return side
 
     @property
     def width(self) -> int:

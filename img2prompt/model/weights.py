@@ -48,10 +48,10 @@ def load_tower_weights(config: TowerConfig) -> tuple[CLIPVisionConfig, dict[str,
     expected = {prefix + name: shape for name, shape in _shapes(vision_config).items()}
     _check_tensors(folder, expected, {name: tuple(t.shape) for name, t in found.items()})
     tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in found.items()}
-    if config.image_size not in (0, vision_config.image_size):
-        _check_resolution(config, vision_config)
-        grid = config.image_size // vision_config.patch_size
-        tensors[POSITIONS] = resize_positions(tensors[POSITIONS], grid)
+    side, patch = _sides(vision_config)
+    if config.image_size not in (0, side):
+        _check_resolution(config, side, patch)
+        tensors[POSITIONS] = resize_positions(tensors[POSITIONS], config.image_size // patch)
         vision_config.image_size = config.image_size
     return vision_config, tensors
 
@@ -62,7 +62,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         values = tensors[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
-        digest.update(values.numpy())
+        digest.update(values.numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -123,12 +123,21 @@ def _read_config(folder: Path) -> CLIPVisionConfig:
         config = CLIPVisionConfig.from_dict({**fields, "dtype": "float32"})
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no CLIP vision config: {error}") from error
-    if not isinstance(config.image_size, int) or config.num_channels != 3:
+    sides = (config.image_size, config.patch_size)
+    if not all(isinstance(side, int) for side in sides) or config.num_channels != 3:
         raise UserError(
-            f"{path} has image_size {config.image_size} and num_channels {config.num_channels}; "
-            "allowed: one number (square pictures), and 3"
+            f"{path} has image_size {sides[0]}, patch_size {sides[1]} and num_channels "
+            f"{config.num_channels}; allowed: one number (square), one number, and 3"
         )
     return config
+
+
+def _sides(config: CLIPVisionConfig) -> tuple[int, int]:
+    """Sides of a picture and of a patch in pixels."""
+    side, patch = config.image_size, config.patch_size
+    assert isinstance(side, int)
+    assert isinstance(patch, int)
+    return side, patch
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -201,14 +210,13 @@ def _check_tensors(folder: Path, expected: Shapes, found: Shapes) -> None:
         raise UserError(f"{folder} is not a CLIP vision tower:\n  " + "\n  ".join(lines))
 
 
-def _check_resolution(config: TowerConfig, vision_config: CLIPVisionConfig) -> None:
-    own, patch = vision_config.image_size, vision_config.patch_size
+def _check_resolution(config: TowerConfig, side: int, patch: int) -> None:
     if config.image_size % patch:
         raise UserError(
             f"tower.image_size is {config.image_size}; allowed: a multiple of the patch, {patch}"
         )
     if not config.resize_positions:
         raise UserError(
-            f"tower.image_size is {config.image_size}, and {config.weights} was made for {own}: "
+            f"tower.image_size is {config.image_size}, and {config.weights} was made for {side}: "
             "leave it at 0, or add --tower.resize-positions to interpolate position embeddings"
         )
