@@ -1,0 +1,203 @@
+import csv
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from img2prompt.config import CsvSource
+from img2prompt.data.sources import INDEX_SCHEMA, Rejected, list_rows, read_picture
+from img2prompt.errors import UserError
+
+
+def picture(path: Path, width: int = 5, height: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def rows_of(folder: Path, content: bytes, **changes: str) -> list:
+    (folder / "list.csv").write_bytes(content)
+    return list(list_rows(CsvSource(csv=str(folder / "list.csv"), **changes)))
+
+
+def test_real_pictures(shared_data) -> None:
+    rows = list(list_rows(CsvSource(csv=str(shared_data / "pictures.csv"), name="real")))
+    with open(shared_data / "pictures.csv", newline="", encoding="utf-8") as file:
+        expected = list(csv.DictReader(file))
+    assert len(rows) == len(expected) == 847
+    for row, line in zip(rows, expected, strict=True):
+        assert (row["prompt"], row["source"]) == (line["prompt"], line["source"])
+        assert (row["width"], row["height"]) == (int(line["width"]), int(line["height"]))
+        assert (row["id"], row["seed"]) == (f"real/{line['file']}", None)
+    pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
+    first = (shared_data / expected[0]["file"]).read_bytes()
+    assert read_picture(rows[0]["uri"], rows[0]["member"]) == first
+
+
+def test_every_optional_column_is_kept(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png", 7, 4)
+    content = b"id,source,generator,seed,path,text\nx1,horde,sd2,42,a.png,a cat\n"
+    rows = rows_of(
+        tmp_path,
+        content,
+        pictures=str(tmp_path / "in"),
+        file_column="path",
+        prompt_column="text",
+    )
+    assert rows == [
+        {
+            "id": "x1",
+            "source": "horde",
+            "prompt": "a cat",
+            "uri": str(tmp_path / "in" / "a.png"),
+            "member": "",
+            "width": 7,
+            "height": 4,
+            "generator": "sd2",
+            "seed": 42,
+        }
+    ]
+
+
+def test_empty_optional_cells_fall_back(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    content = b"file,prompt,id,source,seed\na.png,a cat,,,\n"
+    (row,) = rows_of(tmp_path, content, name="mine")
+    assert (row["id"], row["source"], row["seed"]) == ("mine/a.png", "mine", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seed"),
+    [
+        ("7", 7),
+        (" -7 ", -7),
+        ("12.0", 12),
+        (str(2**63 - 1), 2**63 - 1),
+        (str(2**63), None),
+        ("9" * 5000, None),
+        ("1.5", None),
+        ("random", None),
+    ],
+)
+def test_seeds(tmp_path: Path, text: str, seed: int | None) -> None:
+    picture(tmp_path / "a.png")
+    (row,) = rows_of(tmp_path, f"file,prompt,seed\na.png,a cat,{text}\n".encode())
+    assert row["seed"] == seed
+
+
+def test_bom_quotes_newlines_and_blank_lines(tmp_path: Path) -> None:
+    picture(tmp_path / "a, b.png")
+    content = (
+        b'\xef\xbb\xbffile,prompt\r\n"a, b.png","a ""red"" cat,\nsitting"\r\n\r\na, b.png,x,y\r\n'
+    )
+    row, bad = rows_of(tmp_path, content)
+    assert row["prompt"] == 'a "red" cat,\nsitting'
+    assert bad == Rejected("csv/line 5", "bad CSV: 4 cells; the header has 2")
+
+
+def test_compressed_csv(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"file,prompt\na.png,a cat\n"))
+    (row,) = list_rows(CsvSource(csv=str(tmp_path / "list.csv.gz")))
+    assert row["prompt"] == "a cat"
+
+
+def test_a_uri_works_like_a_path(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_bytes(b"file,prompt\na.png,a cat\n")
+    (row,) = list_rows(CsvSource(csv=f"file://{tmp_path}/list.csv"))
+    assert row["uri"] == f"file://{tmp_path}/a.png"
+    assert read_picture(row["uri"], "") == (tmp_path / "a.png").read_bytes()
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_bytes(b"file,prompt\na.png,a cat\n")
+    monkeypatch.chdir(tmp_path)
+    (row,) = list_rows(CsvSource(csv="list.csv"))
+    assert row["uri"] == str(tmp_path / "a.png")
+
+
+def test_bad_rows_are_rejected_and_the_rest_is_read(tmp_path: Path) -> None:
+    good = picture(tmp_path / "good.png").read_bytes()
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_bytes(b"hello, I am no picture")
+    (tmp_path / "folder.png").mkdir()
+    huge = bytearray(good)  # a PNG whose header, with a right checksum, claims 3600 megapixels
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    (tmp_path / "huge.png").write_bytes(huge)
+    lines = [
+        b"file,prompt",
+        b"good.png,a cat",
+        b"absent.png,a cat",
+        b"empty.png,a cat",
+        b"text.png,a cat",
+        b"folder.png,a cat",
+        b"huge.png,a cat",
+        b"good.png,  ",
+        b"good.png,caf\xe9",
+        b",a cat",
+        b"good.png",
+        b"bad\0name.png,a cat",
+        b"good.png,last",
+    ]
+    first, *bad, last = rows_of(tmp_path, b"\n".join(lines))
+    assert (first["prompt"], last["prompt"]) == ("a cat", "last")
+    found = [(row.id, row.kind, row.reason) for row in bad]
+    assert [(row_id, kind) for row_id, kind, _ in found] == [
+        ("csv/absent.png", "missing picture"),
+        ("csv/empty.png", "unreadable picture"),
+        ("csv/text.png", "unreadable picture"),
+        ("csv/folder.png", "unreadable picture"),
+        ("csv/huge.png", "picture size"),
+        ("csv/good.png", "empty prompt"),
+        ("csv/line 9", "undecodable prompt"),
+        ("csv/line 10", "no picture"),
+        ("csv/line 11", "bad CSV"),
+        ("csv/bad\0name.png", "unreadable picture"),
+    ]
+    reasons = [reason for *_, reason in found]
+    for reason, value in zip(
+        reasons,
+        ["absent.png", "0 bytes", "68 65 6c 6c 6f", "folder.png", "60000 x 60000", "'  '"],
+        strict=False,
+    ):
+        assert value in reason
+    assert reasons[6] == "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8"
+
+
+def test_a_broken_quote_costs_its_own_lines_only(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    content = b'file,prompt\na.png,"a "red" cat"\na.png,two\na.png,"never\nclosed\n'
+    broken, row, open_quote = rows_of(tmp_path, content)
+    assert (broken.id, broken.kind) == ("csv/line 2", "bad CSV")
+    assert row["prompt"] == "two"
+    assert open_quote.reason.startswith("bad CSV: lines 4 to 5: ")
+
+
+def test_many_rows_keep_their_order(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    numbers = range(1200)
+    content = "file,prompt,id\n" + "".join(f"a.png,cat {n},{n}\n" for n in numbers)
+    assert [row["id"] for row in rows_of(tmp_path, content.encode())] == [str(n) for n in numbers]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"picture,prompt\na.png,a cat\n", "file,prompt\n".encode("utf-16"), b"file;prompt\n"],
+)
+def test_missing_columns_name_file_columns_and_option(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UserError, match=r"list.csv has the columns .*file_column") as error:
+        rows_of(tmp_path, content)
+    str(error.value).encode()
+
+
+def test_a_missing_csv_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent.csv is not a file"):
+        list(list_rows(CsvSource(csv=str(tmp_path / "absent.csv"))))
