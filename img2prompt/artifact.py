@@ -24,6 +24,7 @@ from img2prompt.config import Config
 from img2prompt.errors import UserError
 
 MANIFEST = "manifest.json"
+CONFIG = "config.json"
 RECEIPTS = "receipts"
 
 
@@ -60,6 +61,13 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
         stream.write(data)
     if local:
         fs.move(aside, path)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder with all that is in it; an absent one is fine."""
+    fs, path = open_uri(uri)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,15 @@ class Artifact:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal exactly when stage, config, inputs and every file are equal."""
-        digests = {name: receipt.digest for name, receipt in self.files.items()}
+        """Equal exactly when stage, config, inputs and data are equal.
+
+        Reports (JSON and HTML) may hold times and are left out.
+        """
+        digests = {
+            name: receipt.digest
+            for name, receipt in self.files.items()
+            if not name.endswith((".json", ".html"))
+        }
         return fingerprint_of([self.stage, self.config, self.inputs, digests])
 
     def names(self, prefix: str = "") -> list[str]:
@@ -146,6 +161,7 @@ class Draft:
         draft = cls(uri, stage, json.loads(config.to_json()), dict(inputs))
         found = _read_manifest(uri)
         if found is None:
+            write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
         else:
             draft._refuse_other(found)
@@ -185,9 +201,7 @@ class Draft:
         """Mark the folder done. Every data file must have been written through this draft."""
         files = self.receipts()
         self._write_manifest(done=True, files=files, counts=counts)
-        fs, path = open_uri(join(self.uri, RECEIPTS))
-        if files:
-            fs.delete_dir(path)
+        delete_folder(join(self.uri, RECEIPTS))
         return Artifact.load(self.uri, self.stage)
 
     def _write_manifest(

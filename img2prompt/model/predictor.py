@@ -1,13 +1,31 @@
 """Tower and head together, and the tensors that training changed."""
 
+import json
+
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from img2prompt.config import HeadConfig, PlanConfig
+from img2prompt.artifact import Artifact, read_bytes
+from img2prompt.config import HeadConfig, PlanConfig, TowerConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.head import build_head
 from img2prompt.model.plan import apply_plan
-from img2prompt.model.tower import Tower
+from img2prompt.model.tower import Tower, fresh_tower, load_tower
+
+FRESH = "fresh"
+DEMO_SHAPE = {
+    "hidden_size": 160,
+    "intermediate_size": 640,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 5,
+    "image_size": 64,
+    "patch_size": 8,
+}
+"""The demo tower: 2.2M parameters, 4.4 MB in float16."""
+
+WEIGHTS = "model.safetensors"
+"""Name of the learned tensors in a run's folder."""
 
 
 class Predictor(nn.Module):
@@ -66,3 +84,30 @@ def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -
 def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The head's part of a learned state, with names as the head itself has them."""
     return {n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")}
+
+
+def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
+    """The tower that a config names; `fresh` is drawn from `seed`."""
+    return fresh_tower(DEMO_SHAPE, seed) if config.weights == FRESH else load_tower(config)
+
+
+def read_learned_state(run: Artifact) -> dict[str, Tensor]:
+    """The tensors that a run learned."""
+    return safetensors.torch.load(read_bytes(run.path(WEIGHTS)))
+
+
+def load_predictor(run: Artifact) -> Predictor:
+    """A finished run as a model from pixels to vectors, ready to predict.
+
+    Another base checkpoint than the run was trained on is a UserError.
+    """
+    config = TrainConfig.from_json(json.dumps(run.config), where=run.uri)
+    tower = open_tower(config.tower, config.seed)
+    if tower.base_fingerprint != run.inputs["tower"]:
+        raise UserError(
+            f"{run.uri} was trained on a tower with fingerprint {run.inputs['tower']}, but "
+            f"{config.tower.weights!r} has {tower.base_fingerprint}: give the tower it was made from"
+        )
+    model = build_predictor(tower, tower.width, config.plan, config.head, config.seed)
+    load_learned_state(model, read_learned_state(run), run.uri)
+    return model.eval()

@@ -1,0 +1,120 @@
+"""Training shards: what is in them, and reading any rows of them.
+
+Parquet with small row groups: any row group can be fetched alone, by byte range from an object
+store too, and pyarrow, Ray Data, DuckDB, pandas and Hugging Face datasets all read it.
+`tests/benchmarks/shard_formats.py` compares it with tar and Arrow files.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from img2prompt.artifact import Artifact, open_uri
+from img2prompt.data import images
+from img2prompt.data.order import WINDOW
+from img2prompt.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("image", pa.binary()),
+        ("target", pa.list_(pa.float32(), 384)),
+    ]
+)
+
+
+def check_size(shards: Artifact, size: int) -> None:
+    """Shards for a tower of another resolution are a UserError."""
+    if shards.config["size"] != size:
+        raise UserError(
+            f"{shards.uri} has pictures of {shards.config['size']} pixels, the tower reads {size}: "
+            "prepare with --shard.size, or set --tower.image-size and --tower.resize-positions"
+        )
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-size list column of N rows and D numbers as an (N, D) array."""
+    array = column.combine_chunks()
+    width = array.type.list_size
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for a model."""
+
+    ids: list[str]
+    inputs: np.ndarray
+    """Pixels uint8 (B, S, S, 3), or features float16 (B, D)."""
+    targets: np.ndarray
+    """float32 (B, 384)."""
+
+
+class ShardRows:
+    """Random access to the rows of one split; row numbers run through its files in name order.
+
+    Keeps the row groups of one shuffle window, still encoded, so that an epoch in `order.py`'s
+    order reads each group about once.
+    """
+
+    def __init__(self, shards: Artifact, split: str) -> None:
+        self._groups: list[tuple[pq.ParquetFile, int]] = []
+        sizes = []
+        for name in shards.names(f"{split}/"):
+            fs, path = open_uri(shards.path(name))
+            file = pq.ParquetFile(fs.open_input_file(path))
+            for number in range(file.num_row_groups):
+                self._groups.append((file, number))
+                sizes.append(file.metadata.row_group(number).num_rows)
+        self.group_sizes = np.array(sizes, np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self.group_sizes)])
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def fetch(self, rows: np.ndarray) -> Batch:
+        """The rows with these numbers, in this order."""
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        tables = [
+            self._group(int(group)).slice(int(row - self._starts[group]), 1)
+            for row, group in zip(rows, groups, strict=True)
+        ]
+        table = pa.concat_tables(tables)
+        pixels = [images.decode(data.as_py()) for data in table["image"]]
+        return Batch(table["id"].to_pylist(), np.stack(pixels), matrix(table["target"]).copy())
+
+    def _group(self, number: int) -> pa.Table:
+        if number not in self._cache:
+            file, group = self._groups[number]
+            self._cache[number] = file.read_row_group(group, columns=["id", "image", "target"])
+            if len(self._cache) > WINDOW + 8:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(number)
+        return self._cache[number]
+
+
+class FeatureRows:
+    """The same rows with cached features instead of pixels, all in memory (2 KB a row at D=1024)."""
+
+    def __init__(self, features: Artifact, shards: Artifact, split: str) -> None:
+        table = features.read_tables(f"{split}/")
+        answers = shards.read_tables(f"{split}/", columns=["id", "target"])
+        assert table["id"].equals(answers["id"]), "features are written in the order of the shards"
+        self.ids = table["id"].to_pylist()
+        self.features = matrix(table["feature"])
+        self.targets = matrix(answers["target"])
+        self.group_sizes = np.array([len(self.ids)], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fetch(self, rows: np.ndarray) -> Batch:
+        return Batch([self.ids[row] for row in rows], self.features[rows], self.targets[rows])

@@ -1,0 +1,112 @@
+"""Pictures through model actors with Ray Data: what features, evaluate and predict share.
+
+Bytes and uint8 travel between tasks, floats are made on the model's device. Decoding runs in plain
+tasks on CPUs, the model in a pool of actors with one GPU each, or one CPU where there is none.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from torch import nn
+
+from img2prompt import runtime
+from img2prompt.artifact import Artifact, open_uri
+from img2prompt.data import images
+from img2prompt.stages.engine import compute_dtype
+
+ModelMaker = Callable[[], nn.Module]
+
+
+class Forward:
+    """An actor that holds a model from pixels uint8 (B, S, S, 3) to floats (B, D)."""
+
+    def __init__(self, make_model: ModelMaker, actors: int) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))
+        self._dtype = compute_dtype("auto", self._device)
+        self._model = make_model().to(self._device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        pixels = torch.from_numpy(np.ascontiguousarray(batch.pop("pixels"))).to(self._device)
+        half = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype, enabled=half):
+            batch["vector"] = self._model(pixels).float().cpu().numpy()
+        return batch
+
+
+def forward(
+    rows: ray.data.Dataset, make_model: ModelMaker, batch_size: int, workers: int = 0
+) -> ray.data.Dataset:
+    """Replace the column `pixels` by `vector`, the model's output."""
+    there = runtime.resources()
+    actors = workers or int(there.gpus) or max(1, int(there.cpus) // 2)
+    return rows.map_batches(
+        Forward,
+        fn_constructor_args=(make_model, actors),
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_gpus=1 if there.gpus else 0,
+        num_cpus=0 if there.gpus else 1,
+    )
+
+
+def forward_shards(
+    shards: Artifact, names: list[str], make_model: ModelMaker, batch_size: int, workers: int = 0
+) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """Each file as soon as all its rows are done: name, ids and vectors (N, D) in its row order.
+
+    Files finish in any order. Only the vectors of unfinished files are held.
+    """
+    fs, _ = open_uri(shards.uri)
+    by_path = {open_uri(shards.path(name))[1]: name for name in names}
+    rows = ray.data.read_parquet(
+        list(by_path), filesystem=fs, columns=["id", "image"], include_paths=True, partitioning=None
+    )
+    rows = rows.map_batches(_decode, batch_size=batch_size)
+    waiting: dict[str, list[pa.Table]] = {}
+    for table in forward(rows, make_model, batch_size, workers).iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    ):
+        for path in table["path"].unique().to_pylist():
+            name = by_path[path]
+            part = table.filter(pa.compute.equal(table["path"], path))
+            waiting.setdefault(name, []).append(part)
+            if sum(part.num_rows for part in waiting[name]) == shards.files[name].rows:
+                yield name, *_in_order(shards, name, pa.concat_tables(waiting.pop(name)))
+
+
+def _decode(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    pixels = np.stack([images.decode(data) for data in batch.pop("image")])
+    return {**batch, "pixels": pixels}
+
+
+def _in_order(shards: Artifact, name: str, table: pa.Table) -> tuple[list[str], np.ndarray]:
+    ids = shards.read_table(name, columns=["id"])["id"].to_pylist()
+    place = {row_id: number for number, row_id in enumerate(table["id"].to_pylist())}
+    vectors = to_matrix(table["vector"])
+    return ids, vectors[[place[row_id] for row_id in ids]]
+
+
+def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of equal-length vectors, in any of Ray Data's encodings, as (N, D)."""
+    array = column.combine_chunks()
+    if hasattr(array, "to_numpy_ndarray"):
+        return array.to_numpy_ndarray()
+    return np.stack(array.to_numpy(zero_copy_only=False)) if len(array) else np.empty((0, 0))
+
+
+def forward_split(
+    shards: Artifact, split: str, make_model: ModelMaker, batch_size: int
+) -> tuple[list[str], np.ndarray]:
+    """All rows of a split: ids and vectors (N, D), in the order of the shards."""
+    names = shards.names(f"{split}/")
+    done = {n: (ids, v) for n, ids, v in forward_shards(shards, names, make_model, batch_size)}
+    ids = [row_id for name in names for row_id in done[name][0]]
+    return ids, np.concatenate([done[name][1] for name in names])
