@@ -1,0 +1,231 @@
+"""Where the stages run: one call that joins or starts a Ray cluster, logging, and what is there.
+
+`connect` is called once a job. With RAY_ADDRESS in the environment, as `ray job submit` sets it,
+it joins that cluster; else it starts one on this machine that nobody else can join by accident:
+own folder, own token, and its address is known to its own processes only.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[missing-module-attribute]
+from ray.exceptions import AuthenticationError
+
+from img2prompt.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOCAL_CPUS = 4
+"""Fewest logical CPUs of a cluster on this machine: Ray Data beside Ray Train needs that many."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster can give to one job that is alone on it."""
+
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def connect(
+    *, cpus: int = 0, dashboard: bool = False, download: bool = False
+) -> Iterator[Resources]:
+    """Join the cluster of RAY_ADDRESS or start one here; leave it, or stop it, at the end.
+
+    `cpus`, `dashboard` and `download` shape what is started or sent to workers: logical CPUs of a
+    local cluster (0: the cores, at least LOCAL_CPUS), whether it has the dashboard, which Ray Train
+    inside Ray Tune needs to free the workers of stopped trials, and whether workers may fetch
+    weights from the hub. Inside another `connect` this changes nothing and yields the same cluster.
+
+    Raises UserError when the cluster of RAY_ADDRESS cannot be joined.
+    """
+    if ray.is_initialized():
+        yield resources()
+        return
+    setup_logging()
+    address = _address()
+    options = {"runtime_env": _worker_environment(download), "logging_level": logging.WARNING}
+    if address:
+        session = _joined(address, options)
+    else:
+        cpus = cpus or max(LOCAL_CPUS, len(os.sched_getaffinity(0)))
+        session = _started(cpus, {**options, "include_dashboard": dashboard})
+    with session:
+        _quieten_ray_data()
+        yield resources()
+
+
+def resources() -> Resources:
+    """What the connected cluster has, or may grow to if it has an autoscaler."""
+    # Not public, but what Ray Train and Ray Data themselves ask.
+    limits = ray._private.state.state.get_max_resources_from_cluster_config()
+    found = dict(ray.cluster_resources())
+    for name in ("CPU", "GPU"):
+        found[name] = max(found.get(name, 0), (limits or {}).get(name, 0))
+    return Resources(cpus=found["CPU"], gpus=found["GPU"])
+
+
+def require(*, cpus: float = 0, gpus: float = 0) -> None:
+    """Refuse what the cluster can never give: Ray would wait for it without end (UserError)."""
+    most = resources()
+    for name, asked, there in (("CPUs", cpus, most.cpus), ("GPUs", gpus, most.gpus)):
+        if asked > there:
+            raise UserError(
+                f"this needs {asked:g} {name}, the cluster has {there:g} at most: "
+                "ask for fewer workers, or give it more nodes"
+            )
+
+
+def setup_logging() -> None:
+    """One line a record on standard error: img2prompt from INFO, everything else from WARNING."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("img2prompt").setLevel(logging.INFO)
+    logging.getLogger("ray").setLevel(logging.WARNING)
+
+
+def setup_worker() -> None:
+    """What each worker process does first (Ray calls it by name)."""
+    setup_logging()
+    # Ray's State API, which Ray Train uses inside Ray Tune, looks for a cluster on the machine when
+    # this is unset, and may find another one.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def _address() -> str:
+    """Address of the cluster to join; empty: none is named."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        return ""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and ("/" in address or not host or not port.isdecimal()):
+        raise UserError(
+            f"RAY_ADDRESS is {address!r}; allowed: HOST:PORT of a cluster this machine belongs to. "
+            "To reach a cluster from outside, set RAY_API_SERVER_ADDRESS and use `ray job submit`"
+        )
+    return address
+
+
+def _worker_environment(download: bool) -> dict[str, Any]:
+    """Ray's runtime environment of the workers; variables that the submitter set are left alone."""
+    offline = "0" if download else "1"
+    variables = {"HF_HUB_OFFLINE": offline, "TOKENIZERS_PARALLELISM": "false"}
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    given = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    return {
+        "env_vars": {name: value for name, value in variables.items() if name not in given},
+        "worker_process_setup_hook": f"{__name__}.{setup_worker.__name__}",
+    }
+
+
+@contextmanager
+def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    mode = os.environ.get("RAY_AUTH_MODE") or ("token" if given else "disabled")
+    with _environment({"RAY_AUTH_MODE": mode}):
+        try:
+            _knock(address)
+            ray.init(address=address, **options)
+        except (OSError, RuntimeError, AuthenticationError) as error:
+            raise UserError(
+                f"no cluster could be joined at RAY_ADDRESS={address} with RAY_AUTH_MODE={mode}: "
+                f"{error}. Unset RAY_ADDRESS to run on this machine alone"
+            ) from error
+        try:
+            log.info("joined the cluster at %s", address)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
+    with _environment(_local_environment()), _own_folder() as folder:
+        try:
+            ray.init(address="local", num_cpus=cpus, _temp_dir=folder, **options)
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+            log.info("started a cluster with %d logical CPUs on this machine", cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail at once (OSError) where nothing listens; Ray tries for more than five minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _local_environment() -> dict[str, str]:
+    """The user's authentication if there is one, else a token that only this run knows.
+
+    Ray's own default depends on, and writes, ~/.ray/auth_token.
+    """
+    variables = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"), "RAY_ADDRESS": ""}
+    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return variables
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that Ray's core reads, and put them back as they were."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Make Ray's core, which reads RAY_AUTH_MODE once at import, follow the environment.
+
+    Without this a driver has no token for the processes that it starts: an error after 20 s.
+    """
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """A new folder for Ray's sockets and logs; kept when a run fails in an unforeseen way."""
+    # Not tempfile's own choice: a socket's path may have 107 characters at most.
+    folder = tempfile.mkdtemp(prefix="i2p-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+    failed = False
+    try:
+        yield folder
+    except Exception as error:
+        failed = not isinstance(error, UserError)
+        raise
+    finally:
+        if failed:
+            log.warning("Ray's logs are kept in %s", folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _quieten_ray_data() -> None:
+    """Ray Data sets up a console of its own at import; its log file keeps everything."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
