@@ -11,13 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -155,7 +154,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     for path in _weight_files(folder):
         try:
             tensors |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
-        except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError) as error:
+        except Exception as error:  # readers fail in many ways on foreign bytes
             raise UserError(f"{path} cannot be read as weights: {error}") from error
     return tensors
 
@@ -181,8 +180,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError("it holds other things than tensors by name")
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise TypeError("it holds other things than tensors by name")
     return {name: tensor for name, tensor in tensors.items() if not _is_beside(name)}
 
 

@@ -198,6 +198,7 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
     assert probe(data) == (turned.shape[1], turned.shape[0])
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b""])
 def test_a_broken_exif_block_does_not_cost_the_picture(exif: bytes) -> None:
     data = saved(Image.new("RGB", (5, 3), "red"), "PNG", exif=exif)
@@ -254,6 +255,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
         probe(data)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_flipped_bytes_never_raise_anything_else() -> None:
     rng = np.random.default_rng(0)
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
