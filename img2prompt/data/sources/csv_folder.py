@@ -6,6 +6,7 @@ record cost only themselves; the rest is read on.
 """
 
 import csv
+import hashlib
 import io
 import posixpath
 import re
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from img2prompt.artifact import join, open_uri
@@ -45,14 +47,27 @@ def list_pictures(source: CsvSource) -> Iterator[Row | Rejected]:
             yield from pool.map(_with_size, chunk)
 
 
-def _records(source: CsvSource) -> Iterator[Row | Rejected]:
-    """Rows without sizes. Bytes that are not UTF-8 come through as lone surrogates."""
+def digest(source: CsvSource) -> str:
+    """16 hex digits of the CSV's content; UserError when it is missing."""
+    found = hashlib.sha256()
+    with _open(source) as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()[:16]
+
+
+def _open(source: CsvSource) -> pa.NativeFile:
     fs, path = open_uri(source.csv)
     if fs.get_file_info(path).type != pafs.FileType.File:
         raise UserError(f"{source.csv} is not a file: give the CSV of source {source.name!r}")
+    return fs.open_input_stream(path)
+
+
+def _records(source: CsvSource) -> Iterator[Row | Rejected]:
+    """Rows without sizes. Bytes that are not UTF-8 come through as lone surrogates."""
     folder = _folder(source)
     with (
-        fs.open_input_stream(path) as stream,
+        _open(source) as stream,
         io.TextIOWrapper(
             stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as text,

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from img2prompt.config import CsvSource
 from img2prompt.data.sources import INDEX_SCHEMA, Rejected, list_rows, read_picture
+from img2prompt.data.sources.csv_folder import digest
 from img2prompt.errors import UserError
 
 
@@ -201,3 +203,11 @@ def test_missing_columns_name_file_columns_and_option(tmp_path: Path, content: b
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent.csv is not a file"):
         list(list_rows(CsvSource(csv=str(tmp_path / "absent.csv"))))
+
+
+def test_digest_is_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"x" * 3_000_000)
+    expected = hashlib.sha256(b"x" * 3_000_000).hexdigest()[:16]
+    assert digest(CsvSource(csv=str(tmp_path / "a.csv"))) == expected
+    with pytest.raises(UserError, match=r"absent.csv is not a file"):
+        digest(CsvSource(csv=str(tmp_path / "absent.csv")))

@@ -1,0 +1,1 @@
+"""The arrows between folders: one file a stage, `run(config, inputs, out) -> Artifact`."""
