@@ -31,7 +31,13 @@ RECEIPTS = "receipts"
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem behind a local path or a URI (`s3://`, `gs://`), and the path in it."""
     if "://" in uri:
-        return pafs.FileSystem.from_uri(uri)
+        try:
+            return pafs.FileSystem.from_uri(uri)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"{uri} cannot be opened ({error}); allowed: a local path, or a URI that pyarrow "
+                "reads, such as s3://bucket/folder"
+            ) from error
     return pafs.LocalFileSystem(), str(Path(uri).absolute())
 
 
@@ -49,6 +55,12 @@ def read_bytes(uri: str) -> bytes:
     fs, path = open_uri(uri)
     with fs.open_input_stream(path) as stream:
         return stream.read()
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as a table."""
+    fs, path = open_uri(uri)
+    return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
@@ -132,8 +144,7 @@ class Artifact:
         return join(self.uri, name)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        fs, path = open_uri(self.path(name))
-        return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
+        return read_table(self.path(name), columns)
 
     def read_tables(self, prefix: str = "", columns: list[str] | None = None) -> pa.Table:
         """All tables under a prefix, one after the other."""
@@ -197,6 +208,10 @@ class Draft:
         pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
         return self.write_bytes(name, sink.getvalue(), rows=table.num_rows)
 
+    def read_table(self, name: str) -> pa.Table:
+        """A table that this draft has written."""
+        return read_table(join(self.uri, name))
+
     def publish(self, **counts: Any) -> Artifact:
         """Mark the folder done. Every data file must have been written through this draft."""
         files = self.receipts()
@@ -239,7 +254,7 @@ def _read_manifest(uri: str) -> dict[str, Any] | None:
         with fs.open_input_stream(path) as stream:
             found = json.loads(stream.read())
         return {key: found[key] for key in ("stage", "done", "config", "inputs", "counts", "files")}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{join(uri, MANIFEST)} is not a manifest ({error!r})") from None
 
 

@@ -97,7 +97,10 @@ class SceneSource(Config):
 
     def __post_init__(self) -> None:
         _check(self.prompts >= 1, "prompts", self.prompts, "1 or more")
-        _check(self.pictures_per_prompt >= 1, "pictures_per_prompt", self.pictures_per_prompt, ">= 1")
+        _check(
+            self.pictures_per_prompt >= 1, "pictures_per_prompt", self.pictures_per_prompt, ">= 1"
+        )
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
         _check(32 <= self.size <= 512, "size", self.size, "32 to 512 pixels")
 
 
@@ -151,6 +154,7 @@ class GroupConfig(Config):
         _check(self.val_fraction > 0, "val_fraction", self.val_fraction, "above 0")
         _check(self.test_fraction > 0, "test_fraction", self.test_fraction, "above 0")
         _check(held_out < 0.9, "val_fraction + test_fraction", held_out, "below 0.9")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +312,8 @@ class EngineConfig(Config):
 
     def __post_init__(self) -> None:
         _check(self.workers >= 0, "engine.workers", self.workers, "0 (automatic) or more")
-        single = self.kind != "plain" or self.workers == 1
-        _check(single, "engine.workers", self.workers, "1 with engine.kind plain")
+        single = self.kind != "plain" or self.workers <= 1
+        _check(single, "engine.workers", self.workers, "0 or 1 with engine.kind plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,12 +339,15 @@ class TrainConfig(Config):
             "a folder name without slashes",
         )
         _check(self.start_from != self.name, "start_from", self.start_from, "another run")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
     """Scores of runs and baselines on a held-out split."""
 
+    name: str = "evaluation"
+    """Folder name of the result."""
     runs: tuple[str, ...] = ("probe", "lora")
     split: Literal["val", "test"] = "test"
     neighbours: int = 5
@@ -353,12 +360,16 @@ class EvaluateConfig(Config):
     def __post_init__(self) -> None:
         _check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
         _check(self.bootstrap >= 100, "bootstrap", self.bootstrap, "100 or more")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Config):
     """Prompts for a folder of pictures."""
 
+    name: str = "predictions"
+    """Folder name of the result."""
     pictures: str = ""
     """Folder of pictures (png, jpg, jpeg, webp); file names without ending become `imgId`."""
     run: str = "lora"
@@ -373,3 +384,28 @@ class PredictConfig(Config):
 
     def __post_init__(self) -> None:
         _check(self.nearest >= 1, "nearest", self.nearest, "1 or more")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig(Config):
+    """The whole way, from raw pictures to scores and prompts."""
+
+    prepare: PrepareConfig
+    features: FeaturesConfig
+    probe: TrainConfig
+    finetune: TrainConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    """With no `pictures` folder, samples of the test split are predicted."""
+    samples: int = 8
+    """Test pictures that are written out, predicted and shown at the end."""
+
+    def __post_init__(self) -> None:
+        _check(self.samples >= 1, "samples", self.samples, "1 or more")
+        _check(
+            self.finetune.start_from in ("", self.probe.name),
+            "finetune.start_from",
+            self.finetune.start_from,
+            f"empty or {self.probe.name!r}",
+        )

@@ -1,0 +1,302 @@
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from img2prompt import artifact
+from img2prompt.artifact import (
+    Artifact,
+    Draft,
+    delete_folder,
+    exists,
+    join,
+    open_uri,
+    read_bytes,
+    write_bytes,
+)
+from img2prompt.config import Config, FeaturesConfig, TargetsConfig
+from img2prompt.errors import UserError
+
+TABLE = pa.table({"id": ["a", "b", "c"], "number": [1, 2, 3]})
+
+
+@pytest.fixture(params=["path", "file://", "fsspec+memory://"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same folder as a path, as a URI, and on a file system that is not local."""
+    if request.param == "path":
+        return str(tmp_path / "out")
+    if request.param == "file://":
+        return f"file://{tmp_path}/out"
+    return f"fsspec+memory://{tmp_path.name}-{id(request)}/out"
+
+
+def draft_of(
+    uri: str, stage: str = "made", config: Config | None = None, source: str = "one"
+) -> Draft:
+    return Draft.open(uri, stage, config or TargetsConfig(), {"source": source})
+
+
+def write_all(draft: Draft) -> None:
+    draft.write_table("rows/a.parquet", TABLE)
+    draft.write_table("rows/b.parquet", TABLE.slice(1))
+    draft.write_bytes("model.bin", b"weights")
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """Die just before a file of this name is written."""
+
+    def write(uri: str, data: bytes) -> None:
+        if uri.endswith(ending):
+            raise Killed
+        write_bytes(uri, data)
+
+    monkeypatch.setattr(artifact, "write_bytes", write)
+
+
+def test_a_published_folder_is_read_back(folder: str) -> None:
+    draft = draft_of(folder)
+    write_all(draft)
+    made = draft.publish(rows=5)
+    found = Artifact.load(folder, "made")
+    assert found == made
+    assert found.names() == ["model.bin", "rows/a.parquet", "rows/b.parquet"]
+    assert found.names("rows/") == ["rows/a.parquet", "rows/b.parquet"]
+    assert (found.counts, found.inputs) == ({"rows": 5}, {"source": "one"})
+    assert TargetsConfig.from_json(json.dumps(found.config)) == TargetsConfig()
+    assert found.read_tables("rows/").equals(pa.concat_tables([TABLE, TABLE.slice(1)]))
+    assert found.read_table("rows/a.parquet", ["number"]).equals(TABLE.select(["number"]))
+    assert read_bytes(found.path("model.bin")) == b"weights"
+    assert TargetsConfig.from_json(read_bytes(join(folder, "config.json")).decode())
+
+
+def test_receipts_prove_what_was_written(folder: str) -> None:
+    draft = draft_of(folder)
+    assert draft.receipts() == {}
+    write_all(draft)
+    receipts = draft.receipts()
+    assert {name: receipt.rows for name, receipt in receipts.items()} == {
+        "rows/a.parquet": 3,
+        "rows/b.parquet": 2,
+        "model.bin": 1,
+    }
+    for name, receipt in receipts.items():
+        data = read_bytes(join(folder, name))
+        assert receipt.digest == hashlib.sha256(data).hexdigest()[:16]
+    assert draft.publish().files == receipts
+    assert not exists(join(folder, artifact.RECEIPTS))
+
+
+def test_row_groups_have_the_asked_size(folder: str) -> None:
+    draft = draft_of(folder)
+    draft.write_table("rows.parquet", TABLE, rows_per_group=2)
+    fs, path = open_uri(join(folder, "rows.parquet"))
+    with fs.open_input_file(path) as file:
+        read = pq.ParquetFile(file)
+        assert [read.metadata.row_group(n).num_rows for n in range(read.num_row_groups)] == [2, 1]
+        assert read.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_a_kill_between_file_and_receipt_leaves_the_file_unfinished(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = draft_of(folder)
+    draft.write_table("rows/a.parquet", TABLE)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, "b.parquet.json")
+        draft.write_table("rows/b.parquet", TABLE)
+    assert exists(join(folder, "rows/b.parquet"))
+    again = draft_of(folder)
+    assert again.finished() is None
+    assert list(again.receipts()) == ["rows/a.parquet"]
+    again.write_table("rows/b.parquet", TABLE.slice(2))
+    assert again.publish().read_table("rows/b.parquet").equals(TABLE.slice(2))
+
+
+def test_a_kill_before_the_end_leaves_the_folder_unfinished(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = draft_of(folder)
+    write_all(draft)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, "manifest.json")
+        draft.publish()
+    with pytest.raises(UserError, match="was not finished: run its made job again"):
+        Artifact.load(folder, "made")
+    again = draft_of(folder)
+    assert again.finished() is None
+    assert len(again.receipts()) == 3
+    again.publish(rows=5)
+    assert draft_of(folder).finished() == Artifact.load(folder, "made")
+
+
+def test_a_kill_after_the_manifest_leaves_a_finished_folder(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(uri: str) -> None:
+        raise Killed
+
+    draft = draft_of(folder)
+    write_all(draft)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(artifact, "delete_folder", killed)
+        draft.publish()
+    finished = draft_of(folder).finished()
+    assert finished is not None
+    assert finished.names() == ["model.bin", "rows/a.parquet", "rows/b.parquet"]
+
+
+@pytest.mark.parametrize("ending", ["config.json", "manifest.json"])
+def test_a_kill_at_the_start_leaves_nothing_that_binds(
+    folder: str, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, ending)
+        draft_of(folder)
+    other = TargetsConfig(encoder="another")
+    assert draft_of(folder, config=other).publish().config == other.to_dict()
+    assert json.loads(read_bytes(join(folder, "config.json"))) == other.to_dict()
+
+
+def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> None:
+    path = str(tmp_path / "folder" / "file.bin")
+    with pytest.raises(TypeError):
+        write_bytes(path, 3.5)  # type: ignore[arg-type]
+    assert not exists(path)
+    write_bytes(path, b"first")
+    with pytest.raises(TypeError):
+        write_bytes(path, None)  # type: ignore[arg-type]
+    assert read_bytes(path) == b"first"
+    write_bytes(path, b"second")
+    assert read_bytes(path) == b"second"
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file.bin"]
+
+
+def test_another_run_is_refused_with_all_differences(folder: str) -> None:
+    config = FeaturesConfig()
+    draft_of(folder, config=config).publish()
+    changed = config.replace({"batch_size": 8, "tower.image_size": 96})
+    with pytest.raises(UserError) as caught:
+        draft_of(folder, stage="other", config=changed, source="two")
+    assert str(caught.value).splitlines() == [
+        f"{folder} holds another run. It differs in:",
+        "  config.batch_size: 64 there, 8 asked for",
+        "  config.tower.image_size: 0 there, 96 asked for",
+        "  inputs.source: 'one' there, 'two' asked for",
+        "  stage: 'made' there, 'other' asked for",
+        "Give another --out, or delete that folder to make it again.",
+    ]
+
+
+def test_a_new_and_a_lost_input_are_differences(folder: str) -> None:
+    Draft.open(folder, "made", TargetsConfig(), {"a": "1", "b": "2"})
+    with pytest.raises(UserError) as caught:
+        Draft.open(folder, "made", TargetsConfig(), {"b": "2", "c": "3"})
+    assert "inputs.a: '1' there, None asked for" in str(caught.value)
+    assert "inputs.c: None there, '3' asked for" in str(caught.value)
+    assert "inputs.b" not in str(caught.value)
+
+
+def test_an_unfinished_folder_is_refused_to_another_run_too(folder: str) -> None:
+    draft_of(folder).write_bytes("model.bin", b"x")
+    with pytest.raises(UserError, match=r"inputs\.source: 'one' there, 'two' asked for"):
+        draft_of(folder, source="two")
+    assert list(draft_of(folder).receipts()) == ["model.bin"]
+
+
+def test_absent_unfinished_and_foreign_folders_are_told_apart(folder: str) -> None:
+    with pytest.raises(UserError, match="holds no finished made: run the job that makes it"):
+        Artifact.load(folder, "made")
+    draft = draft_of(folder)
+    with pytest.raises(UserError, match="was not finished"):
+        Artifact.load(folder, "made")
+    draft.publish()
+    with pytest.raises(UserError, match="holds 'made', not 'shards'"):
+        Artifact.load(folder, "shards")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'"x"', b"{}", b'{"stage": "made"}'])
+def test_a_damaged_manifest_is_a_user_error(folder: str, text: bytes) -> None:
+    write_bytes(join(folder, "manifest.json"), text)
+    for read in (lambda: Artifact.load(folder, "made"), lambda: draft_of(folder)):
+        with pytest.raises(UserError, match=r"manifest\.json is not a manifest"):
+            read()
+
+
+def test_a_prefix_without_files_is_a_user_error(folder: str) -> None:
+    draft = draft_of(folder)
+    write_all(draft)
+    with pytest.raises(UserError, match=r"no file under 'val/'; it holds \['model.bin', 'rows/a"):
+        draft.publish().read_tables("val/")
+
+
+def fingerprint(
+    uri: str, changes: Callable[[Draft], object] = lambda draft: None, **opening
+) -> str:
+    draft = draft_of(uri, **opening)
+    write_all(draft)
+    changes(draft)
+    return draft.publish().fingerprint
+
+
+def test_the_fingerprint_follows_the_data_and_what_made_it(tmp_path: Path) -> None:
+    numbers = iter(range(99))
+
+    def of(changes: Callable[[Draft], object] = lambda draft: None, **opening) -> str:
+        return fingerprint(str(tmp_path / str(next(numbers))), changes, **opening)
+
+    prints = [
+        of(),
+        of(lambda draft: draft.write_table("rows/a.parquet", TABLE.slice(0, 2))),
+        of(lambda draft: draft.write_bytes("model.bin", b"weightz")),
+        of(lambda draft: draft.write_bytes("more.bin", b"")),
+        of(stage="other"),
+        of(config=TargetsConfig(encoder="x")),
+        of(source="two"),
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_the_fingerprint_does_not_follow_time_place_or_reports(tmp_path: Path) -> None:
+    first = fingerprint(str(tmp_path / "first"))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    assert Artifact.load(str(tmp_path / "copy"), "made").fingerprint == first
+    report = fingerprint(
+        str(tmp_path / "report"), lambda draft: draft.write_bytes("metrics.json", b'{"seconds": 3}')
+    )
+    assert report == first
+    backwards = draft_of(str(tmp_path / "backwards"))
+    backwards.write_bytes("model.bin", b"weights")
+    backwards.write_table("rows/b.parquet", TABLE.slice(1))
+    backwards.write_table("rows/a.parquet", TABLE)
+    assert backwards.publish(seconds=99).fingerprint == first
+
+
+def test_drafts_and_artifacts_travel_to_workers(folder: str) -> None:
+    draft = pickle.loads(pickle.dumps(draft_of(folder)))
+    write_all(draft)
+    made = draft.publish()
+    assert pickle.loads(pickle.dumps(made)).fingerprint == made.fingerprint
+
+
+def test_delete_folder(folder: str) -> None:
+    draft = draft_of(folder)
+    write_all(draft)
+    delete_folder(folder)
+    assert not exists(folder)
+    delete_folder(folder)
+    assert draft_of(folder, source="two").receipts() == {}
+
+
+def test_a_scheme_without_a_file_system_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="nowhere://bucket"):
+        Artifact.load("nowhere://bucket/out", "made")
