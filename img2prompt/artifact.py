@@ -29,7 +29,7 @@ RECEIPTS = "receipts"
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem behind a local path or a URI (`s3://`, `gs://`), and the path in it."""
+    """The pyarrow filesystem behind a local path or URI (`s3://`, `gs://`), and the path in it."""
     if "://" in uri:
         try:
             return pafs.FileSystem.from_uri(uri)

@@ -2,7 +2,8 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,15 +53,19 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    """Die just before a file of this name is written."""
+@contextmanager
+def killed_at(name: str, ending: str = "") -> Iterator[None]:
+    """Die just before this function of the module is called with such a URI."""
+    function = getattr(artifact, name)
 
-    def write(uri: str, data: bytes) -> None:
+    def dies(uri: str, *more: bytes) -> None:
         if uri.endswith(ending):
             raise Killed
-        write_bytes(uri, data)
+        function(uri, *more)
 
-    monkeypatch.setattr(artifact, "write_bytes", write)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(artifact, name, dies)
+        yield
 
 
 def test_a_published_folder_is_read_back(folder: str) -> None:
@@ -107,12 +112,11 @@ def test_row_groups_have_the_asked_size(folder: str) -> None:
 
 
 def test_a_kill_between_file_and_receipt_leaves_the_file_unfinished(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+    folder: str,
 ) -> None:
     draft = draft_of(folder)
     draft.write_table("rows/a.parquet", TABLE)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, "b.parquet.json")
+    with killed_at("write_bytes", "b.parquet.json"):
         draft.write_table("rows/b.parquet", TABLE)
     assert exists(join(folder, "rows/b.parquet"))
     again = draft_of(folder)
@@ -123,12 +127,11 @@ def test_a_kill_between_file_and_receipt_leaves_the_file_unfinished(
 
 
 def test_a_kill_before_the_end_leaves_the_folder_unfinished(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+    folder: str,
 ) -> None:
     draft = draft_of(folder)
     write_all(draft)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, "manifest.json")
+    with killed_at("write_bytes", "manifest.json"):
         draft.publish()
     with pytest.raises(UserError, match="was not finished: run its made job again"):
         Artifact.load(folder, "made")
@@ -140,15 +143,11 @@ def test_a_kill_before_the_end_leaves_the_folder_unfinished(
 
 
 def test_a_kill_after_the_manifest_leaves_a_finished_folder(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+    folder: str,
 ) -> None:
-    def killed(uri: str) -> None:
-        raise Killed
-
     draft = draft_of(folder)
     write_all(draft)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(artifact, "delete_folder", killed)
+    with killed_at("delete_folder"):
         draft.publish()
     finished = draft_of(folder).finished()
     assert finished is not None
@@ -156,11 +155,8 @@ def test_a_kill_after_the_manifest_leaves_a_finished_folder(
 
 
 @pytest.mark.parametrize("ending", ["config.json", "manifest.json"])
-def test_a_kill_at_the_start_leaves_nothing_that_binds(
-    folder: str, ending: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, ending)
+def test_a_kill_at_the_start_leaves_nothing_that_binds(folder: str, ending: str) -> None:
+    with killed_at("write_bytes", ending):
         draft_of(folder)
     other = TargetsConfig(encoder="another")
     assert draft_of(folder, config=other).publish().config == other.to_dict()

@@ -262,7 +262,5 @@ def test_sources_come_back_as_what_they_were() -> None:
 def test_a_chain_needs_the_probe_it_starts_from() -> None:
     chain = presets.demo_chain()
     assert isinstance(chain, ChainConfig)
-    with pytest.raises(
-        UserError, match=r"finetune\.start_from is 'other'; allowed: empty or 'probe'"
-    ):
+    with pytest.raises(UserError, match=r"start_from is 'other'; allowed: empty or 'probe'"):
         chain.replace({"finetune.start_from": "other"})
