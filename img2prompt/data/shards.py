@@ -102,7 +102,7 @@ class ShardRows:
 
 
 class FeatureRows:
-    """The same rows with cached features instead of pixels, all in memory (2 KB a row at D=1024)."""
+    """The same rows with cached features instead of pixels, all in memory (2 KB at D=1024)."""
 
     def __init__(self, features: Artifact, shards: Artifact, split: str) -> None:
         table = features.read_tables(f"{split}/")

@@ -32,9 +32,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     does not depend on how many workers share the global batch.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, C) of any float type to (B, C) float32."""
-        x = x.float()
+        x = input.float()
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         with torch.autocast(x.device.type, enabled=False):
             return self._shared(x) if self.training and shared else super().forward(x)

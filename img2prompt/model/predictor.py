@@ -106,7 +106,7 @@ def load_predictor(run: Artifact) -> Predictor:
     if tower.base_fingerprint != run.inputs["tower"]:
         raise UserError(
             f"{run.uri} was trained on a tower with fingerprint {run.inputs['tower']}, but "
-            f"{config.tower.weights!r} has {tower.base_fingerprint}: give the tower it was made from"
+            f"{config.tower.weights!r} has {tower.base_fingerprint}: give it its own tower"
         )
     model = build_predictor(tower, tower.width, config.plan, config.head, config.seed)
     load_learned_state(model, read_learned_state(run), run.uri)

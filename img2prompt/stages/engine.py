@@ -31,11 +31,15 @@ class Engine(Protocol):
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products; `auto` is bfloat16 on a GPU that has it, else float32."""
+    """The type of matrix products; `auto` is bfloat16 where the hardware has it, else float32."""
     if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
         return torch.bfloat16 if has_bf16 else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class PlainEngine:
@@ -140,8 +144,9 @@ def build_engine(
     module: nn.Module, config: TrainConfig, steps: int, device: torch.device
 ) -> Engine:
     """The engine that the config asks for; `steps` is the length of the whole run."""
-    kinds = {"plain": PlainEngine, "deepspeed": DeepSpeedEngine}
-    return kinds[config.engine.kind](module, config, steps, device)
+    if config.engine.kind == "plain":
+        return PlainEngine(module, config, steps, device)
+    return DeepSpeedEngine(module, config, steps, device)
 
 
 def check_batch(optim: OptimConfig, workers: int) -> None:

@@ -31,11 +31,10 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     pending = [name for split in SPLITS for name in shards.names(f"{split}/") if name not in done]
     progress = Progress("features", total=sum(shards.files[name].rows for name in pending))
     make_tower = functools.partial(open_tower, config.tower)
-    for name, ids, vectors in (
-        forward_shards(shards, pending, make_tower, config.batch_size, config.workers)
-        if pending
-        else ()
-    ):
+    stream = forward_shards(
+        shards, pending, make_tower, config.batch_size, config.workers, config.precision
+    )
+    for name, ids, vectors in stream:
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors.astype("float16").ravel()), tower.width
         )

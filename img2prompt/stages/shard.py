@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from img2prompt.artifact import Artifact, Draft
@@ -74,16 +75,14 @@ def _parts(rows: pa.Table, rows_per_shard: int) -> list[tuple[str, pa.Table]]:
     """Files of each split by name; rows are already in a mixed, repeatable order."""
     parts = []
     for split in SPLITS:
-        chosen = rows.filter(pa.compute.equal(rows["split"], split))
+        chosen = rows.filter(pc.field("split") == split)
         for number, start in enumerate(range(0, chosen.num_rows, rows_per_shard)):
             name = f"{split}/{number:05d}.parquet"
             parts.append((name, chosen.slice(start, rows_per_shard).combine_chunks()))
     return parts
 
 
-def _make(
-    draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig
-) -> int:
+def _make(draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig) -> int:
     """Write one shard; returns the rows it looked at."""
     encoded: list[bytes | None] = []
     rejected = []
@@ -91,13 +90,15 @@ def _make(
         try:
             data = read_picture(row["uri"], row["member"])
             image = images.decode(data, limits.max_megapixels, limits.min_side)
-            encoded.append(images.encode(images.resize(image, config.size, config.fit), config.encoding))
+            encoded.append(
+                images.encode(images.resize(image, config.size, config.fit), config.encoding)
+            )
         except (images.BadPicture, OSError) as error:
             encoded.append(None)
             rejected.append({"id": row["id"], "reason": str(error)})
     draft.write_table(f"rejected/{name}", pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA))
     table = rows.append_column("image", pa.array(encoded, pa.binary()))
-    table = table.filter(table["image"].is_valid()).select(SCHEMA.names).cast(SCHEMA)
+    table = table.filter(pc.field("image").is_valid()).select(SCHEMA.names).cast(SCHEMA)
     draft.write_table(name, table, config.rows_per_group)
     return rows.num_rows
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 import torch
 from torch import nn
@@ -19,17 +20,21 @@ from img2prompt.artifact import Artifact, open_uri
 from img2prompt.data import images
 from img2prompt.stages.engine import compute_dtype
 
+DECODE_CPUS = 0.5
+"""Of a decoding task. Unlike the model's, so that the two are never fused into one actor: the plan
+on CPUs is then the plan on GPUs."""
+
 ModelMaker = Callable[[], nn.Module]
 
 
 class Forward:
     """An actor that holds a model from pixels uint8 (B, S, S, 3) to floats (B, D)."""
 
-    def __init__(self, make_model: ModelMaker, actors: int) -> None:
+    def __init__(self, make_model: ModelMaker, actors: int, precision: str) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))
-        self._dtype = compute_dtype("auto", self._device)
+        self._dtype = compute_dtype(precision, self._device)
         self._model = make_model().to(self._device).eval()
 
     @torch.inference_mode()
@@ -42,14 +47,21 @@ class Forward:
 
 
 def forward(
-    rows: ray.data.Dataset, make_model: ModelMaker, batch_size: int, workers: int = 0
+    rows: ray.data.Dataset,
+    make_model: ModelMaker,
+    batch_size: int,
+    workers: int = 0,
+    precision: str = "auto",
 ) -> ray.data.Dataset:
-    """Replace the column `pixels` by `vector`, the model's output."""
+    """Replace the column `pixels` by `vector`, the model's output.
+
+    `workers` 0: one actor per GPU, or half of the CPUs where there is no GPU.
+    """
     there = runtime.resources()
     actors = workers or int(there.gpus) or max(1, int(there.cpus) // 2)
     return rows.map_batches(
         Forward,
-        fn_constructor_args=(make_model, actors),
+        fn_constructor_args=(make_model, actors, precision),
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_gpus=1 if there.gpus else 0,
@@ -58,31 +70,37 @@ def forward(
 
 
 def forward_shards(
-    shards: Artifact, names: list[str], make_model: ModelMaker, batch_size: int, workers: int = 0
+    shards: Artifact,
+    names: list[str],
+    make_model: ModelMaker,
+    batch_size: int,
+    workers: int = 0,
+    precision: str = "auto",
 ) -> Iterator[tuple[str, list[str], np.ndarray]]:
     """Each file as soon as all its rows are done: name, ids and vectors (N, D) in its row order.
 
     Files finish in any order. Only the vectors of unfinished files are held.
     """
+    if not names:
+        return
     fs, _ = open_uri(shards.uri)
     by_path = {open_uri(shards.path(name))[1]: name for name in names}
     rows = ray.data.read_parquet(
         list(by_path), filesystem=fs, columns=["id", "image"], include_paths=True, partitioning=None
     )
-    rows = rows.map_batches(_decode, batch_size=batch_size)
+    rows = rows.map_batches(_decode, batch_size=batch_size, num_cpus=DECODE_CPUS)
     waiting: dict[str, list[pa.Table]] = {}
-    for table in forward(rows, make_model, batch_size, workers).iter_batches(
-        batch_size=None, batch_format="pyarrow"
-    ):
+    done = forward(rows, make_model, batch_size, workers, precision)
+    for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
         for path in table["path"].unique().to_pylist():
             name = by_path[path]
-            part = table.filter(pa.compute.equal(table["path"], path))
+            part = table.filter(pc.field("path") == path)
             waiting.setdefault(name, []).append(part)
             if sum(part.num_rows for part in waiting[name]) == shards.files[name].rows:
                 yield name, *_in_order(shards, name, pa.concat_tables(waiting.pop(name)))
 
 
-def _decode(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+def _decode(batch: dict[str, Any]) -> dict[str, Any]:
     pixels = np.stack([images.decode(data) for data in batch.pop("image")])
     return {**batch, "pixels": pixels}
 

@@ -1,7 +1,7 @@
 """Train a probe, a fine-tune or a trial: one stage, different configs.
 
-shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the tensors that learned,
-from the epoch with the best validation cosine), `history.json` and `metrics.json`.
+shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the tensors that
+learned, from the epoch with the best validation cosine), `history.json` and `metrics.json`.
 
 Ray Train runs the workers (`worker.fit`) and restarts them from the last epoch when one dies. A
 killed run is found again by its folder and goes on with the next epoch.
@@ -9,6 +9,7 @@ killed run is found again by its folder and goes on with the next epoch.
 
 import json
 import logging
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,15 +18,18 @@ from typing import Any
 
 import ray.train
 import safetensors.torch
-from ray.train import (
-    Checkpoint,
+import torch
+from ray.train import Checkpoint
+from ray.train.torch import TorchTrainer
+
+# `ray.train` exports either these or its first version's, by an environment variable.
+from ray.train.v2.api.config import (
     CheckpointConfig,
     FailureConfig,
     LoggingConfig,
     RunConfig,
     ScalingConfig,
 )
-from ray.train.torch import TorchTrainer
 
 from img2prompt import runtime
 from img2prompt.artifact import Artifact, Draft, delete_folder, join
@@ -66,7 +70,9 @@ class Inputs:
     """Finished run whose head is the start."""
 
 
-def run(config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any] | None = None) -> Artifact:
+def run(
+    config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any] | None = None
+) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials."""
     tower = open_tower(config.tower, config.seed)
     draft = Draft.open(out, STAGE, config, _fingerprints(config, inputs, tower))
@@ -154,13 +160,14 @@ def _storage(out: str) -> str:
 
 def train_worker(job: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
-    runtime.setup_logging()
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it logs every report of every rank
     config = TrainConfig.from_json(job["config"])
     inputs: Inputs = job["inputs"]
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     train, val = open_rows(config, inputs, "train"), open_rows(config, inputs, "val")
     model = build_model(config, inputs)
     engine = build_engine(model, config, total_steps(config, len(train)), device)

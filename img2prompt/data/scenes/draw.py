@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from img2prompt.data.scenes import vocabulary
 from img2prompt.data.scenes.compose import Scene, Subject
@@ -22,9 +22,10 @@ Rng = np.random.Generator
 Colour = tuple[int, int, int]
 
 FONTS = {
-    "mdi": ("materialdesignicons6-webfont-6.9.96.ttf", "materialdesignicons6-webfont-charmap-6.9.96.json"),
-    "fa": ("fontawesome6-solid-webfont-6.7.2.ttf", "fontawesome6-solid-webfont-charmap-6.7.2.json"),
-}  # fmt: skip
+    "mdi": "materialdesignicons6-webfont{}-6.9.96",
+    "fa": "fontawesome6-solid-webfont{}-6.7.2",
+}
+"""File names without ending; `{}` is `-charmap` for the JSON file with the glyphs' code points."""
 
 
 def draw(scene: Scene, rng: Rng, size: int) -> tuple[bytes, str]:
@@ -113,18 +114,19 @@ def _stamp(canvas: Image.Image, subject: Subject, box: Box, rng: Rng) -> None:
 def _font_folder() -> Path:
     # Importing qtawesome would look for Qt; only its font files are wanted.
     spec = importlib.util.find_spec("qtawesome")
-    assert spec and spec.submodule_search_locations, "qtawesome is a dependency of this package"
+    assert spec is not None, "qtawesome is a dependency of this package"
+    assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "fonts"
 
 
 @cache
 def _charmap(font: str) -> dict[str, str]:
-    return json.loads((_font_folder() / FONTS[font][1]).read_text())
+    return json.loads((_font_folder() / f"{FONTS[font].format('-charmap')}.json").read_text())
 
 
 @cache
 def _typeface(font: str, pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_font_folder() / FONTS[font][0]), pixels)
+    return ImageFont.truetype(str(_font_folder() / f"{FONTS[font].format('')}.ttf"), pixels)
 
 
 def _glyph(name: str, pixels: int) -> Image.Image:
@@ -160,7 +162,8 @@ def _gradient(top: Colour, bottom: Colour, side: int) -> Image.Image:
 
 
 def _ground(sky: Colour, ground: Colour, rng: Rng, side: int) -> Image.Image:
-    image = _gradient(_vary(sky, rng), tuple(min(255, c + 40) for c in sky), side)
+    red, green, blue = (min(255, c + 40) for c in sky)
+    image = _gradient(_vary(sky, rng), (red, green, blue), side)
     horizon = int(side * rng.uniform(0.55, 0.72))
     ImageDraw.Draw(image).rectangle((0, horizon, side, side), fill=_vary(ground, rng))
     return image

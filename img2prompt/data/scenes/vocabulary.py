@@ -29,8 +29,8 @@ fedora=hat-fedora; cowboy hat=fa:hat-cowboy; sneaker=shoe-sneaker; high heel=sho
 shirt=tshirt-crew; backpack=bag-personal; bed; sofa; door; bathtub; ladder; barrel; bucket; broom;
 treasure chest=treasure-chest; robot; ghost; alien; skull; snowman; teddy bear=teddy-bear;
 puzzle piece=puzzle; kite; baby carriage=baby-carriage; fan; toaster; blender; heart; eye; tooth;
-bone; brain; excavator; bulldozer; satellite; parachute; fountain; mailbox; traffic light=traffic-light;
-fire hydrant=fire-hydrant; mitten=fa:mitten; sock=fa:socks; gem=fa:gem; suitcase=fa:suitcase;
+bone; brain; excavator; bulldozer; satellite; parachute; fountain; mailbox;
+traffic light=traffic-light; fire hydrant=fire-hydrant; mitten=fa:mitten; sock=fa:socks; gem=fa:gem; suitcase=fa:suitcase;
 syringe=fa:syringe; gavel
 """
 

@@ -1,0 +1,166 @@
+"""Named complete configs. Each is a function that returns one; a variant changes a few fields.
+
+`demo` is the embedded default: drawn scenes and the tower inside this package. `l14-336` is the
+real size, `openai/clip-vit-large-patch14-336` from the local hub cache (or `--tower.weights PATH`).
+"""
+
+from img2prompt.config import (
+    ChainConfig,
+    CsvSource,
+    EngineConfig,
+    EvaluateConfig,
+    FeaturesConfig,
+    GroupConfig,
+    OptimConfig,
+    PlanConfig,
+    PredictConfig,
+    PrepareConfig,
+    SceneSource,
+    ShardConfig,
+    TowerConfig,
+    TrainConfig,
+)
+
+L14_336 = TowerConfig(weights="openai/clip-vit-large-patch14-336")
+ONE_WORKER = EngineConfig(kind="plain", workers=1)
+
+
+def demo_data() -> PrepareConfig:
+    """Drawn scenes at the demo tower's 64 pixels."""
+    return PrepareConfig(
+        name="demo", sources=(SceneSource(),), shard=ShardConfig(size=64, rows_per_shard=512)
+    )
+
+
+def tower_data() -> PrepareConfig:
+    """What the demo tower is trained on: the other world of scenes."""
+    return demo_data().replace(
+        {
+            "name": "tower",
+            "sources": [{"world": "tower", "prompts": 60_000, "pictures_per_prompt": 1}],
+            "group": GroupConfig(
+                duplicate_cosine=1.0, split_cosine=0.95, val_fraction=0.01, test_fraction=0.01
+            ).to_dict(),
+            "shard.rows_per_shard": 4096,
+        }
+    )
+
+
+def pictures_data() -> PrepareConfig:
+    """A CSV and its pictures, at 336 pixels for ViT-L/14-336 (`--sources.0.csv FILE`)."""
+    return PrepareConfig(name="pictures", sources=(CsvSource(csv="pictures.csv"),))
+
+
+def pictures_small_data() -> PrepareConfig:
+    """A CSV and its pictures, at the demo tower's 64 pixels (`--sources.0.csv FILE`)."""
+    return pictures_data().replace({"name": "pictures-small", "shard.size": 64})
+
+
+def demo_features() -> FeaturesConfig:
+    return FeaturesConfig()
+
+
+def l14_336_features() -> FeaturesConfig:
+    return FeaturesConfig(tower=L14_336)
+
+
+def probe_demo() -> TrainConfig:
+    """A linear head on cached features of the demo tower."""
+    return TrainConfig(
+        name="probe",
+        engine=ONE_WORKER,
+        optim=OptimConfig(epochs=40, batch_size=128, head_lr=3e-3),
+    )
+
+
+def lora_demo() -> TrainConfig:
+    """The published layout on the demo tower, from the probe's head."""
+    return TrainConfig(
+        name="lora",
+        start_from="probe",
+        plan=PlanConfig(lora_rate=0.45, nfz_rate=0.45, lora_rank=16),
+        optim=OptimConfig(epochs=8, batch_size=64, lr=5e-4, head_lr=1e-3),
+    )
+
+
+def probe_l14_336() -> TrainConfig:
+    """A linear head on cached features of CLIP ViT-L/14-336."""
+    return probe_demo().replace(
+        {"tower": L14_336.to_dict(), "optim.batch_size": 1024, "optim.head_lr": 1e-3}
+    )
+
+
+def lora_l14_336() -> TrainConfig:
+    """CLIP ViT-L/14-336: LoRA on layers 1-14, layers 15-23 trained, from the probe's head.
+
+    The published layout (1st place), with a linear head and LoRA rank 16; the published rank is 256
+    and its head 16384 wide (`--plan.lora-rank 256 --head.width 16384` with a probe of that width).
+    """
+    return TrainConfig(
+        name="lora",
+        start_from="probe",
+        tower=L14_336,
+        plan=PlanConfig(lora_rate=0.6, nfz_rate=0.4),
+        optim=OptimConfig(epochs=3, batch_size=256, lr=5e-5, head_lr=5e-5, warmup=0.2),
+    )
+
+
+def tower_training() -> TrainConfig:
+    """The demo tower from random weights: every layer learns."""
+    return TrainConfig(
+        name="tower",
+        tower=TowerConfig(weights="fresh"),
+        plan=PlanConfig(nfz_rate=1.0, embeddings=True),
+        engine=EngineConfig(kind="plain", workers=1, precision="bf16"),
+        optim=OptimConfig(epochs=6, batch_size=128, lr=1e-3, head_lr=1e-3, weight_decay=0.05),
+    )
+
+
+def demo_chain() -> ChainConfig:
+    """The embedded default: drawn scenes, the tower in this package, a few minutes on two cores."""
+    return ChainConfig(
+        prepare=demo_data(), features=demo_features(), probe=probe_demo(), finetune=lora_demo()
+    )
+
+
+def pictures_small_chain() -> ChainConfig:
+    """A CSV and its pictures through the demo tower (`--prepare.sources.0.csv FILE`)."""
+    return ChainConfig(
+        prepare=pictures_small_data(),
+        features=demo_features(),
+        probe=probe_demo(),
+        finetune=lora_demo(),
+    )
+
+
+def l14_336_chain() -> ChainConfig:
+    """A CSV and its pictures through CLIP ViT-L/14-336 (`--prepare.sources.0.csv FILE`)."""
+    return ChainConfig(
+        prepare=pictures_data(),
+        features=l14_336_features(),
+        probe=probe_l14_336(),
+        finetune=lora_l14_336(),
+    )
+
+
+PREPARE = {
+    "demo": demo_data,
+    "tower": tower_data,
+    "pictures": pictures_data,
+    "pictures-small": pictures_small_data,
+}
+FEATURES = {"demo": demo_features, "l14-336": l14_336_features}
+TRAIN = {
+    "probe-demo": probe_demo,
+    "lora-demo": lora_demo,
+    "probe-l14-336": probe_l14_336,
+    "lora-l14-336": lora_l14_336,
+    "tower": tower_training,
+}
+EVALUATE = {"default": EvaluateConfig}
+PREDICT = {"default": PredictConfig}
+CHAINS = {
+    "demo": demo_chain,
+    "pictures-small": pictures_small_chain,
+    "l14-336": l14_336_chain,
+}

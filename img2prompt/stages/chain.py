@@ -1,0 +1,86 @@
+"""Every stage, one after the other: raw pictures -> scores, submission and readable prompts."""
+
+import csv
+import dataclasses
+import io
+from dataclasses import dataclass
+
+from img2prompt.artifact import Artifact, join, read_bytes, write_bytes
+from img2prompt.config import ChainConfig
+from img2prompt.data.shards import matrix
+from img2prompt.results.metrics import cosine
+from img2prompt.stages import evaluate, features, predict, prepare, train
+from img2prompt.stages.prepare import Prepared
+
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a chain has made."""
+
+    prepared: Prepared
+    evaluation: Artifact
+    predictions: Artifact
+
+
+def run(config: ChainConfig, out: str) -> Chain:
+    """Make, or find finished, everything under `out`."""
+    write_bytes(join(out, "config.json"), config.to_json().encode())
+    prepared = prepare.run(config.prepare, out)
+    embedded = features.run(config.features, prepared.shards, join(out, "features"))
+    inputs = train.Inputs(prepared.shards, embedded)
+    probe = train.run(config.probe, inputs, _run_folder(out, config.probe.name))
+    start = probe if config.finetune.start_from else None
+    inputs = train.Inputs(prepared.shards, start=start)
+    tuned = train.run(config.finetune, inputs, _run_folder(out, config.finetune.name))
+    runs = {config.probe.name: probe, config.finetune.name: tuned}
+    scoring = dataclasses.replace(config.evaluate, runs=tuple(runs))
+    evaluation = evaluate.run(scoring, prepared, embedded, runs, join(out, config.evaluate.name))
+    write_bytes(join(out, "metrics.json"), read_bytes(evaluation.path(evaluate.METRICS)))
+    predicting = dataclasses.replace(config.predict, run=config.finetune.name)
+    if not predicting.pictures:
+        folder = _write_samples(prepared, config.samples, join(out, SAMPLES))
+        predicting = dataclasses.replace(predicting, pictures=folder)
+    predictions = predict.run(predicting, tuned, prepared, join(out, config.predict.name))
+    return Chain(prepared, evaluation, predictions)
+
+
+def _run_folder(out: str, name: str) -> str:
+    return join(out, "runs", name)
+
+
+def _write_samples(prepared: Prepared, count: int, folder: str) -> str:
+    """The first pictures of the test split as files, with their prompts in `prompts.csv`."""
+    rows = prepared.shards.read_tables("test/", ["id", "prompt_id", "image"]).slice(0, count)
+    texts = prepared.targets.read_tables("rows", ["prompt_id", "prompt"])
+    prompt = dict(zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True))
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["imgId", "prompt"])
+    ending = "png" if prepared.shards.config["encoding"] == "png" else "jpg"
+    for row in rows.to_pylist():
+        name = row["id"].replace("/", "_").rsplit(".", 1)[0]
+        write_bytes(join(folder, f"{name}.{ending}"), row["image"])
+        writer.writerow([name, prompt[row["prompt_id"]]])
+    write_bytes(join(folder, "prompts.csv"), sink.getvalue().encode())
+    return folder
+
+
+def samples_summary(chain: Chain, folder: str) -> list[list[object]]:
+    """Rows for a table: each sample's own prompt above the nearest known one.
+
+    Both with their cosine to the predicted vector.
+    """
+    truth = csv.DictReader(io.StringIO(read_bytes(join(folder, "prompts.csv")).decode()))
+    known = {row["imgId"]: row["prompt"] for row in truth}
+    vectors = chain.predictions.read_tables("vectors-")
+    predicted = dict(zip(vectors["id"].to_pylist(), matrix(vectors["vector"]), strict=True))
+    texts = chain.prepared.targets.read_tables("rows", ["prompt", "target"])
+    targets = dict(zip(texts["prompt"].to_pylist(), matrix(texts["target"]), strict=True))
+    rows: list[list[object]] = []
+    for name, nearest, similarity in predict.summary(chain.predictions, limit=len(known)):
+        own = known[str(name)]
+        rows.append([own, "true", float(cosine(predicted[str(name)][None], targets[own][None])[0])])
+        rows.append([f"  {nearest}", "nearest", similarity])
+    return rows

@@ -1,0 +1,179 @@
+"""A folder of pictures and a run -> predictions/: vectors, submission, readable prompts.
+
+`vectors-*.parquet` (id, vector), `submission.csv` (Kaggle's format), `prompts.csv` (the nearest
+real prompts of each picture with their cosine), `rejected.parquet` (id, reason). Pictures go in parts, so a killed run goes on with the parts that are missing.
+"""
+
+import csv
+import functools
+import io
+import posixpath
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import ray.data
+
+from img2prompt.artifact import Artifact, Draft, fingerprint_of, open_uri, read_bytes
+from img2prompt.config import PredictConfig
+from img2prompt.data import images
+from img2prompt.data.shards import matrix
+from img2prompt.data.sources import REJECTED_SCHEMA
+from img2prompt.errors import UserError
+from img2prompt.model.predictor import load_predictor
+from img2prompt.model.text import PromptEncoder
+from img2prompt.results.neighbours import NearestPrompts
+from img2prompt.results.submission import write_submission
+from img2prompt.stages.prepare import Prepared
+from img2prompt.stages.progress import Progress
+from img2prompt.stages.streaming import DECODE_CPUS, forward, to_matrix
+
+STAGE = "predictions"
+SUBMISSION = "submission.csv"
+PROMPTS = "prompts.csv"
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+PART = 10_000
+"""Pictures in one file of vectors."""
+
+
+def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) -> Artifact:
+    """Predict all pictures of a folder; counts `pictures` and `rejected`."""
+    paths = list_pictures(config.pictures)
+    inputs = {"run": trained.fingerprint, "pictures": fingerprint_of(paths)}
+    draft = Draft.open(out, STAGE, config, inputs)
+    if finished := draft.finished():
+        return finished
+    _predict_parts(config, trained, prepared.shards, paths, draft)
+    ids, vectors, rejected = _collect(draft)
+    draft.write_table("rejected.parquet", rejected)
+    if ids:
+        _write_submission(draft, ids, vectors)
+        _write_prompts(draft, ids, vectors, _corpus(config, prepared), config.nearest)
+    return draft.publish(pictures=len(ids), rejected=rejected.num_rows)
+
+
+def list_pictures(folder: str) -> dict[str, str]:
+    """Path of each picture by its id, the file name without ending, in the order of the ids."""
+    fs, path = open_uri(folder)
+    if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
+        raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
+    found: dict[str, str] = {}
+    for info in fs.get_file_info(pafs.FileSelector(path)):
+        stem, ending = posixpath.splitext(info.base_name)
+        if info.is_file and ending.lower() in ENDINGS:
+            if stem in found:
+                raise UserError(
+                    f"{info.path} and {found[stem]} would both be {stem!r}: rename one of them"
+                )
+            found[stem] = info.path
+    if not found:
+        raise UserError(f"{folder} holds no picture; looked for {', '.join(ENDINGS)}")
+    return dict(sorted(found.items()))
+
+
+def _predict_parts(
+    config: PredictConfig, trained: Artifact, shards: Artifact, paths: dict[str, str], draft: Draft
+) -> None:
+    names = list(paths)
+    progress = Progress("predict", total=len(names))
+    prepare = functools.partial(
+        load_pictures, folder=config.pictures, size=shards.config["size"], fit=shards.config["fit"]
+    )
+    done = draft.receipts()
+    for number, start in enumerate(range(0, len(names), PART)):
+        part = names[start : start + PART]
+        if f"rejected-{number:05d}.parquet" not in done:
+            rows = ray.data.from_items([{"id": name, "path": paths[name]} for name in part])
+            rows = rows.map_batches(prepare, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
+            made = functools.partial(load_predictor, trained)
+            table = _gather(forward(rows, made, config.batch_size))
+            _write_part(draft, number, table)
+        progress.add(len(part))
+
+
+def load_pictures(batch: dict[str, np.ndarray], folder: str, size: int, fit: Any) -> dict[str, Any]:
+    """Pixels of each path; a picture that cannot be read gets its `reason` and a black square."""
+    fs, _ = open_uri(folder)
+    pixels = np.zeros((len(batch["path"]), size, size, 3), np.uint8)
+    reasons = [""] * len(pixels)
+    for row, path in enumerate(batch["path"]):
+        try:
+            with fs.open_input_stream(path) as stream:
+                pixels[row] = images.resize(images.decode(stream.read()), size, fit)
+        except (images.BadPicture, OSError) as error:
+            reasons[row] = f"{path}: {error}"
+    return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
+
+
+def _gather(rows: ray.data.Dataset) -> pa.Table:
+    """All rows in memory, in the order of the ids."""
+    tables = []
+    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        vectors = to_matrix(batch["vector"]).astype(np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        tables.append(pa.table({"id": batch["id"], "reason": batch["reason"], "vector": column}))
+    table = pa.concat_tables(tables)
+    return table.take(np.argsort(np.array(table["id"].to_pylist())))
+
+
+def _write_part(draft: Draft, number: int, table: pa.Table) -> None:
+    """Vectors first: the file of rejected rows tells that a part is complete."""
+    good = pc.field("reason") == ""
+    draft.write_table(f"vectors-{number:05d}.parquet", table.filter(good).select(["id", "vector"]))
+    rejected = table.filter(~good).select(["id", "reason"]).cast(REJECTED_SCHEMA)
+    draft.write_table(f"rejected-{number:05d}.parquet", rejected)
+
+
+def _collect(draft: Draft) -> tuple[list[str], np.ndarray, pa.Table]:
+    """Ids, vectors (N, 384) and rejected rows of all parts."""
+    names = sorted(draft.receipts())
+    vectors = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("vectors-")])
+    rejected = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("rejected-")])
+    return vectors["id"].to_pylist(), matrix(vectors["vector"]), rejected
+
+
+def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / SUBMISSION)
+        write_submission(path, ids, vectors)
+        draft.write_bytes(SUBMISSION, read_bytes(path), rows=vectors.size)
+
+
+def _corpus(config: PredictConfig, prepared: Prepared) -> NearestPrompts:
+    """The prompts that predictions are compared with."""
+    if not config.prompts:
+        table = prepared.targets.read_tables("rows", ["prompt", "target"])
+        return NearestPrompts(matrix(table["target"]), table["prompt"].to_pylist())
+    try:
+        text = read_bytes(config.prompts).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts {config.prompts!r} is no readable text file: {error}") from None
+    prompts = sorted({line.strip() for line in text.splitlines()} - {""})
+    if not prompts:
+        raise UserError(f"prompts {config.prompts!r} holds no line of text")
+    return NearestPrompts(PromptEncoder(config.encoder).encode(prompts), prompts)
+
+
+def _write_prompts(
+    draft: Draft, ids: list[str], vectors: np.ndarray, corpus: NearestPrompts, nearest: int
+) -> None:
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["imgId", "rank", "cosine", "prompt"])
+    for name, found in zip(ids, corpus.search(vectors, nearest), strict=True):
+        for rank, (prompt, cosine) in enumerate(found, start=1):
+            writer.writerow([name, rank, f"{cosine:.4f}", prompt])
+    draft.write_bytes(PROMPTS, sink.getvalue().encode(), rows=len(ids) * nearest)
+
+
+def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
+    """Rows for a table: the nearest prompt of the first pictures."""
+    if PROMPTS not in predictions.files:
+        return []
+    text = read_bytes(predictions.path(PROMPTS)).decode()
+    firsts = [row for row in csv.DictReader(io.StringIO(text)) if row["rank"] == "1"]
+    return [[row["imgId"], row["prompt"], float(row["cosine"])] for row in firsts[:limit]]

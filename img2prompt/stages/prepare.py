@@ -1,0 +1,69 @@
+"""Raw pictures and prompts -> shards: five stages, one after the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from img2prompt.artifact import Artifact, join
+from img2prompt.config import PrepareConfig, TargetsConfig
+from img2prompt.stages import clean, group, index, shard, targets
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The folders of a data set, in the order in which they are made."""
+
+    index: Artifact
+    clean: Artifact
+    targets: Artifact
+    groups: Artifact
+    shards: Artifact
+
+    @classmethod
+    def load(cls, out: str) -> "Prepared":
+        """Open a data set that was prepared before."""
+        return cls(
+            index=Artifact.load(join(out, "index"), index.STAGE),
+            clean=Artifact.load(join(out, "clean"), clean.STAGE),
+            targets=Artifact.load(join(out, "targets"), targets.STAGE),
+            groups=Artifact.load(join(out, "groups"), group.STAGE),
+            shards=Artifact.load(join(out, "shards"), shard.STAGE),
+        )
+
+
+def run(config: PrepareConfig, out: str) -> Prepared:
+    """Make, or find finished, every folder under `out`."""
+    listed = index.run(config, join(out, "index"))
+    cleaned = clean.run(config.clean, listed, join(out, "clean"))
+    encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, join(out, "targets"))
+    grouped = group.run(config.group, encoded, join(out, "groups"))
+    shards = shard.run(
+        config.shard, config.clean, listed, cleaned, encoded, grouped, join(out, "shards")
+    )
+    return Prepared(listed, cleaned, encoded, grouped, shards)
+
+
+def summary(prepared: Prepared) -> list[list[object]]:
+    """Rows for a table: what each stage kept, and what it rejected."""
+    index_counts, clean_counts = prepared.index.counts, prepared.clean.counts
+    group_counts, shard_counts = prepared.groups.counts, prepared.shards.counts
+    return [
+        ["pictures listed", index_counts["rows"], _rejected(index_counts)],
+        ["pictures clean", clean_counts["rows"], _rejected(clean_counts)],
+        ["distinct prompts", prepared.targets.counts["prompts"], ""],
+        ["prompts kept", group_counts["kept"], f"{group_counts['dropped']} near duplicates"],
+        ["similarity groups", group_counts["groups"], f"largest {group_counts['largest_group']}"],
+        ["train pictures", shard_counts["train"], ""],
+        ["validation pictures", shard_counts["val"], _leak(group_counts["train_to_val"])],
+        ["test pictures", shard_counts["test"], _leak(group_counts["train_to_test"])],
+        ["unreadable pictures", shard_counts["rejected"], ""],
+    ]
+
+
+def _rejected(counts: Mapping[str, Any]) -> str:
+    reasons = counts["rejected"]
+    return ", ".join(f"{number} {reason}" for reason, number in reasons.items()) or "none rejected"
+
+
+def _leak(cosine: float) -> str:
+    return f"largest cosine to a training prompt {cosine:.3f}"

@@ -1,0 +1,24 @@
+"""Predict the prompts of a folder of pictures: vectors, submission.csv and readable prompts."""
+
+from img2prompt import cli, presets, runtime
+from img2prompt.artifact import Artifact, join
+from img2prompt.stages import predict, prepare, train
+
+
+def job() -> None:
+    options = cli.parse(__doc__, presets.PREDICT)
+    config, out = options.config, options.out
+    with runtime.connect():
+        trained = Artifact.load(join(out, "runs", config.run), train.STAGE)
+        prepared = prepare.Prepared.load(out)
+        predictions = predict.run(config, trained, prepared, join(out, config.name))
+    cli.show(
+        f"{predictions.counts['pictures']} pictures predicted, "
+        f"{predictions.counts['rejected']} rejected, in {predictions.uri}",
+        ["picture", "nearest prompt", "cosine"],
+        predict.summary(predictions),
+    )
+
+
+if __name__ == "__main__":
+    cli.main(job)

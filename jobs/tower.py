@@ -1,0 +1,25 @@
+"""Train the demo tower that this package carries, from random weights, and write its checkpoint."""
+
+from img2prompt import cli, presets, runtime
+from img2prompt.artifact import join
+from img2prompt.model import weights
+from img2prompt.model.predictor import load_predictor
+from img2prompt.model.tower import save_tower
+from img2prompt.stages import prepare, train
+
+
+def job() -> None:
+    options = cli.parse(__doc__, {"tower": presets.tower_training})
+    config, out = options.config, options.out
+    with runtime.connect(dashboard=True):
+        prepared = prepare.run(presets.tower_data(), out)
+        run = train.run(config, train.Inputs(prepared.shards), join(out, "runs", config.name))
+    folder = weights.DEMO
+    tower = load_predictor(run).tower
+    assert tower is not None
+    save_tower(tower, folder)
+    cli.show(f"tower in {folder}", ["", "value"], [[k, v] for k, v in run.counts.items()])
+
+
+if __name__ == "__main__":
+    cli.main(job)

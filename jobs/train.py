@@ -1,0 +1,26 @@
+"""Train a probe on cached features, or fine-tune the tower from shards."""
+
+from img2prompt import cli, presets, runtime
+from img2prompt.artifact import Artifact, join
+from img2prompt.stages import features, shard, train
+
+
+def job() -> None:
+    options = cli.parse(__doc__, presets.TRAIN)
+    config, out = options.config, options.out
+    with runtime.connect(dashboard=True):
+        inputs = train.Inputs(
+            shards=Artifact.load(join(out, "shards"), shard.STAGE),
+            features=Artifact.load(join(out, "features"), features.STAGE)
+            if config.plan.frozen_tower
+            else None,
+            start=Artifact.load(join(out, "runs", config.start_from), train.STAGE)
+            if config.start_from
+            else None,
+        )
+        run = train.run(config, inputs, join(out, "runs", config.name))
+    cli.show(f"{config.name} in {run.uri}", ["", "value"], [[k, v] for k, v in run.counts.items()])
+
+
+if __name__ == "__main__":
+    cli.main(job)
