@@ -1,10 +1,11 @@
 """The command line of all jobs: a preset, dotted options on top, one call, readable errors."""
 
 import functools
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, Union
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 from rich.console import Console
@@ -50,7 +51,7 @@ def parse(
     if default and not {"-h", "--help", *presets} & set(arguments):
         arguments.insert(0, default)
     choices = tuple(_choice(job_type, *named) for named in presets.items())
-    return read(Union.__getitem__(choices))
+    return read(functools.reduce(operator.or_, choices))
 
 
 def _choice(job_type: Any, name: str, make: Callable[[], Config]) -> Any:

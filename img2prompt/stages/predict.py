@@ -1,7 +1,8 @@
 """A folder of pictures and a run -> predictions/: vectors, submission, readable prompts.
 
 `vectors-*.parquet` (id, vector), `submission.csv` (Kaggle's format), `prompts.csv` (the nearest
-real prompts of each picture with their cosine), `rejected.parquet` (id, reason). Pictures go in parts, so a killed run goes on with the parts that are missing.
+real prompts of each picture with their cosine), `rejected.parquet` (id, reason). Pictures go in
+parts, so a killed run goes on with the parts that are missing.
 """
 
 import csv

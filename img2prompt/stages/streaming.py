@@ -6,7 +6,7 @@ tasks on CPUs, the model in a pool of actors with one GPU each, or one CPU where
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +91,8 @@ def forward_shards(
     rows = rows.map_batches(_decode, batch_size=batch_size, num_cpus=DECODE_CPUS)
     waiting: dict[str, list[pa.Table]] = {}
     done = forward(rows, make_model, batch_size, workers, precision)
-    for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+        table = cast(pa.Table, batch)
         for path in table["path"].unique().to_pylist():
             name = by_path[path]
             part = table.filter(pc.field("path") == path)
@@ -100,7 +101,7 @@ def forward_shards(
                 yield name, *_in_order(shards, name, pa.concat_tables(waiting.pop(name)))
 
 
-def _decode(batch: dict[str, Any]) -> dict[str, Any]:
+def _decode(batch: Any) -> Any:
     pixels = np.stack([images.decode(data) for data in batch.pop("image")])
     return {**batch, "pixels": pixels}
 

@@ -30,8 +30,8 @@ shirt=tshirt-crew; backpack=bag-personal; bed; sofa; door; bathtub; ladder; barr
 treasure chest=treasure-chest; robot; ghost; alien; skull; snowman; teddy bear=teddy-bear;
 puzzle piece=puzzle; kite; baby carriage=baby-carriage; fan; toaster; blender; heart; eye; tooth;
 bone; brain; excavator; bulldozer; satellite; parachute; fountain; mailbox;
-traffic light=traffic-light; fire hydrant=fire-hydrant; mitten=fa:mitten; sock=fa:socks; gem=fa:gem; suitcase=fa:suitcase;
-syringe=fa:syringe; gavel
+traffic light=traffic-light; fire hydrant=fire-hydrant; mitten=fa:mitten; sock=fa:socks;
+gem=fa:gem; suitcase=fa:suitcase; syringe=fa:syringe; gavel
 """
 
 PLURALS = {
