@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from img2prompt.artifact import Artifact, open_uri
 from img2prompt.data import images
 from img2prompt.data.order import WINDOW
+from img2prompt.data.vectors import VECTOR, matrix
 from img2prompt.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -25,7 +26,7 @@ SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("source", pa.string()),
         ("image", pa.binary()),
-        ("target", pa.list_(pa.float32(), 384)),
+        ("target", VECTOR),
     ]
 )
 
@@ -37,13 +38,6 @@ def check_size(shards: Artifact, size: int) -> None:
             f"{shards.uri} has pictures of {shards.config['size']} pixels, the tower reads {size}: "
             "prepare with --shard.size, or set --tower.image-size and --tower.resize-positions"
         )
-
-
-def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A fixed-size list column of N rows and D numbers as an (N, D) array."""
-    array = column.combine_chunks()
-    width = array.type.list_size
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 
 DIMENSIONS = 384
 """Size of an all-MiniLM-L6-v2 vector."""
@@ -13,10 +14,17 @@ UNIT_TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 65536
 
 
-def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """Float32 (N, D) as a column of fixed-size lists."""
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+def vector_column(vectors: np.ndarray, dtype: DTypeLike = np.float32) -> pa.FixedSizeListArray:
+    """Vectors (N, D) as a column of fixed-size lists."""
+    vectors = np.ascontiguousarray(vectors, dtype=dtype)
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of fixed-size lists of D numbers as an (N, D) array."""
+    array = column.combine_chunks()
+    width = array.type.list_size
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
 def check_unit(vectors: np.ndarray) -> np.ndarray:

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from img2prompt.config import HeadConfig
-
-EMBEDDING = 384
+from img2prompt.data.vectors import DIMENSIONS
 
 
 def build_head(width_in: int, config: HeadConfig) -> nn.Module:
@@ -16,12 +15,12 @@ def build_head(width_in: int, config: HeadConfig) -> nn.Module:
     Output: float32 (B, 384), not normalised.
     """
     if config.width == 0:
-        return nn.Linear(width_in, EMBEDDING)
+        return nn.Linear(width_in, DIMENSIONS)
     return nn.Sequential(
         nn.Linear(width_in, config.width),
         GlobalBatchNorm(config.width),
         nn.ReLU(),
-        nn.Linear(config.width, EMBEDDING),
+        nn.Linear(config.width, DIMENSIONS),
     )
 
 

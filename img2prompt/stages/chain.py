@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from img2prompt.artifact import Artifact, join, read_bytes, write_bytes
 from img2prompt.config import ChainConfig
-from img2prompt.data.shards import matrix
+from img2prompt.data.vectors import matrix
 from img2prompt.results.metrics import cosine
 from img2prompt.stages import evaluate, features, predict, prepare, train
 from img2prompt.stages.prepare import Prepared

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import EvaluateConfig
-from img2prompt.data.shards import FeatureRows, matrix
+from img2prompt.data.shards import FeatureRows
+from img2prompt.data.vectors import matrix
 from img2prompt.model.predictor import load_predictor
 from img2prompt.results.metrics import by_source, cosine, mean_cosine_interval
 from img2prompt.results.neighbours import knn_targets

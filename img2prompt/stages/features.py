@@ -6,11 +6,13 @@ killed run goes on with the shards that have no file yet.
 
 import functools
 
+import numpy as np
 import pyarrow as pa
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import FeaturesConfig
 from img2prompt.data.shards import SPLITS, check_size
+from img2prompt.data.vectors import vector_column
 from img2prompt.model.predictor import open_tower
 from img2prompt.stages.progress import Progress
 from img2prompt.stages.streaming import forward_shards
@@ -35,10 +37,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
         shards, pending, make_tower, config.batch_size, config.workers, config.precision
     )
     for name, ids, vectors in stream:
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(vectors.astype("float16").ravel()), tower.width
-        )
-        views = pa.array([VIEW] * len(ids))
+        column, views = vector_column(vectors, np.float16), pa.array([VIEW] * len(ids))
         draft.write_table(name, pa.table({"id": ids, "view": views, "feature": column}))
         progress.add(len(ids))
     return draft.publish(rows=sum(receipt.rows for receipt in draft.receipts().values()))

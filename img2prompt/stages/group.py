@@ -16,8 +16,9 @@ import pyarrow as pa
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import GroupConfig
 from img2prompt.data.dedupe import KeepFirst, keep_first
-from img2prompt.data.shards import SPLITS, matrix
+from img2prompt.data.shards import SPLITS
 from img2prompt.data.split import HELD_OUT, assign, components, leak_report
+from img2prompt.data.vectors import matrix
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ import ray.data
 from img2prompt.artifact import Artifact, Draft, fingerprint_of, open_uri, read_bytes
 from img2prompt.config import PredictConfig
 from img2prompt.data import images
-from img2prompt.data.shards import matrix
 from img2prompt.data.sources import REJECTED_SCHEMA
+from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import load_predictor
 from img2prompt.model.text import PromptEncoder
@@ -114,8 +114,7 @@ def _gather(rows: ray.data.Dataset) -> pa.Table:
     """All rows in memory, in the order of the ids."""
     tables = []
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        vectors = to_matrix(batch["vector"]).astype(np.float32)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        column = vector_column(to_matrix(batch["vector"]))
         tables.append(pa.table({"id": batch["id"], "reason": batch["reason"], "vector": column}))
     table = pa.concat_tables(tables)
     return table.take(np.argsort(np.array(table["id"].to_pylist())))

@@ -2,8 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from img2prompt.data.shards import matrix
-from img2prompt.data.vectors import VECTOR, check_unit, exact_cosine, vector_column
+from img2prompt.data.vectors import VECTOR, check_unit, exact_cosine, matrix, vector_column
 
 
 def random_rows(rows: int, seed: int = 0) -> np.ndarray:

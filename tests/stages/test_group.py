@@ -8,8 +8,7 @@ import pytest
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import GroupConfig, TargetsConfig
 from img2prompt.data.prompts import normalise, prompt_id
-from img2prompt.data.shards import matrix
-from img2prompt.data.vectors import vector_column
+from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
 from img2prompt.stages import group, targets

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import CleanConfig, TargetsConfig
 from img2prompt.data.prompts import prompt_id
-from img2prompt.data.shards import matrix
+from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, targets
 
