@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 LOCAL_CPUS = 4
 """Fewest logical CPUs of a cluster on this machine: Ray Data beside Ray Train needs that many."""
+
+CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
+"""Variables in which a cluster that grows by itself declares how far; cluster/ sets them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def connect(
     if ray.is_initialized():
         yield resources()
         return
-    setup_logging()
+    _process_setup()()
     address = _address()
     options = {"runtime_env": _worker_environment(download), "logging_level": logging.WARNING}
     if address:
@@ -68,41 +71,56 @@ def connect(
 
 
 def resources() -> Resources:
-    """What the connected cluster has, or may grow to if it has an autoscaler."""
-    # Not public, but what Ray Train and Ray Data themselves ask.
-    limits = ray._private.state.state.get_max_resources_from_cluster_config()
-    found = dict(ray.cluster_resources())
-    for name in ("CPU", "GPU"):
-        found[name] = max(found.get(name, 0), (limits or {}).get(name, 0))
-    return Resources(cpus=found["CPU"], gpus=found["GPU"])
+    """What the connected cluster has, or may grow to.
+
+    Ray's autoscaler does not say how far it may go (its `get_max_resources_from_cluster_config`
+    finds nothing), so a cluster that grows tells its jobs through CEILINGS.
+    """
+    there = ray.cluster_resources()
+    return Resources(
+        cpus=max(there.get("CPU", 0), _declared("CPU")),
+        gpus=max(there.get("GPU", 0), _declared("GPU")),
+    )
 
 
 def require(*, cpus: float = 0, gpus: float = 0) -> None:
     """Refuse what the cluster can never give: Ray would wait for it without end (UserError)."""
     most = resources()
-    for name, asked, there in (("CPUs", cpus, most.cpus), ("GPUs", gpus, most.gpus)):
+    for name, asked, there in (("CPU", cpus, most.cpus), ("GPU", gpus, most.gpus)):
         if asked > there:
             raise UserError(
-                f"this needs {asked:g} {name}, the cluster has {there:g} at most: "
-                "ask for fewer workers, or give it more nodes"
+                f"this needs {asked:g} {name}s, the cluster has {there:g} at most: ask for fewer "
+                f"workers, add nodes, or declare how far it grows in {CEILINGS[name]}"
             )
 
 
-def setup_logging() -> None:
-    """One line a record on standard error: img2prompt from INFO, everything else from WARNING."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("img2prompt").setLevel(logging.INFO)
-    logging.getLogger("ray").setLevel(logging.WARNING)
+def _declared(resource: str) -> int:
+    text = os.environ.get(CEILINGS[resource], "0")
+    if not text.isdecimal():
+        raise UserError(f"{CEILINGS[resource]} is {text!r}; allowed: a whole number, 0 or more")
+    return int(text)
 
 
-def setup_worker() -> None:
-    """What each worker process does first (Ray calls it by name)."""
-    setup_logging()
-    # Ray's State API, which Ray Train uses inside Ray Tune, looks for a cluster on the machine when
-    # this is unset, and may find another one.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+def _process_setup() -> Callable[[], None]:
+    """What the driver and every worker do first.
+
+    One line a record on standard error: img2prompt from INFO, everything else from WARNING. A
+    function inside a function travels to the workers whole; a plain one would travel by name, and
+    the workers of a cluster that runs already can import this package only later.
+    """
+
+    def set_up() -> None:
+        logging.basicConfig(
+            level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        logging.getLogger("img2prompt").setLevel(logging.INFO)
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        if ray.is_initialized():
+            # Ray's State API, which Ray Train uses inside Ray Tune, looks for a cluster on the
+            # machine when this is unset, and may find another one.
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return set_up
 
 
 def _address() -> str:
@@ -121,13 +139,13 @@ def _address() -> str:
 
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Ray's runtime environment of the workers; variables that the submitter set are left alone."""
-    offline = "0" if download else "1"
-    variables = {"HF_HUB_OFFLINE": offline, "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     given = (submitted.get("runtime_env") or {}).get("env_vars") or {}
     return {
         "env_vars": {name: value for name, value in variables.items() if name not in given},
-        "worker_process_setup_hook": f"{__name__}.{setup_worker.__name__}",
+        "worker_process_setup_hook": _process_setup(),
     }
 
 
