@@ -35,7 +35,7 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
     `step` counts from 0; the rise ends at 1 and the last step is still above 0.
     """
-    rising = math.ceil(steps * warmup)
+    rising = math.ceil(steps * warmup - 1e-9)  # 100 * 0.07 = 7.000000000000001
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))

@@ -41,10 +41,10 @@ def layer_plan(depth: int, lora_rate: float, nfz_rate: float) -> LayerPlan:
     """The plan for a tower of `depth` layers; rates that overlap are a UserError."""
     # The tiny term keeps 100 * 0.57 = 56.999... from losing a layer.
     trained, lora = (int(depth * rate + 1e-9) for rate in (nfz_rate, lora_rate))
-    if min(lora_rate, nfz_rate) < 0 or lora_rate + nfz_rate > 1 + 1e-9:
+    if min(lora_rate, nfz_rate) < 0 or lora + trained > depth:
         raise UserError(
             f"lora_rate {lora_rate} and nfz_rate {nfz_rate} overlap or are negative; "
-            "allowed: both 0 or more, together at most 1"
+            f"allowed: both 0 or more, together at most the {depth} layers"
         )
     bottom_lora, bottom_trained = depth - trained - lora, depth - trained
     return LayerPlan(

@@ -1,0 +1,149 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from img2prompt.config import HeadConfig
+from img2prompt.model.head import GlobalBatchNorm, build_head
+
+WORKERS, ROWS, WIDTH, EMBEDDING = 2, 12, 6, 384
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Inputs (ROWS, WIDTH) of two steps, with a factor on each row's outputs as the loss."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.linspace(0.5, 3.0, ROWS)[:, None]  # the workers' shares are not alike
+    return [
+        (
+            torch.randn(ROWS, WIDTH, generator=generator) * scale + scale,
+            torch.randn(ROWS, EMBEDDING, generator=generator),
+        )
+        for _ in range(2)
+    ]
+
+
+def wide_head() -> nn.Module:
+    torch.manual_seed(1)
+    head = build_head(WIDTH, HeadConfig(width=8))
+    norm = head[1]
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return head
+
+
+def two_steps(head: nn.Module, rank: int, workers: int) -> dict[str, Any]:
+    """What a worker sees of two forward and backward passes: its rows, and shared gradients."""
+    mine = slice(rank * ROWS // workers, (rank + 1) * ROWS // workers)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    seen: dict[str, Any] = {"outputs": [], "inputs": [], "gradients": []}
+    for inputs, factors in batches():
+        own = inputs[mine].clone().requires_grad_()
+        outputs = head.train()(own)
+        (outputs * factors[mine]).mean().backward()
+        optimizer.step() if workers == 1 else None
+        for tensor in head.parameters():
+            assert tensor.grad is not None
+            if workers > 1:
+                dist.all_reduce(tensor.grad)
+                tensor.grad /= workers
+        optimizer.step() if workers > 1 else None
+        assert own.grad is not None
+        seen["outputs"].append(outputs.detach())
+        seen["inputs"].append(own.grad / workers)
+        seen["gradients"].append([t.grad.clone() for t in head.parameters() if t.grad is not None])
+        optimizer.zero_grad()
+    seen["state"] = copy.deepcopy(head.state_dict())
+    seen["evaluated"] = head.eval()(batches()[0][0][mine]).detach()
+    return seen
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS
+    )
+    torch.save(two_steps(wide_head(), rank, WORKERS), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("gloo")
+    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORKERS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """The same with torch's own BatchNorm on the whole batch in one process."""
+    head = wide_head()
+    norm = nn.BatchNorm1d(8)
+    norm.load_state_dict(head[1].state_dict())
+    head[1] = norm
+    return two_steps(head, 0, 1)
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_two_workers_give_the_outputs_of_the_whole_batch(shared, whole) -> None:
+    for step in range(2):
+        close(torch.cat([seen["outputs"][step] for seen in shared]), whole["outputs"][step])
+
+
+def test_two_workers_give_the_gradients_of_the_whole_batch(shared, whole) -> None:
+    for step in range(2):
+        assert whole["inputs"][step].abs().max() > 1e-4
+        close(torch.cat([seen["inputs"][step] for seen in shared]), whole["inputs"][step])
+        for seen in shared:
+            close(seen["gradients"][step], whole["gradients"][step])
+
+
+def test_two_workers_end_with_the_statistics_of_the_whole_batch(shared, whole) -> None:
+    assert whole["state"]["1.num_batches_tracked"] == 2
+    assert (whole["state"]["1.running_var"] - 1).abs().max() > 0.01
+    for seen in shared:
+        assert seen["state"].keys() == whole["state"].keys()
+        close(seen["state"], whole["state"])
+
+
+def test_evaluation_uses_the_running_statistics(shared, whole) -> None:
+    close(torch.cat([seen["evaluated"] for seen in shared]), whole["evaluated"])
+
+
+def test_one_process_is_torchs_batch_norm(whole) -> None:
+    alone = two_steps(wide_head(), 0, 1)
+    assert isinstance(wide_head()[1], GlobalBatchNorm)
+    for found, expected in zip(alone["outputs"], whole["outputs"], strict=True):
+        assert torch.equal(found, expected)
+    close(alone["state"], whole["state"])
+
+
+def test_a_head_is_linear_or_wide() -> None:
+    linear = build_head(WIDTH, HeadConfig())
+    assert isinstance(linear, nn.Linear)
+    inputs = torch.randn(5, WIDTH)
+    assert linear(inputs).shape == (5, EMBEDDING)
+    torch.testing.assert_close(linear(inputs), inputs @ linear.weight.T + linear.bias)
+    wide = build_head(WIDTH, HeadConfig(width=10))
+    assert [type(part).__name__ for part in wide] == ["Linear", "GlobalBatchNorm", "ReLU", "Linear"]
+    assert wide(inputs).shape == (5, EMBEDDING)
+    shapes = [tuple(tensor.shape) for tensor in wide.parameters()]
+    assert shapes == [(10, WIDTH), (10,), (10,), (10,), (EMBEDDING, 10), (EMBEDDING,)]
+
+
+def test_statistics_are_float32_under_bfloat16() -> None:
+    norm = GlobalBatchNorm(4)
+    inputs = 100 + torch.randn(64, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(inputs)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, nn.BatchNorm1d(4)(inputs))
+    halved = norm(inputs.bfloat16())
+    torch.testing.assert_close(halved, nn.BatchNorm1d(4)(inputs.bfloat16().float()))

@@ -1,0 +1,201 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config import HeadConfig, PlanConfig, TowerConfig, TrainConfig
+from img2prompt.errors import UserError
+from img2prompt.model.predictor import (
+    DEMO_SHAPE,
+    WEIGHTS,
+    Predictor,
+    build_predictor,
+    head_state,
+    learned_state,
+    load_learned_state,
+    load_predictor,
+    open_tower,
+    read_learned_state,
+)
+from img2prompt.model.tower import fresh_tower, save_tower
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+PLAN = PlanConfig(lora_rate=0.34, nfz_rate=0.34, lora_rank=4)
+
+
+def predictor(
+    plan: PlanConfig = PLAN, width: int = 8, seed: int = 0, tower_seed: int = 0
+) -> Predictor:
+    tower = fresh_tower(VISION, tower_seed)
+    return build_predictor(tower, 32, plan, HeadConfig(width=width), seed)
+
+
+def pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def changed(model: Predictor) -> Predictor:
+    """The same model with every learning tensor and statistic moved."""
+    for name, tensor in learned_state(model).items():
+        tensor += 0.1 if tensor.is_floating_point() else 3
+        assert torch.equal(model.state_dict()[name], tensor)
+    return model
+
+
+@torch.no_grad()
+def test_a_predictor_is_the_head_on_the_tower() -> None:
+    model = predictor().eval()
+    assert model.tower is not None
+    assert model(pixels()).shape == (3, 384)
+    assert torch.equal(model(pixels()), model.head(model.tower(pixels())))
+    probe = build_predictor(None, 32, PlanConfig(), HeadConfig(), 0)
+    features = torch.randn(5, 32)
+    assert torch.equal(probe(features), probe.head(features))
+
+
+def test_the_seed_alone_decides_the_start() -> None:
+    torch.manual_seed(9)
+    first = learned_state(predictor(seed=3))
+    after = torch.rand(1)
+    torch.manual_seed(9)
+    assert torch.equal(after, torch.rand(1))
+    again, other = learned_state(predictor(seed=3)), learned_state(predictor(seed=4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = {name for name in first if not torch.equal(first[name], other[name])}
+    assert {n for n in first if n.endswith(("lora_A.default.weight", "head.0.weight"))} <= drawn
+
+
+def test_a_probe_and_a_fine_tune_of_a_seed_start_with_the_same_head() -> None:
+    probe = build_predictor(None, 32, PlanConfig(), HeadConfig(width=8), 5)
+    found = head_state(learned_state(probe))
+    expected = head_state(learned_state(predictor(seed=5)))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_the_learned_state_holds_what_learns_and_the_statistics() -> None:
+    model = predictor()
+    names = set(learned_state(model))
+    statistics = {f"head.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
+    assert statistics <= names
+    learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    assert names == learning | statistics
+    assert not any("encoder.layers.0." in name or "embeddings" in name for name in names)
+
+
+@torch.no_grad()
+def test_a_learned_state_makes_the_same_model_again(tmp_path: Path) -> None:
+    trained = changed(predictor()).eval()
+    safetensors.torch.save_file(learned_state(trained), tmp_path / "state")
+    again = predictor(seed=1).eval()
+    assert not torch.equal(again(pixels()), trained(pixels()))
+    load_learned_state(again, safetensors.torch.load_file(tmp_path / "state"), "here")
+    assert torch.equal(again(pixels()), trained(pixels()))
+    state = again.state_dict()
+    assert all(torch.equal(state[name], t) for name, t in trained.state_dict().items())
+
+
+def test_all_misfits_are_listed() -> None:
+    state = dict(learned_state(predictor()))
+    state.pop("head.0.bias")
+    state["head.3.weight"] = state["head.3.weight"][:, :5]
+    state["head.9.weight"] = torch.zeros(1)
+    model = predictor()
+    before = {name: tensor.clone() for name, tensor in learned_state(model).items()}
+    with pytest.raises(UserError) as caught:
+        load_learned_state(model, state, "runs/x")
+    assert str(caught.value).splitlines() == [
+        "runs/x does not fit this config:",
+        "  head.3.weight is (384, 5), expected (384, 8)",
+        "  missing head.0.bias",
+        "  unexpected head.9.weight",
+    ]
+    assert all(torch.equal(learned_state(model)[name], tensor) for name, tensor in before.items())
+
+
+def test_another_plan_does_not_fit() -> None:
+    with pytest.raises(UserError, match=r"unexpected tower.*lora_A"):
+        load_learned_state(predictor(PlanConfig(nfz_rate=0.34)), learned_state(predictor()), "x")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    save_tower(fresh_tower(VISION, 7), tmp_path / "tower", torch.float32)
+    return str(tmp_path / "tower")
+
+
+def run_of(folder: Path, config: TrainConfig, model: Predictor, fingerprint: str) -> Artifact:
+    draft = Draft.open(str(folder / "run"), "train", config, {"tower": fingerprint})
+    draft.write_bytes(WEIGHTS, safetensors.torch.save(learned_state(model)))
+    return draft.publish()
+
+
+def trained(config: TrainConfig) -> tuple[Predictor, str]:
+    tower = open_tower(config.tower, config.seed)
+    model = build_predictor(tower, tower.width, config.plan, config.head, config.seed)
+    return changed(model).eval(), tower.base_fingerprint
+
+
+def config_of(tower: str, **changes: Any) -> TrainConfig:
+    return TrainConfig(
+        name="run", tower=TowerConfig(weights=tower), plan=PLAN, head=HeadConfig(width=8), **changes
+    )
+
+
+@torch.no_grad()
+def test_a_finished_run_is_loaded_ready_to_predict(tmp_path: Path, checkpoint: str) -> None:
+    config = config_of(checkpoint)
+    model, fingerprint = trained(config)
+    run = run_of(tmp_path, config, model, fingerprint)
+    loaded = load_predictor(run)
+    assert not loaded.training
+    assert torch.equal(loaded(pixels()), model(pixels()))
+    assert read_learned_state(run).keys() == learned_state(model).keys()
+
+
+@torch.no_grad()
+def test_a_finished_probe_is_loaded_with_its_tower(tmp_path: Path, checkpoint: str) -> None:
+    config = config_of(checkpoint).replace({"plan": PlanConfig().to_dict()})
+    probe = changed(build_predictor(None, 32, config.plan, config.head, 0)).eval()
+    tower = open_tower(config.tower)
+    loaded = load_predictor(run_of(tmp_path, config, probe, tower.base_fingerprint))
+    assert torch.equal(loaded(pixels()), probe(tower(pixels())))
+
+
+def test_another_base_tower_is_refused(tmp_path: Path, checkpoint: str) -> None:
+    config = config_of(checkpoint)
+    model, fingerprint = trained(config)
+    run = run_of(tmp_path, config, model, fingerprint)
+    other = fresh_tower(VISION, 8)
+    save_tower(other, checkpoint, torch.float32)
+    with pytest.raises(UserError) as caught:
+        load_predictor(run)
+    for part in (run.uri, checkpoint, fingerprint, other.base_fingerprint):
+        assert part in str(caught.value)
+
+
+@torch.no_grad()
+def test_a_fresh_tower_is_drawn_again_from_the_runs_seed(tmp_path: Path) -> None:
+    config = config_of("fresh", seed=3)
+    model, fingerprint = trained(config)
+    run = run_of(tmp_path, config, model, fingerprint)
+    loaded = load_predictor(run)
+    assert loaded.tower is not None
+    assert (loaded.tower.width, loaded.tower.depth, loaded.tower.size) == (160, 7, 64)
+    assert DEMO_SHAPE["hidden_size"] == 160
+    assert all(
+        torch.equal(tensor, model.state_dict()[name])
+        for name, tensor in loaded.state_dict().items()
+    )
