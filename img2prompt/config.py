@@ -249,8 +249,6 @@ class PlanConfig(Config):
     def __post_init__(self) -> None:
         _check(0 <= self.lora_rate <= 1, "plan.lora_rate", self.lora_rate, "0 to 1")
         _check(0 <= self.nfz_rate <= 1, "plan.nfz_rate", self.nfz_rate, "0 to 1")
-        total = self.lora_rate + self.nfz_rate
-        _check(total <= 1 + 1e-9, "plan.lora_rate + plan.nfz_rate", total, "at most 1 (no overlap)")
         _check(self.lora_rank >= 1, "plan.lora_rank", self.lora_rank, "1 or more")
         _check(self.lora_scale > 0, "plan.lora_scale", self.lora_scale, "above 0")
 
@@ -385,6 +383,39 @@ class PredictConfig(Config):
     def __post_init__(self) -> None:
         _check(self.nearest >= 1, "nearest", self.nearest, "1 or more")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Config):
+    """A search over layer plans and head widths; each trial is a real training run."""
+
+    name: str = "search"
+    """Folder name of the result."""
+    base: TrainConfig
+    """What all trials share."""
+    probe: TrainConfig
+    """Makes the head that trials of one width start from; needed when `base.start_from` is set."""
+    lora_rates: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
+    nfz_rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45)
+    head_widths: tuple[int, ...] = (0, 512)
+    trials: int = 8
+    """Most settings that are tried, drawn from all that differ."""
+    grace_epochs: int = 1
+    """Epochs that every trial gets before it may be stopped."""
+    reduction: int = 3
+    """At each rung the best of every `reduction` trials go on (ASHA: arXiv 1810.05934)."""
+    concurrent: int = 0
+    """Trials at a time; 0: as many as the cluster has workers for."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(len(self.lora_rates) > 0, "lora_rates", self.lora_rates, "one rate or more")
+        _check(len(self.nfz_rates) > 0, "nfz_rates", self.nfz_rates, "one rate or more")
+        _check(len(self.head_widths) > 0, "head_widths", self.head_widths, "one width or more")
+        _check(self.trials >= 1, "trials", self.trials, "1 or more")
+        _check(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "1 or more")
+        _check(self.reduction >= 2, "reduction", self.reduction, "2 or more")
+        _check(self.concurrent >= 0, "concurrent", self.concurrent, "0 (automatic) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from img2prompt.config import (
     PredictConfig,
     PrepareConfig,
     SceneSource,
+    SearchConfig,
     ShardConfig,
     TowerConfig,
     TrainConfig,
@@ -143,6 +144,25 @@ def l14_336_chain() -> ChainConfig:
     )
 
 
+def demo_search() -> SearchConfig:
+    """LoRA, unfreezing and head width on the demo tower: eight short trials, one worker each."""
+    return SearchConfig(
+        base=lora_demo().replace({"engine.workers": 1, "optim.epochs": 4}), probe=probe_demo()
+    )
+
+
+def l14_336_search() -> SearchConfig:
+    """LoRA, unfreezing and head width on CLIP ViT-L/14-336."""
+    return SearchConfig(
+        base=lora_l14_336(),
+        probe=probe_l14_336(),
+        lora_rates=(0.0, 0.2, 0.4, 0.6),
+        nfz_rates=(0.0, 0.125, 0.25, 0.4),
+        head_widths=(0, 4096, 16384),
+        trials=24,
+    )
+
+
 PREPARE = {
     "demo": demo_data,
     "tower": tower_data,
@@ -164,3 +184,4 @@ CHAINS = {
     "pictures-small": pictures_small_chain,
     "l14-336": l14_336_chain,
 }
+SEARCH = {"demo": demo_search, "l14-336": l14_336_search}

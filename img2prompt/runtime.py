@@ -193,7 +193,12 @@ def _local_environment() -> dict[str, str]:
 
     Ray's own default depends on, and writes, ~/.ray/auth_token.
     """
-    variables = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"), "RAY_ADDRESS": ""}
+    variables = {
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
+        "RAY_ADDRESS": "",
+        # Nobody takes this machine away with a warning, and Ray's watcher logs an error at start.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
     if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return variables

@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from ray.train import Checkpoint
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution import context as train_context
 
 # `ray.train` exports either these or its first version's, by an environment variable.
 from ray.train.v2.api.config import (
@@ -75,10 +76,12 @@ def run(
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials."""
     tower = open_tower(config.tower, config.seed)
+    layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)  # refuses an overlap
     draft = Draft.open(out, STAGE, config, _fingerprints(config, inputs, tower))
     if finished := draft.finished():
         return finished
-    workers, use_gpu = _workers(config)
+    workers, use_gpu = worker_count(config), runtime.resources().gpus >= 1
+    runtime.require(gpus=workers) if use_gpu else runtime.require(cpus=workers)
     _check(config, inputs, tower, workers)
     _announce(config, tower, inputs, workers)
     began = time.perf_counter()
@@ -116,14 +119,11 @@ def _fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str
     return found
 
 
-def _workers(config: TrainConfig) -> tuple[int, bool]:
-    """How many workers, and whether each gets a GPU."""
-    there = runtime.resources()
-    use_gpu = there.gpus >= 1
-    automatic = 1 if config.engine.kind == "plain" else int(there.gpus) if use_gpu else 2
-    workers = config.engine.workers or automatic
-    runtime.require(gpus=workers) if use_gpu else runtime.require(cpus=workers)
-    return workers, use_gpu
+def worker_count(config: TrainConfig) -> int:
+    """Workers of a run: as configured, else one per GPU, or two on CPUs (one without DeepSpeed)."""
+    gpus = int(runtime.resources().gpus)
+    automatic = 1 if config.engine.kind == "plain" else gpus or 2
+    return config.engine.workers or automatic
 
 
 def _check(config: TrainConfig, inputs: Inputs, tower: Tower, workers: int) -> None:
@@ -160,7 +160,7 @@ def _storage(out: str) -> str:
 
 def train_worker(job: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it logs every report of every rank
+    train_context.logger.setLevel(logging.WARNING)  # it logs every report of every rank
     config = TrainConfig.from_json(job["config"])
     inputs: Inputs = job["inputs"]
     context = ray.train.get_context()

@@ -1,0 +1,20 @@
+"""Search LoRA, unfreezing and head width with real training trials; writes the best config."""
+
+from img2prompt import cli, presets, runtime
+from img2prompt.artifact import Artifact, join
+from img2prompt.stages import features, search, shard, train
+
+
+def job() -> None:
+    options = cli.parse(__doc__, presets.SEARCH, default="demo")
+    config, out = options.config, options.out
+    with runtime.connect(dashboard=True):
+        shards = Artifact.load(join(out, "shards"), shard.STAGE)
+        embedded = Artifact.load(join(out, "features"), features.STAGE)
+        found = search.run(config, train.Inputs(shards, embedded), out)
+    cli.show(f"trials in {found.uri}", ["trial", "val cosine", "epochs", ""], search.summary(found))
+    print(f"train the best: python jobs/train.py --config {found.path(search.BEST)} --out {out}")
+
+
+if __name__ == "__main__":
+    cli.main(job)
