@@ -1,0 +1,161 @@
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from img2prompt.artifact import Artifact, Draft, open_uri
+from img2prompt.config import FeaturesConfig, ShardConfig
+from img2prompt.data.order import WINDOW, epoch_order, steps_per_epoch, worker_rows
+from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size
+from img2prompt.data.vectors import vector_column
+from img2prompt.errors import UserError
+
+SIDE = 16
+
+
+def table_of(rng: np.random.Generator, split: str, start: int, rows: int) -> pa.Table:
+    pictures = []
+    for _ in range(rows):
+        sink = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(sink, "PNG")
+        pictures.append(sink.getvalue())
+    ids = [f"{split}/{number}" for number in range(start, start + rows)]
+    targets = vector_column(rng.normal(size=(rows, 384)))
+    columns = [ids, ids, ["drawn"] * rows, pictures, targets]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def write(folder: str, files: dict[str, list[int]], rows_per_group: int) -> Artifact:
+    """Shards with so many rows a file."""
+    draft = Draft.open(folder, "shards", ShardConfig(size=SIDE), {})
+    rng = np.random.default_rng(0)
+    for split, counts in files.items():
+        for number, rows in enumerate(counts):
+            table = table_of(rng, split, sum(counts[:number]), rows)
+            draft.write_table(f"{split}/{number:05d}.parquet", table, rows_per_group)
+    return draft.publish()
+
+
+FILES = {"train": [10, 7, 0, 1], "val": [5], "test": [0]}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return write(str(tmp_path_factory.mktemp("shards") / "out"), FILES, rows_per_group=4)
+
+
+def expected(shards: Artifact, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Ids, pixels and targets of a split, read by pyarrow and Pillow alone."""
+    fs, path = open_uri(shards.uri)
+    paths = sorted(info.path for info in fs.get_file_info(pa.fs.FileSelector(f"{path}/{split}")))
+    table = pa.concat_tables([pq.ParquetFile(fs.open_input_file(path)).read() for path in paths])
+    pixels = [np.array(Image.open(io.BytesIO(data))) for data in table["image"].to_pylist()]
+    return table["id"].to_pylist(), np.array(pixels), np.array(table["target"].to_pylist())
+
+
+def assert_fetched(shards: Artifact, split: str, rows: list[int]) -> None:
+    ids, pixels, targets = expected(shards, split)
+    batch = ShardRows(shards, split).fetch(np.array(rows))
+    assert batch.ids == [ids[row] for row in rows]
+    assert batch.inputs.dtype == np.uint8
+    np.testing.assert_array_equal(batch.inputs, pixels[rows])
+    assert batch.targets.dtype == np.float32
+    np.testing.assert_array_equal(batch.targets, targets[rows].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "rows", [list(range(18)), [17], [9, 10, 16, 17], [3, 0, 3, 12, 16], list(range(17, -1, -1))]
+)
+def test_fetched_rows_are_those_of_the_table(shards: Artifact, rows: list[int]) -> None:
+    assert_fetched(shards, "train", rows)
+
+
+def test_rows_come_from_another_file_system_too() -> None:
+    made = write("fsspec+memory://test-shards/out", FILES, rows_per_group=3)
+    assert_fetched(made, "train", [17, 4, 11])
+    assert_fetched(made, "val", [4, 0])
+
+
+def test_group_sizes_are_those_of_the_files(shards: Artifact) -> None:
+    rows = ShardRows(shards, "train")
+    assert rows.group_sizes.tolist() == [4, 4, 2, 4, 3, 0, 1]
+    assert len(rows) == 18
+    assert (len(ShardRows(shards, "val")), len(ShardRows(shards, "test"))) == (5, 0)
+
+
+def test_what_is_fetched_may_be_written_to(shards: Artifact) -> None:
+    rows = ShardRows(shards, "val")
+    batch = rows.fetch(np.arange(5))
+    targets = batch.targets.copy()
+    batch.targets[:] = 0
+    batch.inputs[:] = 0
+    again = rows.fetch(np.arange(5))
+    np.testing.assert_array_equal(again.targets, targets)
+    assert again.inputs.any()
+
+
+def test_an_epoch_reads_each_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write(str(tmp_path), {"train": [200, 200, 150]}, rows_per_group=3)
+    rows = ShardRows(made, "train")
+    assert len(rows.group_sizes) > 2 * WINDOW
+    reads: Counter[tuple[int, int]] = Counter()
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def counted(file: pq.ParquetFile, number: int, **options) -> pa.Table:
+        reads[id(file), number] += 1
+        return read_row_group(file, number, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    order = epoch_order(rows.group_sizes, 0, 0)
+    fetched = [
+        row
+        for step in range(steps_per_epoch(len(rows), 10))
+        for row in rows.fetch(worker_rows(order, step, 10, 0, 1)).ids
+    ]
+    assert len(set(fetched)) == 550
+    assert len(reads) == len(rows.group_sizes)
+    assert set(reads.values()) == {1}
+
+
+def features_of(folder: Path, shards: Artifact, splits: tuple[str, ...]) -> Artifact:
+    draft = Draft.open(str(folder), "features", FeaturesConfig(), {})
+    for split in splits:
+        for name in shards.names(f"{split}/"):
+            ids = shards.read_table(name)["id"]
+            numbers = np.array([float(i.split("/")[1]) for i in ids.to_pylist()], np.float16)
+            values = pa.array(np.repeat(numbers, 6) + np.tile(np.arange(6), len(ids)), pa.float16())
+            feature = pa.FixedSizeListArray.from_arrays(values, 6)
+            draft.write_table(name, pa.table({"id": ids, "feature": feature}))
+    return draft.publish()
+
+
+def test_features_come_with_the_targets_of_the_shards(tmp_path: Path, shards: Artifact) -> None:
+    rows = FeatureRows(features_of(tmp_path, shards, ("train", "val")), shards, "train")
+    assert (len(rows), rows.group_sizes.tolist()) == (18, [18])
+    ids, _, targets = expected(shards, "train")
+    batch = rows.fetch(np.array([16, 2, 2]))
+    assert batch.ids == [ids[16], ids[2], ids[2]]
+    assert batch.inputs.dtype == np.float16
+    np.testing.assert_array_equal(batch.inputs, [[n + k for k in range(6)] for n in (16, 2, 2)])
+    np.testing.assert_array_equal(batch.targets, targets[[16, 2, 2]].astype(np.float32))
+
+
+def test_features_of_other_shards_are_our_own_mistake(tmp_path: Path, shards: Artifact) -> None:
+    features = features_of(tmp_path / "features", shards, ("train",))
+    other = write(str(tmp_path / "other"), {"train": [18]}, rows_per_group=4)
+    assert len(FeatureRows(features, other, "train")) == 18
+    with pytest.raises(AssertionError, match="order of the shards"):
+        FeatureRows(features, write(str(tmp_path / "less"), {"train": [17]}, 4), "train")
+
+
+def test_another_size_is_refused(shards: Artifact) -> None:
+    check_size(shards, SIDE)
+    with pytest.raises(UserError) as caught:
+        check_size(shards, 224)
+    for part in (shards.uri, "16 pixels", "224", "--shard.size"):
+        assert part in str(caught.value)
