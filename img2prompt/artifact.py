@@ -25,6 +25,7 @@ from img2prompt.errors import UserError
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+METRICS = "metrics.json"
 RECEIPTS = "receipts"
 
 
@@ -216,6 +217,7 @@ class Draft:
         """Mark the folder done. Every data file must have been written through this draft."""
         files = self.receipts()
         self._write_manifest(done=True, files=files, counts=counts)
+        write_bytes(join(self.uri, METRICS), json.dumps(counts, indent=2).encode())
         delete_folder(join(self.uri, RECEIPTS))
         return Artifact.load(self.uri, self.stage)
 

@@ -5,7 +5,7 @@ import dataclasses
 import io
 from dataclasses import dataclass
 
-from img2prompt.artifact import Artifact, join, read_bytes, write_bytes
+from img2prompt.artifact import METRICS, Artifact, join, read_bytes, write_bytes
 from img2prompt.config import ChainConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.results.metrics import cosine
@@ -37,7 +37,7 @@ def run(config: ChainConfig, out: str) -> Chain:
     runs = {config.probe.name: probe, config.finetune.name: tuned}
     scoring = dataclasses.replace(config.evaluate, runs=tuple(runs))
     evaluation = evaluate.run(scoring, prepared, embedded, runs, join(out, config.evaluate.name))
-    write_bytes(join(out, "metrics.json"), read_bytes(evaluation.path(evaluate.METRICS)))
+    write_bytes(join(out, METRICS), read_bytes(evaluation.path(METRICS)))
     predicting = dataclasses.replace(config.predict, run=config.finetune.name)
     if not predicting.pictures:
         folder = _write_samples(prepared, config.samples, join(out, SAMPLES))

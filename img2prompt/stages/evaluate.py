@@ -6,7 +6,6 @@ all and by source) and `scores.parquet` (each picture's cosine under each system
 
 import dataclasses
 import functools
-import json
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,6 @@ from img2prompt.stages.prepare import Prepared
 from img2prompt.stages.streaming import forward_split
 
 STAGE = "evaluation"
-METRICS = "metrics.json"
 SCORES = "scores.parquet"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
@@ -59,9 +57,7 @@ def run(
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
-    metrics = {"split": config.split, "systems": _summaries(config, answers, scores)}
-    draft.write_bytes(METRICS, json.dumps(metrics, indent=2).encode())
-    return draft.publish(**metrics)
+    return draft.publish(split=config.split, systems=_summaries(config, answers, scores))
 
 
 def _baselines(

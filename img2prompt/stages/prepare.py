@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact, join, write_bytes
 from img2prompt.config import PrepareConfig, TargetsConfig
 from img2prompt.stages import clean, group, index, shard, targets
 
@@ -32,7 +32,8 @@ class Prepared:
 
 
 def run(config: PrepareConfig, out: str) -> Prepared:
-    """Make, or find finished, every folder under `out`."""
+    """Make, or find finished, every folder under `out`; the config is kept as `prepare.json`."""
+    write_bytes(join(out, "prepare.json"), config.to_json().encode())
     listed = index.run(config, join(out, "index"))
     cleaned = clean.run(config.clean, listed, join(out, "clean"))
     encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, join(out, "targets"))

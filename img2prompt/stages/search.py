@@ -70,7 +70,6 @@ def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
     draft.write_bytes(BEST, best.to_json().encode())
     draft.write_bytes(TRIALS, json.dumps(rows, indent=2).encode())
     metrics = {"trials": len(rows), "best": rows[0]["name"], METRIC: rows[0]["best"]}
-    draft.write_bytes("metrics.json", json.dumps(metrics, indent=2).encode())
     return draft.publish(**metrics)
 
 

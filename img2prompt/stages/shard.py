@@ -16,7 +16,7 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import CleanConfig, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA, SPLITS
-from img2prompt.data.sources import REJECTED_SCHEMA, read_picture
+from img2prompt.data.sources import Rejected, read_picture, rejected_table, unread_picture
 from img2prompt.stages.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _parts(rows: pa.Table, rows_per_shard: int) -> list[tuple[str, pa.Table]]:
 def _make(draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig) -> int:
     """Write one shard; returns the rows it looked at."""
     encoded: list[bytes | None] = []
-    rejected = []
+    rejected: list[Rejected] = []
     for row in rows.select(["id", "uri", "member"]).to_pylist():
         try:
             data = read_picture(row["uri"], row["member"])
@@ -95,8 +95,9 @@ def _make(draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: 
             )
         except (images.BadPicture, OSError) as error:
             encoded.append(None)
-            rejected.append({"id": row["id"], "reason": str(error)})
-    draft.write_table(f"rejected/{name}", pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA))
+            where = f"{row['uri']} {row['member']}".strip()
+            rejected.append(unread_picture(row["id"], where, error))
+    draft.write_table(f"rejected/{name}", rejected_table(rejected))
     table = rows.append_column("image", pa.array(encoded, pa.binary()))
     table = table.filter(pc.field("image").is_valid()).select(SCHEMA.names).cast(SCHEMA)
     draft.write_table(name, table, config.rows_per_group)

@@ -19,7 +19,7 @@ from typing import Any
 import ray.train
 import safetensors.torch
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution import context as train_context
 
@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 STAGE = "train"
 HISTORY = "history.json"
+WORKERS = "workers"
+"""File of a checkpoint: how many workers share its optimiser state."""
 RETRIES = 3
 """Times that dead workers are replaced before a run gives up."""
 
@@ -104,7 +106,10 @@ def run(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        raise _told_to_users(error) from error
     checkpoint = result.get_best_checkpoint("val_cosine", "max")
     assert checkpoint is not None, "every epoch reports one"
     return _publish(draft, checkpoint, result.checkpoint or checkpoint, time.perf_counter() - began)
@@ -117,6 +122,15 @@ def _fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str
     if inputs.start is not None:
         found["start"] = inputs.start.fingerprint
     return found
+
+
+def _told_to_users(error: WorkerGroupError) -> Exception:
+    """What a worker had to say to the user, if that is why it stopped; else the error itself."""
+    for failure in error.worker_failures.values():
+        reason = failure.__cause__ if isinstance(failure.__cause__, UserError) else failure
+        if isinstance(reason, UserError):
+            return reason
+    return error
 
 
 def worker_count(config: TrainConfig) -> int:
@@ -174,8 +188,9 @@ def train_worker(job: dict[str, Any]) -> None:
     history: History = []
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
-            engine.load(Path(folder))
             history = json.loads((Path(folder) / HISTORY).read_text())
+            _check_workers(config, int((Path(folder) / WORKERS).read_text()), place.workers)
+            engine.load(Path(folder))
         logger.info("%s: goes on after epoch %d", config.name, len(history))
 
     def report(history: History) -> None:
@@ -184,9 +199,18 @@ def train_worker(job: dict[str, Any]) -> None:
             if place.rank == 0:
                 safetensors.torch.save_file(learned_state(model), Path(folder) / WEIGHTS)
                 (Path(folder) / HISTORY).write_text(json.dumps(history, indent=2))
+                (Path(folder) / WORKERS).write_text(str(place.workers))
             ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(folder))
 
     fit(config, engine, train, val, place, history, report)
+
+
+def _check_workers(config: TrainConfig, before: int, now: int) -> None:
+    if before != now:
+        raise UserError(
+            f"{config.name} was begun with {before} worker(s) and would go on with {now}; its "
+            f"optimiser state is shared among {before}: set --engine.workers {before}"
+        )
 
 
 def open_rows(config: TrainConfig, inputs: Inputs, split: str) -> Rows:
@@ -218,7 +242,6 @@ def _publish(draft: Draft, best: Checkpoint, last: Checkpoint, seconds: float) -
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
     top = max(history, key=lambda row: row["val_cosine"])
     metrics = {"best_epoch": top["epoch"], "val_cosine": top["val_cosine"], "seconds": seconds}
-    draft.write_bytes("metrics.json", json.dumps(metrics, indent=2).encode())
     run = draft.publish(**metrics)
     delete_folder(join(draft.uri, "ray"))
     return run

@@ -13,6 +13,7 @@ from img2prompt.data.sources.rows import (
     count_kinds,
     rejected_table,
     unique_ids,
+    unread_picture,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "read_picture",
     "rejected_table",
     "unique_ids",
+    "unread_picture",
 ]
 
 

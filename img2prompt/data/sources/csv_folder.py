@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from img2prompt.artifact import join, open_uri
 from img2prompt.config import CsvSource
 from img2prompt.data import images
-from img2prompt.data.sources.rows import Rejected, Row
+from img2prompt.data.sources.rows import Rejected, Row, unread_picture
 from img2prompt.errors import UserError
 
 LARGEST_MEGAPIXELS = 1000.0
@@ -155,10 +155,8 @@ def _with_size(row: Row | Rejected) -> Row | Rejected:
         return row
     try:
         width, height = _probe(row["uri"])
-    except FileNotFoundError:
-        return Rejected(row["id"], f"missing picture: {row['uri']} does not exist")
     except (images.BadPicture, OSError, ValueError) as error:
-        return Rejected(row["id"], f"unreadable picture: {row['uri']}: {error}")
+        return unread_picture(row["id"], row["uri"], error)
     if reason := images.size_reason(width, height, LARGEST_MEGAPIXELS):
         return Rejected(row["id"], f"picture size: {reason}")
     return {**row, "width": width, "height": height}

@@ -44,6 +44,13 @@ Row = dict[str, Any]
 """A row of INDEX_SCHEMA."""
 
 
+def unread_picture(row_id: str, where: str, error: Exception) -> Rejected:
+    """The rejected row of a picture at `where` that could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return Rejected(row_id, f"missing picture: {where} does not exist")
+    return Rejected(row_id, f"unreadable picture: {where}: {error}")
+
+
 def unique_ids(rows: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
     """The same rows, where every further row of an id is rejected."""
     seen = set()
