@@ -13,11 +13,13 @@ def job() -> None:
         prepared = prepare.Prepared.load(out)
         predictions = predict.run(config, trained, prepared, join(out, config.name))
     cli.show(
-        f"{predictions.counts['pictures']} pictures predicted, "
-        f"{predictions.counts['rejected']} rejected, in {predictions.uri}",
+        f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",
         ["picture", "nearest prompt", "cosine"],
         predict.summary(predictions),
     )
+    if refused := predict.rejected_summary(predictions):
+        title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
+        cli.show(title, ["picture", "reason"], refused)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,14 @@ def read_submission(path: str) -> tuple[list[str], np.ndarray]:
     return ids, _values(path, table["val"]).reshape(-1, DIMENSIONS)
 
 
+def check_id(name: str) -> None:
+    """UserError when a picture's id cannot stand in the file."""
+    if not name or any(c in name for c in ',"\r\n'):
+        raise UserError(
+            f"id {name!r} has a comma, a quote or a line end, or is empty: rename that picture"
+        )
+
+
 def _check(ids: Sequence[str], vectors: np.ndarray) -> None:
     if vectors.shape != (len(ids), DIMENSIONS) or not len(ids):
         raise ValueError(
@@ -80,8 +88,7 @@ def _check(ids: Sequence[str], vectors: np.ndarray) -> None:
         raise ValueError(f"the vector of {ids[bad[0]]!r} is not finite")
     seen = set()
     for name in ids:
-        if not name or any(c in name for c in ',"\r\n'):
-            raise UserError(f"id {name!r} has a comma, a quote or a line end, or is empty")
+        check_id(name)
         if name in seen:
             raise UserError(f"two pictures have the id {name!r}: give them different file names")
         seen.add(name)

@@ -5,7 +5,15 @@ import dataclasses
 import io
 from dataclasses import dataclass
 
-from img2prompt.artifact import METRICS, Artifact, join, read_bytes, write_bytes
+from img2prompt.artifact import (
+    CONFIG,
+    METRICS,
+    Artifact,
+    delete_folder,
+    join,
+    read_bytes,
+    write_bytes,
+)
 from img2prompt.config import ChainConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.results.metrics import cosine
@@ -25,8 +33,7 @@ class Chain:
 
 
 def run(config: ChainConfig, out: str) -> Chain:
-    """Make, or find finished, everything under `out`."""
-    write_bytes(join(out, "config.json"), config.to_json().encode())
+    """Make, or find finished, everything under `out`; the config is kept when all stages agree."""
     prepared = prepare.run(config.prepare, out)
     embedded = features.run(config.features, prepared.shards, join(out, "features"))
     inputs = train.Inputs(prepared.shards, embedded)
@@ -43,6 +50,7 @@ def run(config: ChainConfig, out: str) -> Chain:
         folder = _write_samples(prepared, config.samples, join(out, SAMPLES))
         predicting = dataclasses.replace(predicting, pictures=folder)
     predictions = predict.run(predicting, tuned, prepared, join(out, config.predict.name))
+    write_bytes(join(out, CONFIG), config.to_json().encode())
     return Chain(prepared, evaluation, predictions)
 
 
@@ -51,18 +59,22 @@ def _run_folder(out: str, name: str) -> str:
 
 
 def _write_samples(prepared: Prepared, count: int, folder: str) -> str:
-    """The first pictures of the test split as files, with their prompts in `prompts.csv`."""
+    """The first pictures of the test split as files, with ids and prompts in `prompts.csv`.
+
+    Files are numbered: an id may hold what no file name or submission can.
+    """
+    delete_folder(folder)
     rows = prepared.shards.read_tables("test/", ["id", "prompt_id", "image"]).slice(0, count)
     texts = prepared.targets.read_tables("rows", ["prompt_id", "prompt"])
     prompt = dict(zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True))
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["imgId", "prompt"])
+    writer.writerow(["imgId", "id", "prompt"])
     ending = "png" if prepared.shards.config["encoding"] == "png" else "jpg"
-    for row in rows.to_pylist():
-        name = row["id"].replace("/", "_").rsplit(".", 1)[0]
+    for number, row in enumerate(rows.to_pylist()):
+        name = f"{number:05d}"
         write_bytes(join(folder, f"{name}.{ending}"), row["image"])
-        writer.writerow([name, prompt[row["prompt_id"]]])
+        writer.writerow([name, row["id"], prompt[row["prompt_id"]]])
     write_bytes(join(folder, "prompts.csv"), sink.getvalue().encode())
     return folder
 

@@ -8,6 +8,7 @@ parts, so a killed run goes on with the parts that are missing.
 import csv
 import functools
 import io
+import logging
 import posixpath
 import tempfile
 from pathlib import Path
@@ -22,58 +23,85 @@ import ray.data
 from img2prompt.artifact import Artifact, Draft, fingerprint_of, open_uri, read_bytes
 from img2prompt.config import PredictConfig
 from img2prompt.data import images
-from img2prompt.data.sources import REJECTED_SCHEMA
+from img2prompt.data.sources import REJECTED_SCHEMA, Rejected, count_kinds, unread_picture
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import load_predictor
 from img2prompt.model.text import PromptEncoder
 from img2prompt.results.neighbours import NearestPrompts
-from img2prompt.results.submission import write_submission
+from img2prompt.results.submission import check_id, write_submission
 from img2prompt.stages.prepare import Prepared
 from img2prompt.stages.progress import Progress
 from img2prompt.stages.streaming import DECODE_CPUS, forward, to_matrix
 
+logger = logging.getLogger(__name__)
+
 STAGE = "predictions"
 SUBMISSION = "submission.csv"
 PROMPTS = "prompts.csv"
+REJECTED = "rejected.parquet"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 PART = 10_000
 """Pictures in one file of vectors."""
 
 
 def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) -> Artifact:
-    """Predict all pictures of a folder; counts `pictures` and `rejected`."""
-    paths = list_pictures(config.pictures)
-    inputs = {"run": trained.fingerprint, "pictures": fingerprint_of(paths)}
+    """Predict all pictures of a folder; counts `pictures`, and `rejected` by kind."""
+    found = list_pictures(config.pictures)
+    listing = [[info.base_name, info.size] for info in found.values()]
+    prompts = _read_prompts(config.prompts) if config.prompts else []
+    inputs = {
+        "run": trained.fingerprint,
+        "pictures": fingerprint_of(listing),
+        "prompts": fingerprint_of(prompts) if prompts else prepared.targets.fingerprint,
+    }
     draft = Draft.open(out, STAGE, config, inputs)
     if finished := draft.finished():
         return finished
+    paths = {name: info.path for name, info in found.items()}
     _predict_parts(config, trained, prepared.shards, paths, draft)
     ids, vectors, rejected = _collect(draft)
-    draft.write_table("rejected.parquet", rejected)
+    draft.write_table(REJECTED, rejected)
     if ids:
         _write_submission(draft, ids, vectors)
-        _write_prompts(draft, ids, vectors, _corpus(config, prepared), config.nearest)
-    return draft.publish(pictures=len(ids), rejected=rejected.num_rows)
+        corpus = _corpus(prompts, config.encoder, prepared.targets)
+        _write_prompts(draft, ids, vectors, corpus, config.nearest)
+    kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
+    return draft.publish(pictures=len(ids), rejected=kinds)
 
 
-def list_pictures(folder: str) -> dict[str, str]:
-    """Path of each picture by its id, the file name without ending, in the order of the ids."""
+def list_pictures(folder: str) -> dict[str, pafs.FileInfo]:
+    """Each picture by its id, the file name without ending, in the order of the ids.
+
+    Raises:
+        UserError: no folder, no picture in it, or a name that cannot be an id of the submission.
+    """
     fs, path = open_uri(folder)
     if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
-    found: dict[str, str] = {}
-    for info in fs.get_file_info(pafs.FileSelector(path)):
-        stem, ending = posixpath.splitext(info.base_name)
-        if info.is_file and ending.lower() in ENDINGS:
-            if stem in found:
-                raise UserError(
-                    f"{info.path} and {found[stem]} would both be {stem!r}: rename one of them"
-                )
-            found[stem] = info.path
+    found: dict[str, pafs.FileInfo] = {}
+    files = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
+    for info in files:
+        stem, ending = posixpath.splitext(_file_name(info))
+        if ending.lower() not in ENDINGS:
+            continue
+        if stem in found:
+            both = f"{info.path} and {found[stem].path}"
+            raise UserError(f"{both} would both be {stem!r}: rename one of them")
+        check_id(stem)
+        found[stem] = info
+    looked = f"looked for {', '.join(ENDINGS)}"
     if not found:
-        raise UserError(f"{folder} holds no picture; looked for {', '.join(ENDINGS)}")
+        raise UserError(f"{folder} holds no picture; {looked}")
+    logger.info("predict: %d pictures of %d files; %s", len(found), len(files), looked)
     return dict(sorted(found.items()))
+
+
+def _file_name(info: pafs.FileInfo) -> str:
+    try:
+        return info.base_name
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file name {error.object!r} is not UTF-8: rename it") from None
 
 
 def _predict_parts(
@@ -106,7 +134,7 @@ def load_pictures(batch: dict[str, np.ndarray], folder: str, size: int, fit: Any
             with fs.open_input_stream(path) as stream:
                 pixels[row] = images.resize(images.decode(stream.read()), size, fit)
         except (images.BadPicture, OSError) as error:
-            reasons[row] = f"{path}: {error}"
+            reasons[row] = unread_picture(batch["id"][row], path, error).reason
     return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
 
 
@@ -143,19 +171,26 @@ def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray) -> None
         draft.write_bytes(SUBMISSION, read_bytes(path), rows=vectors.size)
 
 
-def _corpus(config: PredictConfig, prepared: Prepared) -> NearestPrompts:
-    """The prompts that predictions are compared with."""
-    if not config.prompts:
-        table = prepared.targets.read_tables("rows", ["prompt", "target"])
-        return NearestPrompts(matrix(table["target"]), table["prompt"].to_pylist())
+def _read_prompts(path: str) -> list[str]:
+    """The distinct lines of a text file, in alphabetical order."""
     try:
-        text = read_bytes(config.prompts).decode()
+        text = read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {config.prompts!r} is no readable text file: {error}") from None
+        raise UserError(
+            f"prompts {path!r} cannot be read ({error}); allowed: UTF-8 text, a prompt a line"
+        ) from None
     prompts = sorted({line.strip() for line in text.splitlines()} - {""})
     if not prompts:
-        raise UserError(f"prompts {config.prompts!r} holds no line of text")
-    return NearestPrompts(PromptEncoder(config.encoder).encode(prompts), prompts)
+        raise UserError(f"prompts {path!r} holds no line of text; allowed: one prompt a line")
+    return prompts
+
+
+def _corpus(prompts: list[str], encoder: str, targets: Artifact) -> NearestPrompts:
+    """What predictions are compared with: the user's prompts, or those of the data set."""
+    if prompts:
+        return NearestPrompts(PromptEncoder(encoder).encode(prompts), prompts)
+    table = targets.read_tables("rows", ["prompt", "target"])
+    return NearestPrompts(matrix(table["target"]), table["prompt"].to_pylist())
 
 
 def _write_prompts(
@@ -177,3 +212,9 @@ def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
     text = read_bytes(predictions.path(PROMPTS)).decode()
     firsts = [row for row in csv.DictReader(io.StringIO(text)) if row["rank"] == "1"]
     return [[row["imgId"], row["prompt"], float(row["cosine"])] for row in firsts[:limit]]
+
+
+def rejected_summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
+    """Rows for a table: the first pictures that could not be read, with the reason."""
+    rows = predictions.read_table(REJECTED).slice(0, limit).to_pylist()
+    return [[row["id"], row["reason"]] for row in rows]

@@ -33,7 +33,6 @@ class Prepared:
 
 def run(config: PrepareConfig, out: str) -> Prepared:
     """Make, or find finished, every folder under `out`; the config is kept as `prepare.json`."""
-    write_bytes(join(out, "prepare.json"), config.to_json().encode())
     listed = index.run(config, join(out, "index"))
     cleaned = clean.run(config.clean, listed, join(out, "clean"))
     encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, join(out, "targets"))
@@ -41,6 +40,7 @@ def run(config: PrepareConfig, out: str) -> Prepared:
     shards = shard.run(
         config.shard, config.clean, listed, cleaned, encoded, grouped, join(out, "shards")
     )
+    write_bytes(join(out, "prepare.json"), config.to_json().encode())
     return Prepared(listed, cleaned, encoded, grouped, shards)
 
 
@@ -48,16 +48,18 @@ def summary(prepared: Prepared) -> list[list[object]]:
     """Rows for a table: what each stage kept, and what it rejected."""
     index_counts, clean_counts = prepared.index.counts, prepared.clean.counts
     group_counts, shard_counts = prepared.groups.counts, prepared.shards.counts
+    near = clean_counts["rows"] - sum(group_counts["pictures_by_split"].values())
+    dropped = f"{group_counts['dropped']} near duplicates dropped, with {near} pictures"
     return [
         ["pictures listed", index_counts["rows"], _rejected(index_counts)],
         ["pictures clean", clean_counts["rows"], _rejected(clean_counts)],
         ["distinct prompts", prepared.targets.counts["prompts"], ""],
-        ["prompts kept", group_counts["kept"], f"{group_counts['dropped']} near duplicates"],
+        ["prompts kept", group_counts["kept"], dropped],
         ["similarity groups", group_counts["groups"], f"largest {group_counts['largest_group']}"],
         ["train pictures", shard_counts["train"], ""],
         ["validation pictures", shard_counts["val"], _leak(group_counts["train_to_val"])],
         ["test pictures", shard_counts["test"], _leak(group_counts["train_to_test"])],
-        ["unreadable pictures", shard_counts["rejected"], ""],
+        ["unread pictures", sum(shard_counts["rejected"].values()), _rejected(shard_counts)],
     ]
 
 

@@ -12,11 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact, Draft, join
 from img2prompt.config import CleanConfig, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA, SPLITS
-from img2prompt.data.sources import Rejected, read_picture, rejected_table, unread_picture
+from img2prompt.data.sources import (
+    Rejected,
+    count_kinds,
+    read_picture,
+    rejected_table,
+    unread_picture,
+)
+from img2prompt.errors import UserError
 from img2prompt.stages.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -33,7 +40,11 @@ def run(
     groups: Artifact,
     out: str,
 ) -> Artifact:
-    """Write and publish the shards of all splits."""
+    """Write and publish the shards of all splits; counts rows by split and `rejected` by kind.
+
+    Raises:
+        UserError: not one picture of a split can be read.
+    """
     inputs = {
         "index": index.fingerprint,
         "clean": clean.fingerprint,
@@ -105,7 +116,16 @@ def _make(draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: 
 
 
 def _publish(draft: Draft) -> Artifact:
-    counts = {split: 0 for split in SPLITS} | {"rejected": 0}
-    for name, receipt in draft.receipts().items():
-        counts[name.split("/")[0]] += receipt.rows
-    return draft.publish(**counts)
+    receipts = draft.receipts()
+    names = [name for name in receipts if name.startswith("rejected/")]
+    rejected = [Rejected(**row) for name in names for row in draft.read_table(name).to_pylist()]
+    counts = {split: 0 for split in SPLITS}
+    for name in receipts.keys() - names:
+        counts[name.split("/")[0]] += receipts[name].rows
+    kinds = count_kinds(rejected)
+    if not all(counts.values()):
+        raise UserError(
+            f"a split has no picture: {counts}, rejected {kinds}; the reasons are in "
+            f"{join(draft.uri, 'rejected')}. Mend or add pictures, then delete {draft.uri}"
+        )
+    return draft.publish(**counts, rejected=kinds)

@@ -39,7 +39,7 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pixels = torch.from_numpy(np.ascontiguousarray(batch.pop("pixels"))).to(self._device)
+        pixels = torch.tensor(batch.pop("pixels"), device=self._device)
         half = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype, enabled=half):
             batch["vector"] = self._model(pixels).float().cpu().numpy()
