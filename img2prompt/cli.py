@@ -1,15 +1,15 @@
 """The command line of all jobs: a preset, dotted options on top, one call, readable errors."""
 
-import functools
-import operator
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from img2prompt.artifact import read_bytes
 from img2prompt.config import Config
@@ -37,32 +37,49 @@ def parse(
 
     `--config FILE` takes a complete JSON config in place of a preset. With a `default`, or where
     there is one preset only, its name may be left out.
+
+    Raises:
+        UserError: no such preset or file. For a bad option tyro says what is allowed and exits.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    kind = type(next(iter(presets.values()))())
-    job_type: Any = Job[kind]  # type: ignore[valid-type]
-    read = functools.partial(
-        tyro.cli, description=what, args=arguments, config=(tyro.conf.AvoidSubcommands,)
+    default = next(iter(presets)) if len(presets) == 1 else default
+    if not default and arguments in (["-h"], ["--help"]):
+        print(f"{what}\n\n{_usage(presets, default)}")
+        sys.exit(0)
+    config = _start(presets, default, arguments)
+    job_type: Any = Job[type(config)]  # type: ignore[misc]
+    return tyro.cli(
+        job_type,
+        description=f"{what}\n\n{_usage(presets, default)}",
+        args=arguments,
+        default=Job(config),
+        config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _start(presets: Mapping[str, Callable[[], C]], default: str, arguments: list[str]) -> C:
+    """The config that the options change; its name is taken out of the arguments."""
     if "--config" in arguments:
-        return read(job_type, default=_from_file(arguments, kind))
-    if len(presets) == 1:
-        return read(job_type, default=Job(next(iter(presets.values()))()))
-    if default and not {"-h", "--help", *presets} & set(arguments):
-        arguments.insert(0, default)
-    choices = tuple(_choice(job_type, *named) for named in presets.items())
-    return read(functools.reduce(operator.or_, choices))
+        return _from_file(arguments, type(next(iter(presets.values()))()))
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments.pop(0) if named else default
+    if name not in presets:
+        wrong = f"{name!r} is no preset" if named else "no preset is named"
+        raise UserError(f"{wrong}\n{_usage(presets, default)}")
+    return presets[name]()
 
 
-def _choice(job_type: Any, name: str, make: Callable[[], Config]) -> Any:
-    """A preset as a subcommand that begins with its values."""
-    what = (make.__doc__ or name).split("\n")[0]
-    return Annotated[
-        job_type, tyro.conf.subcommand(name=name, default=Job(make()), description=what)
-    ]
+def _usage(presets: Mapping[str, Callable[[], Config]], default: str) -> str:
+    """How to start a job, and its presets with the first line of what each says of itself."""
+    script = Path(sys.argv[0]).name
+    lines = [f"usage: {script} [preset] [options], or {script} --config FILE [options]"]
+    for name, make in presets.items():
+        mark = " (taken when none is named)" if name == default else ""
+        lines.append(f"  {name}{mark}: {(make.__doc__ or '').split(chr(10))[0]}")
+    return "\n".join(lines)
 
 
-def _from_file(arguments: list[str], kind: type[C]) -> Job[C]:
+def _from_file(arguments: list[str], kind: type[C]) -> C:
     """Take `--config FILE` out of the arguments and read the file."""
     place = arguments.index("--config")
     if place + 1 == len(arguments):
@@ -70,9 +87,9 @@ def _from_file(arguments: list[str], kind: type[C]) -> Job[C]:
     path = arguments[place + 1]
     del arguments[place : place + 2]
     try:
-        return Job(kind.from_json(read_bytes(path).decode(), where=path))
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: there is no such file") from None
+        return kind.from_json(read_bytes(path).decode(), where=path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read: {error}") from None
 
 
 def main(job: Callable[[], None]) -> None:
@@ -80,13 +97,14 @@ def main(job: Callable[[], None]) -> None:
     try:
         job()
     except UserError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        told = Text.assemble(("error: ", "bold red"), str(error))
+        Console(stderr=True, highlight=False).print(told, soft_wrap=True)
         sys.exit(2)
 
 
 def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
-    """Print a table, numbers to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Print a table, numbers to the right; brackets are text, as prompts are full of them."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows:
@@ -94,7 +112,7 @@ def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> Text:
     if isinstance(value, float):
-        return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        return Text(f"{value:.4f}")
+    return Text(f"{value:,}" if isinstance(value, int) else str(value))
