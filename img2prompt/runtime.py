@@ -189,13 +189,14 @@ def _knock(address: str) -> None:
 
 
 def _local_environment() -> dict[str, str]:
-    """The user's authentication if there is one, else a token that only this run knows.
+    """No usage statistics, and a token that only this run knows unless the user chose one.
 
-    Ray's own default depends on, and writes, ~/.ray/auth_token.
+    Ray's own choice depends on, and writes, ~/.ray/auth_token.
     """
     variables = {
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
         "RAY_ADDRESS": "",
+        "RAY_USAGE_STATS_ENABLED": "0",
         # Nobody takes this machine away with a warning, and Ray's watcher logs an error at start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }

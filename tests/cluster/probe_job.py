@@ -1,0 +1,27 @@
+"""A job for test_submit.py: says what img2prompt is on a worker, and where it came from."""
+
+import json
+import os
+
+import ray
+
+import img2prompt
+from img2prompt import runtime
+from img2prompt.config import PlanConfig
+
+
+@ray.remote
+def probe(plan: PlanConfig) -> dict[str, str]:
+    return {
+        "offline": os.environ["HF_HUB_OFFLINE"],
+        "plan": plan.fingerprint(),
+        "package": img2prompt.__file__,
+        "node": ray.get_runtime_context().get_node_id(),
+    }
+
+
+if __name__ == "__main__":
+    with runtime.connect() as there:
+        told = ray.get(probe.remote(PlanConfig(lora_rate=0.5)))
+        told |= {"cpus": there.cpus, "head": ray.get_runtime_context().get_node_id()}
+    print("PROBE " + json.dumps(told))

@@ -1,0 +1,72 @@
+"""`ray job submit` to a cluster that asks for a token."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from img2prompt.config import PlanConfig
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def exports(start_nodes) -> Iterator[dict[str, str]]:
+    with start_nodes("--nodes", "2", "--cpus", "2") as exported:
+        yield exported
+
+
+def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    """The real command."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("ray"), "job", "submit", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "status"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, 401),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, 403),
+    ],
+)
+def test_without_the_token_a_job_is_refused(exports, variables, status, outside) -> None:
+    address = exports["RAY_API_SERVER_ADDRESS"]
+    done = submit(outside | variables | {"RAY_API_SERVER_ADDRESS": address}, "--", "echo", "it ran")
+    assert done.returncode != 0
+    assert "AuthenticationError" in done.stdout
+    assert "it ran" not in done.stdout
+    token = variables.get("RAY_AUTH_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/api/jobs/", headers=headers))
+    assert refused.value.code == status
+
+
+def test_with_the_token_a_job_runs_this_package_on_a_worker(exports, outside) -> None:
+    done = submit(
+        outside | exports,
+        *("--submission-id", "probe", "--working-dir", str(ROOT)),
+        *("--runtime-env-json", '{"env_vars": {"HF_HUB_OFFLINE": "0"}}'),
+        *("--", "python", "tests/cluster/probe_job.py"),
+    )
+    assert done.returncode == 0, done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("PROBE ")]
+    told = json.loads(line.removeprefix("PROBE "))
+    assert told["plan"] == PlanConfig(lora_rate=0.5).fingerprint()
+    assert told["cpus"] == 4
+    assert told["offline"] == "0", "what the submitter sets stays"
+    assert told["node"] != told["head"], "the head has no CPUs"
+    folder = Path(exports["RAY_AUTH_TOKEN_PATH"]).parent
+    assert Path(told["package"]).is_relative_to(folder), "the uploaded package, not this checkout"
