@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed._functional_collectives import all_reduce
 
 from img2prompt.config import HeadConfig
 from img2prompt.data.vectors import DIMENSIONS
@@ -12,12 +12,13 @@ from img2prompt.data.vectors import DIMENSIONS
 def build_head(width_in: int, config: HeadConfig) -> nn.Module:
     """A linear head, or the published wide one: Linear, BatchNorm, ReLU, Linear.
 
-    Output: float32 (B, 384), not normalised.
+    Output: (B, 384), not normalised. The first Linear of a wide head has no bias: BatchNorm takes
+    it out again, so its gradient is rounding noise, and Adam would make steps of that.
     """
     if config.width == 0:
         return nn.Linear(width_in, DIMENSIONS)
     return nn.Sequential(
-        nn.Linear(width_in, config.width),
+        nn.Linear(width_in, config.width, bias=False),
         GlobalBatchNorm(config.width),
         nn.ReLU(),
         nn.Linear(config.width, DIMENSIONS),
@@ -40,8 +41,10 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
     def _shared(self, x: Tensor) -> Tensor:
         rows = x.shape[0] * dist.get_world_size()
-        mean = all_reduce(x.sum(0)) / rows
-        variance = all_reduce(((x - mean) ** 2).sum(0)) / rows
+        everyone = dist.group.WORLD
+        assert everyone is not None
+        mean = all_reduce(x.sum(0), "sum", everyone) / rows
+        variance = all_reduce(((x - mean) ** 2).sum(0), "sum", everyone) / rows
         self._update(mean.detach(), variance.detach() * rows / (rows - 1))
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 

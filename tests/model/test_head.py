@@ -135,7 +135,7 @@ def test_a_head_is_linear_or_wide() -> None:
     assert [type(part).__name__ for part in wide] == ["Linear", "GlobalBatchNorm", "ReLU", "Linear"]
     assert wide(inputs).shape == (5, EMBEDDING)
     shapes = [tuple(tensor.shape) for tensor in wide.parameters()]
-    assert shapes == [(10, WIDTH), (10,), (10,), (10,), (EMBEDDING, 10), (EMBEDDING,)]
+    assert shapes == [(10, WIDTH), (10,), (10,), (EMBEDDING, 10), (EMBEDDING,)]
 
 
 def test_statistics_are_float32_under_bfloat16() -> None:

@@ -1,0 +1,218 @@
+import logging
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from tiny import MemoryRows, assert_close, config_of, is_noise, model_of
+from torch import nn
+
+from img2prompt.config import HeadConfig, OptimConfig, PlanConfig, TrainConfig
+from img2prompt.data.order import epoch_order
+from img2prompt.data.shards import Batch
+from img2prompt.errors import UserError
+from img2prompt.model.predictor import build_predictor, learned_state
+from img2prompt.stages.engine import PlainEngine
+from img2prompt.stages.worker import History, Place, fit, prefetch, total_steps, validate
+
+TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
+CPU = torch.device("cpu")
+
+
+def fitted(
+    config: TrainConfig, model: nn.Module, train=TRAIN, history: History | None = None
+) -> list[History]:
+    """Train with the plain engine; what was reported."""
+    reports: list[History] = []
+    engine = PlainEngine(model, config, total_steps(config, len(train)), CPU)
+    fit(config, engine, train, VAL, Place(), history or [], reports.append)
+    return reports
+
+
+def by_hand(config: TrainConfig, model: nn.Module) -> list[tuple[float, float]]:
+    """The same run in plain torch: loss and validation cosine of each epoch."""
+    decayed = [t for t in model.parameters() if t.requires_grad and t.ndim > 1]
+    plain = [t for t in model.parameters() if t.requires_grad and t.ndim == 1]
+    head = {id(tensor) for tensor in model.get_submodule("head").parameters()}
+    peaks = [config.optim.head_lr if id(t) in head else config.optim.lr for t in decayed + plain]
+    optimizer = torch.optim.AdamW(
+        [{"params": [t], "weight_decay": config.optim.weight_decay} for t in decayed]
+        + [{"params": [t], "weight_decay": 0.0} for t in plain],
+        betas=(0.9, 0.98),
+    )
+    size, per_epoch = config.optim.batch_size, len(TRAIN) // config.optim.batch_size
+    steps = per_epoch * config.optim.epochs
+    rise = math.ceil(steps * config.optim.warmup)
+    done, curve = 0, []
+    for epoch in range(config.optim.epochs):
+        order, losses = epoch_order(TRAIN.group_sizes, config.seed, epoch), []
+        model.train()
+        for step in range(per_epoch):
+            rows = order[step * size : (step + 1) * size]
+            predicted = model(torch.from_numpy(TRAIN.pixels[rows]))
+            unit = predicted / predicted.norm(dim=1, keepdim=True)
+            target = torch.from_numpy(TRAIN.targets[rows])
+            loss = 1 - (unit * target / target.norm(dim=1, keepdim=True)).sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            gradients = [t.grad for t in decayed + plain if t.grad is not None]
+            norm = torch.stack([(g**2).sum() for g in gradients]).sum().sqrt()
+            for gradient in gradients:
+                gradient *= min(1.0, config.optim.clip_norm / (norm.item() + 1e-6))
+            fall = (1 + math.cos(math.pi * (done - rise) / (steps - rise))) / 2
+            factor = (done + 1) / rise if done < rise else fall
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+            losses.append(loss.item())
+            done += 1
+        model.eval()
+        with torch.no_grad():
+            predicted = model(torch.from_numpy(VAL.pixels)).numpy()
+        dots = (predicted * VAL.targets).sum(1)
+        norms = np.linalg.norm(predicted, axis=1) * np.linalg.norm(VAL.targets, axis=1)
+        curve.append((float(np.mean(losses)), float((dots / norms).mean())))
+    return curve
+
+
+@pytest.mark.parametrize("width", [0, 24])
+def test_the_loop_is_the_one_written_by_hand(tiny_tower: str, width: int) -> None:
+    config = config_of(tiny_tower, width=width)
+    ours, theirs = model_of(config), model_of(config)
+    start = {name: tensor.clone() for name, tensor in learned_state(ours).items()}
+    history = fitted(config, ours)[-1]
+    curve = by_hand(config, theirs)
+    assert [(row["train_loss"], row["val_cosine"]) for row in history] == [
+        pytest.approx(point, abs=1e-4 if width else 2e-5) for point in curve
+    ]
+    assert_close(learned_state(ours), learned_state(theirs), atol=5e-5)
+    moved = {n: (t - start[n]).float().abs().max() for n, t in learned_state(ours).items()}
+    assert all(far > 5e-4 for name, far in moved.items() if not is_noise(name, width > 0))
+    assert curve[-1][0] < curve[0][0]
+
+
+def test_every_epoch_is_reported_with_all_before_it(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, optim__epochs=2)
+    reports = fitted(config, model_of(config))
+    assert [[row["epoch"] for row in history] for history in reports] == [[1], [1, 2]]
+    assert reports[1][0] == reports[0][0]
+    assert set(reports[1][1]) == {"epoch", "train_loss", "val_cosine", "rows_per_second"}
+    assert reports[1][1]["rows_per_second"] > 0
+
+
+def test_a_run_goes_on_with_the_epoch_after_its_history(tiny_tower: str) -> None:
+    config = config_of(tiny_tower)
+    seen: list[str] = []
+
+    class Watched(MemoryRows):
+        def fetch(self, rows: np.ndarray) -> Batch:
+            batch = super().fetch(rows)
+            seen.extend(batch.ids)
+            return batch
+
+    before = [{"epoch": 1, "val_cosine": 0.5}, {"epoch": 2, "val_cosine": 0.6}]
+    reports = fitted(config, model_of(config), Watched(53, seed=1), history=before)
+    assert len(reports) == 1
+    assert reports[0][:2] == before
+    assert reports[0][2]["epoch"] == 3
+    expected = epoch_order(TRAIN.group_sizes, config.seed, 2)[:48]
+    assert seen == [f"row-{row}" for row in expected]
+    assert fitted(config, model_of(config), history=reports[0]) == []
+
+
+def test_a_seed_gives_one_run(tiny_tower: str) -> None:
+    def losses(seed: int) -> list[float]:
+        config = config_of(tiny_tower, seed=seed, optim__epochs=1)
+        return [row["train_loss"] for row in fitted(config, model_of(config))[-1]]
+
+    assert losses(3) == losses(3)
+    assert losses(3) != losses(4)
+
+
+def test_validation_counts_every_row_once(tiny_tower: str) -> None:
+    config = config_of(tiny_tower)
+    engine = PlainEngine(model_of(config), config, 9, CPU)
+    expected = validate(engine, VAL, Place(), batch_size=21)
+    assert not engine.module.training
+    for batch_size in (1, 8, 64):
+        assert validate(engine, VAL, Place(), batch_size) == pytest.approx(expected, abs=1e-7)
+
+
+def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, PlanConfig())
+
+    class Features(MemoryRows):
+        def fetch(self, rows: np.ndarray) -> Batch:
+            batch = super().fetch(rows)
+            features = batch.inputs.mean(axis=(1, 2)).astype(np.float16) / 255
+            return Batch(batch.ids, features, batch.targets)
+
+    head = build_predictor(None, 3, config.plan, HeadConfig(), 0)
+    engine = PlainEngine(head, config, total_steps(config, 53), CPU)
+    reports: list[History] = []
+    fit(config, engine, Features(53, 1), Features(21, 2), Place(), [], reports.append)
+    assert reports[-1][-1]["val_cosine"] > reports[-1][0]["val_cosine"]
+
+
+def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str) -> None:
+    class Poisoned(MemoryRows):
+        def fetch(self, rows: np.ndarray) -> Batch:
+            batch = super().fetch(rows)
+            targets = batch.targets.copy()
+            targets[np.array(batch.ids) == "row-7"] = np.nan
+            return Batch(batch.ids, batch.inputs, targets)
+
+    config = config_of(tiny_tower, optim__batch_size=5)
+    with pytest.raises(UserError, match=r"loss is nan at epoch 1, step \d+, .*'row-7'.*optim\.lr"):
+        fitted(config, model_of(config), Poisoned(53, seed=1))
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(16, 3), (31, 3), (32, 6), (53, 9)])
+def test_total_steps(rows: int, steps: int) -> None:
+    config = TrainConfig(name="x", optim=OptimConfig(epochs=3, batch_size=16))
+    assert total_steps(config, rows) == steps
+
+
+def test_fewer_rows_than_a_batch_are_refused() -> None:
+    config = TrainConfig(name="x", optim=OptimConfig(batch_size=16))
+    with pytest.raises(
+        UserError, match=r"batch_size is 16; allowed with 15 training rows: 1 to 15"
+    ):
+        total_steps(config, 15)
+
+
+def test_prefetch_keeps_the_order_and_is_one_batch_ahead() -> None:
+    asked: list[int] = []
+    second = threading.Event()
+
+    class Slow(MemoryRows):
+        def fetch(self, rows: np.ndarray) -> Batch:
+            asked.append(int(rows[0]))
+            if len(asked) == 2:
+                second.set()
+            return super().fetch(rows)
+
+    batches = prefetch(Slow(20, 0), (np.array([n]) for n in (4, 2, 9, 0)))
+    assert next(batches).ids == ["row-4"]
+    assert second.wait(10)  # fetched while the first is used
+    assert [batch.ids[0] for batch in batches] == ["row-2", "row-9", "row-0"]
+    assert asked == [4, 2, 9, 0]
+    assert list(prefetch(Slow(20, 0), iter([]))) == []
+
+
+def test_an_error_in_a_fetch_comes_through() -> None:
+    class Broken(MemoryRows):
+        def fetch(self, rows: np.ndarray) -> Batch:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(prefetch(Broken(20, 0), iter([np.array([0])])))
+
+
+def test_an_epoch_is_logged(tiny_tower: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of(tiny_tower, optim__epochs=1)
+    with caplog.at_level(logging.INFO, logger="img2prompt"):
+        history = fitted(config, model_of(config))[-1]
+    line = f"run: epoch 1 of 1, train loss {history[0]['train_loss']:.4f}, val cosine"
+    assert any(line in message for message in caplog.messages)
