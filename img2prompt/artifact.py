@@ -215,9 +215,8 @@ class Draft:
 
     def publish(self, **counts: Any) -> Artifact:
         """Mark the folder done. Every data file must have been written through this draft."""
-        files = self.receipts()
-        self._write_manifest(done=True, files=files, counts=counts)
         write_bytes(join(self.uri, METRICS), json.dumps(counts, indent=2).encode())
+        self._write_manifest(done=True, files=self.receipts(), counts=counts)
         delete_folder(join(self.uri, RECEIPTS))
         return Artifact.load(self.uri, self.stage)
 

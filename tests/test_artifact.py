@@ -83,6 +83,7 @@ def test_a_published_folder_is_read_back(folder: str) -> None:
     assert found.read_table("rows/a.parquet", ["number"]).equals(TABLE.select(["number"]))
     assert read_bytes(found.path("model.bin")) == b"weights"
     assert TargetsConfig.from_json(read_bytes(join(folder, "config.json")).decode())
+    assert json.loads(read_bytes(join(folder, "metrics.json"))) == {"rows": 5}
 
 
 def test_receipts_prove_what_was_written(folder: str) -> None:
@@ -152,6 +153,7 @@ def test_a_kill_after_the_manifest_leaves_a_finished_folder(
         draft.publish()
     finished = draft_of(folder).finished()
     assert finished is not None
+    assert exists(join(folder, "metrics.json"))
     assert finished.names() == ["model.bin", "rows/a.parquet", "rows/b.parquet"]
 
 
