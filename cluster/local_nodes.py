@@ -18,8 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -44,7 +42,6 @@ STORE = "150000000"
 """Object store of a node in bytes."""
 PATIENCE = 180
 """Seconds until a node that has not come up counts as failed."""
-
 Node = AbstractContextManager[None]
 """A node that is up inside a `with` block."""
 
@@ -58,7 +55,7 @@ class Options:
     cpus: int = 2
     """Logical CPUs of each worker node; they may exceed the cores."""
     pretend_gpus: int = 0
-    """GPUs that each worker node claims to have; such nodes get the label pool=gpu."""
+    """GPUs that each worker node claims to have."""
     autoscale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Start nodes when work needs them and remove them when idle, instead of a fixed number."""
     port: int = 0
@@ -66,8 +63,16 @@ class Options:
     dashboard_port: int = 0
     """Port of the dashboard and of job submission; 0: a free one."""
     folder: str = ""
-    """Folder for Ray's sockets, logs and the token (a short path); empty: a new one in /tmp,
-    removed at the end."""
+    """Folder of sockets, logs and token, a short path; empty: a new one, removed at the end."""
+
+    def __post_init__(self) -> None:
+        if min(self.nodes, self.cpus) < 1 or self.pretend_gpus < 0:
+            raise SystemExit("--nodes and --cpus are 1 or more, --pretend-gpus 0 or more")
+
+    @property
+    def pool(self) -> str:
+        """Label of the worker nodes."""
+        return "gpu" if self.pretend_gpus else "cpu"
 
 
 @dataclass(frozen=True)
@@ -109,25 +114,19 @@ def running(options: Options) -> Iterator[Place]:
             for number in range(options.nodes):
                 # One after the other: nodes that start together fight over a socket's name.
                 stack.enter_context(_worker(place, environment, options, number))
-        _wait_for_dashboard(place)
         yield place
 
 
 def _write_autoscaler_config(place: Place, options: Options) -> Path:
     config = yaml.safe_load((Path(__file__).parent / "pretend.yaml").read_text())
-    config["provider"] |= {"gcs_address": place.address, "head_node_id": HEAD_ID}
     config["max_workers"] = options.nodes
+    config["provider"] |= {"gcs_address": place.address, "head_node_id": HEAD_ID}
     worker = config["available_node_types"]["worker"]
-    worker["max_workers"] = options.nodes
-    worker["labels"] = _labels(options)
+    worker |= {"max_workers": options.nodes, "labels": {"pool": options.pool}}
     worker["resources"] |= {"CPU": options.cpus, "GPU": options.pretend_gpus}
     path = place.folder / "autoscaler.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def _labels(options: Options) -> dict[str, str]:
-    return {"pool": "gpu" if options.pretend_gpus else "cpu"}
 
 
 def _place(stack: ExitStack, options: Options) -> Place:
@@ -135,13 +134,13 @@ def _place(stack: ExitStack, options: Options) -> Place:
     if not options.folder:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    port, dashboard_port = options.port or free_port(), options.dashboard_port or free_port()
+    address = f"{ray.util.get_node_ip_address()}:{options.port or free_port()}"
+    dashboard = f"http://127.0.0.1:{options.dashboard_port or free_port()}"
     ceilings = {
         "IMG2PROMPT_MAX_CPUS": str(options.nodes * options.cpus),
         "IMG2PROMPT_MAX_GPUS": str(options.nodes * options.pretend_gpus),
     }
-    address = f"{ray.util.get_node_ip_address()}:{port}"
-    place = Place(address, f"http://127.0.0.1:{dashboard_port}", folder, ceilings)
+    place = Place(address, dashboard, folder, ceilings)
     place.token.touch(mode=0o600)
     place.token.write_text(secrets.token_hex(32))
     return place
@@ -181,12 +180,11 @@ def _head(place: Place, environment: Mapping[str, str], config: Path | None) -> 
 
 
 def _worker(place: Place, environment: Mapping[str, str], options: Options, number: int) -> Node:
-    labels = ",".join(f"{name}={value}" for name, value in _labels(options).items())
     arguments = [
         *("--address", place.address, "--node-manager-port", "0", "--object-manager-port", "0"),
         *("--dashboard-agent-listen-port", "0", "--include-log-monitor", "false"),
         *("--num-cpus", str(options.cpus), "--num-gpus", str(options.pretend_gpus)),
-        *("--labels", labels, "--object-store-memory", STORE),
+        *("--labels", f"pool={options.pool}", "--object-store-memory", STORE),
     ]
     return _ray_start(arguments, environment, place.folder / f"node-{number}.log")
 
@@ -224,21 +222,6 @@ def _stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _wait_for_dashboard(place: Place) -> None:
-    """Until jobs can be submitted."""
-    header = {"Authorization": f"Bearer {place.token.read_text()}"}
-    request = urllib.request.Request(f"{place.dashboard}/api/jobs/", headers=header)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            urllib.request.urlopen(request, timeout=10).close()
-            return
-        except (urllib.error.URLError, TimeoutError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     with running(options) as place:
@@ -249,7 +232,12 @@ def main() -> None:
         signal.pause()
 
 
+def _leave(*_: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the nodes are being stopped: once is enough
+    sys.exit(0)
+
+
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
     main()

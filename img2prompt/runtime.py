@@ -47,11 +47,9 @@ def connect(
 ) -> Iterator[Resources]:
     """Join the cluster of RAY_ADDRESS or start one here; leave it, or stop it, at the end.
 
-    `cpus`, `dashboard` and `download` shape what is started or sent to workers: logical CPUs of a
-    local cluster (0: the cores, at least LOCAL_CPUS), whether it has the dashboard, which Ray Train
-    inside Ray Tune needs to free the workers of stopped trials, and whether workers may fetch
-    weights from the hub. Inside another `connect` this changes nothing and yields the same cluster.
-
+    `cpus`: logical CPUs of a local cluster (0: the cores, at least LOCAL_CPUS). `dashboard`: with
+    the one that Ray Train inside Ray Tune needs to free the workers of stopped trials. `download`:
+    workers may fetch weights from the hub. Inside another `connect` this yields the same cluster.
     Raises UserError when the cluster of RAY_ADDRESS cannot be joined.
     """
     if ray.is_initialized():
@@ -102,17 +100,14 @@ def _declared(resource: str) -> int:
 
 
 def _process_setup() -> Callable[[], None]:
-    """What the driver and every worker do first.
+    """What the driver and every worker do first: log img2prompt from INFO, the rest from WARNING.
 
-    One line a record on standard error: img2prompt from INFO, everything else from WARNING. A
-    function inside a function travels to the workers whole; a plain one would travel by name, and
+    A function inside a function travels to the workers whole; a plain one would travel by name, and
     the workers of a cluster that runs already can import this package only later.
     """
 
     def set_up() -> None:
-        logging.basicConfig(
-            level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("img2prompt").setLevel(logging.INFO)
         logging.getLogger("ray").setLevel(logging.WARNING)
         if ray.is_initialized():
