@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from tiny import MemoryRows, config_of, model_of
 
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.model.text import PromptEncoder
 from img2prompt.model.tower import load_tower
 from img2prompt.stages.engine import DeepSpeedEngine, PlainEngine, compute_dtype
 from img2prompt.stages.worker import Place, fit, validate
-from tests.stages.tiny import MemoryRows, config_of, model_of
 
 pytestmark = [
     pytest.mark.gpu,
