@@ -200,3 +200,10 @@ def test_one_image_everywhere(cluster_spec) -> None:
     pods = [group["template"]["spec"]["containers"][0]["image"] for group in groups]
     assert {*pods, load(CLUSTER / "vm.yaml")["docker"]["image"]} == {image}
     assert f"-t {image} ." in (CLUSTER / "Dockerfile").read_text()
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    text = (CLUSTER / "README.md").read_text()
+    named = set(re.findall(r"(?:cluster|jobs)/[\w./-]*\.(?:py|yaml)", text))
+    assert {"cluster/local_nodes.py", "cluster/vm.yaml", "jobs/demo.py"} <= named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
