@@ -24,7 +24,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def chained(cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Drawn scenes and a CSV of pictures through all stages, with few steps of an untrained tower."""
+    """Drawn scenes and a CSV of pictures through all stages; an untrained tower, few steps."""
     from img2prompt.stages import chain
 
     folder = tmp_path_factory.mktemp("chain")

@@ -22,7 +22,7 @@ from img2prompt.errors import UserError
 from img2prompt.results.submission import read_submission
 from img2prompt.stages import chain, evaluate
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FOLDERS = {
     "index": ("index", IndexConfig),
