@@ -1,0 +1,357 @@
+"""Bad input from end to end: every row of a CSV is used, rejected with a reason, or a duplicate."""
+
+import os
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from img2prompt.config import CsvSource, GroupConfig, PrepareConfig, SceneSource, ShardConfig
+from img2prompt.data.sources import list_rows, read_picture
+from img2prompt.errors import UserError
+from img2prompt.stages import clean, prepare
+from img2prompt.stages.prepare import Prepared
+
+ROOT = Path(__file__).parents[1]
+LONG = "a small boat on the sea " * 60 + "under a green moon"
+NOODLES = "a bowl of fresh ramen noodles with egg"
+
+ROWS: list[tuple[bytes, str]] = [
+    (b"noodles,noodles.png," + NOODLES.encode(), "used"),
+    (b"noodles again,wide.jpg," + NOODLES.encode(), "used"),
+    (b"noodles alike,noodles.png,a bowl of fresh ramen noodles with an egg", "near duplicate"),
+    (b"long,noodles.png," + LONG.encode(), "used"),
+    (b'quoted,wide.jpg,"a ""giant"" snail,\r\nmade of  glass"', "used"),
+    (b"missing,absent.png,a lighthouse on a cliff at dawn", "missing picture"),
+    (b"vanishing,vanishing.png,an empty train station in winter", "missing picture"),
+    (b"text,text.png,portrait of an old sailor", "unreadable picture"),
+    (b"zero,zero.png,a stack of pancakes with syrup", "unreadable picture"),
+    (b"half,half.png,a knitted dinosaur on a desk", "unreadable picture"),
+    (b"folder,folder.png,the surface of a frozen planet", "unreadable picture"),
+    (b"lying,lying.png,a crowded market in the rain", "picture size"),
+    (b"lying more,lying-more.png,a spaceship above a desert", "picture size"),
+    (b"tiny,tiny.png,three violins in a field of wheat", "picture size"),
+    (b"no prompt,noodles.png,", "empty prompt"),
+    (b"blank prompt,noodles.png,  \t", "empty prompt"),
+    (b"invisible,noodles.png,\x01\x02", "empty prompt"),
+    (b"replaced,noodles.png,caf\xef\xbf\xbd at night", "undecodable prompt"),
+    (b"many words,noodles.png," + b"word " * 501, "too many words"),
+    (b"noodles,wide.jpg,a second row with the id of another", "repeated id"),
+    (b"same picture,noodles.png,a  bowl of fresh ramen noodles with egg", "repeated row"),
+]
+"""CSV records and what becomes of each."""
+
+NAMELESS = [
+    (b"latin-1,noodles.png,caf\xe9 at night", "undecodable prompt"),
+    (b"short,noodles.png", "bad CSV"),
+    (b"wide,noodles.png,a cat,a dog", "bad CSV"),
+    (b"no file,,a cat without a picture", "no picture"),
+]
+"""Records without a usable id: `<source>/line <number>` stands for them."""
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    parts = [
+        b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0",
+        b"IDAT" + zlib.compress(b"\0" * 100),
+        b"IEND",
+    ]
+    chunks = (
+        (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+        for part in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def write_pictures(folder: Path) -> None:
+    noise = Image.effect_noise((64, 48), 80).convert("RGB")
+    for name in ("noodles.png", "vanishing.png", "half.png"):
+        noise.save(folder / name)
+    noise.resize((200, 20)).convert("CMYK").save(folder / "wide.jpg")
+    Image.new("RGB", (15, 400)).save(folder / "tiny.png")
+    (folder / "half.png").write_bytes((folder / "half.png").read_bytes()[:2000])
+    (folder / "text.png").write_text("this is no picture")
+    (folder / "zero.png").touch()
+    (folder / "folder.png").mkdir()
+    (folder / "lying.png").write_bytes(png_that_claims(20_000, 10_000))
+    (folder / "lying-more.png").write_bytes(png_that_claims(50_000, 40_000))
+
+
+def write_scenes(folder: Path) -> list[tuple[bytes, str]]:
+    """Enough good rows for three splits; which of them are near duplicates does not matter."""
+    rows = []
+    for row in list_rows(SceneSource(prompts=60, pictures_per_prompt=1, size=32)):
+        assert isinstance(row, dict)
+        name = row["id"].replace("/", "-")
+        (folder / name).write_bytes(read_picture(row["uri"], row["member"]))
+        rows.append((f'{row["id"]},{name},"{row["prompt"]}"'.encode(), "good"))
+    return rows
+
+
+@dataclass(frozen=True)
+class Case:
+    config: PrepareConfig
+    out: str
+    made: Prepared
+    expected: dict[str, list[str]]
+    """What became of the rows of each id."""
+    rows: int
+
+
+@pytest.fixture(scope="module")
+def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A CSV of good and bad rows, prepared; one picture vanishes after it was listed."""
+    folder = tmp_path_factory.mktemp("bad")
+    write_pictures(folder)
+    records = [*ROWS, *write_scenes(folder)]
+    lines = [b"id,file,prompt", *(record for record, _ in [*records, *NAMELESS])]
+    (folder / "rows.csv").write_bytes(b"\r\n".join(lines) + b"\r\n\r\n")
+    expected: dict[str, list[str]] = {}
+    for record, fate in records:
+        expected.setdefault(record.partition(b",")[0].decode(), []).append(fate)
+    breaks = sum(record.count(b"\n") for record, _ in records)
+    first = 2 + len(records) + breaks
+    for number, (_, fate) in enumerate(NAMELESS, start=first):
+        expected[f"mine/line {number}"] = [fate]
+    config = PrepareConfig(
+        name="bad",
+        sources=(CsvSource(csv=str(folder / "rows.csv"), name="mine"),),
+        group=GroupConfig(val_fraction=0.2, test_fraction=0.2),
+        shard=ShardConfig(size=32, rows_per_shard=16, rows_per_group=4),
+    )
+    real = clean.run
+
+    def clean_after_a_loss(*arguments):
+        (folder / "vanishing.png").unlink(missing_ok=True)
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clean, "run", clean_after_a_loss)
+        made = prepare.run(config, str(folder / "out"))
+    return Case(config, str(folder / "out"), made, expected, len(records) + len(NAMELESS))
+
+
+def rejected_rows(made: Prepared) -> list[dict]:
+    tables = [
+        made.index.read_table("rejected.parquet"),
+        made.clean.read_table("rejected.parquet"),
+        made.shards.read_tables("rejected/"),
+    ]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def used_ids(made: Prepared) -> list[str]:
+    splits = ("train/", "val/", "test/")
+    return [n for split in splits for n in made.shards.read_tables(split)["id"].to_pylist()]
+
+
+def dropped_ids(made: Prepared) -> list[str]:
+    groups = made.groups.read_tables("rows").to_pylist()
+    kept = {row["prompt_id"] for row in groups if row["kept"]}
+    rows = made.clean.read_tables("rows").to_pylist()
+    return [row["id"] for row in rows if row["prompt_id"] not in kept]
+
+
+def marked(test):
+    """The case needs the cluster, and a busy machine needs time for it."""
+    return pytest.mark.timeout(900)(pytest.mark.ray(pytest.mark.slow(test)))
+
+
+@marked
+def test_every_row_is_accounted_for(case) -> None:
+    counts = {name: getattr(case.made, name).counts for name in ("index", "clean", "shards")}
+    used = sum(counts["shards"][split] for split in ("train", "val", "test"))
+    rejected = sum(sum(found["rejected"].values()) for found in counts.values())
+    pictures = case.made.groups.counts["pictures_by_split"]
+    dropped = case.made.targets.counts["pictures"] - sum(pictures.values())
+    assert used + rejected + dropped == case.rows == len(ROWS) + len(NAMELESS) + 60
+    assert dropped >= 1
+    ids = used_ids(case.made) + dropped_ids(case.made)
+    ids += [row["id"] for row in rejected_rows(case.made)]
+    assert Counter(ids) == {name: len(fates) for name, fates in case.expected.items()}
+
+
+@marked
+def test_each_row_has_its_fate(case) -> None:
+    used, dropped = set(used_ids(case.made)), set(dropped_ids(case.made))
+    kinds: dict[str, list[str]] = {}
+    for row in rejected_rows(case.made):
+        kinds.setdefault(row["id"], []).append(row["reason"].partition(": ")[0])
+    for name, fates in case.expected.items():
+        found = kinds.get(name, [])
+        found += ["used"] * (name in used) + ["near duplicate"] * (name in dropped)
+        if fates == ["good"]:
+            assert found in (["used"], ["near duplicate"]), name
+        else:
+            assert sorted(found) == sorted(fates), name
+
+
+@marked
+def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
+    reasons: dict[str, str] = {row["id"]: row["reason"] for row in rejected_rows(case.made)}
+    folder = str(Path(case.out).parent)
+    for name, told in {
+        "missing": f"missing picture: {folder}/absent.png does not exist",
+        "vanishing": f"missing picture: {folder}/vanishing.png does not exist",
+        "zero": f"unreadable picture: {folder}/zero.png: the file has 0 bytes",
+        "half": f"unreadable picture: {folder}/half.png: damaged PNG of 2000 bytes",
+        "text": "it starts with 74 68 69 73 20 69 73 20); allowed: PNG, JPEG",
+        "lying": "picture is 20000 x 10000 = 200 megapixels; allowed: at most 100",
+        "lying more": "picture is 50000 x 40000 = 2000 megapixels; allowed: at most 1000",
+        "tiny": "picture is 15 x 400 pixels; allowed: 16 or more on the shorter side",
+        "no prompt": "empty prompt: ''; allowed: visible text",
+        "replaced": "U+FFFD at character 4; allowed: valid UTF-8",
+        "many words": "too many words: 501; allowed: 1 to 500",
+        "same picture": "noodles.png with this prompt came before",
+        "noodles": "repeated id: 'noodles'; allowed: one row an id",
+        "mine/line 84": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
+        "mine/line 85": "bad CSV: 2 cells; the header has 3",
+        "mine/line 87": "no picture: column 'file' is empty",
+    }.items():
+        assert told in reasons[name]
+    assert all(": " in reason for reason in reasons.values())
+
+
+@marked
+def test_counts_and_table_tell_the_kinds(case) -> None:
+    kinds = Counter(row["reason"].partition(":")[0] for row in rejected_rows(case.made))
+    told = Counter()
+    for made in (case.made.index, case.made.clean, case.made.shards):
+        told.update(made.counts["rejected"])
+    assert told == kinds
+    shards = {"missing picture": 1, "unreadable picture": 1}
+    assert case.made.shards.counts["rejected"] == shards
+    table = {row[0]: row[1:] for row in prepare.summary(case.made)}
+    assert table["unread pictures"][0] == 2
+    assert sorted(str(table["unread pictures"][1]).split(", ")) == [
+        "1 missing picture",
+        "1 unreadable picture",
+    ]
+    assert "1 repeated row" in str(table["pictures clean"][1])
+    pictures = len(dropped_ids(case.made))
+    assert f"near duplicates dropped, with {pictures} pictures" in str(table["prompts kept"][1])
+
+
+@marked
+def test_a_prompt_longer_than_the_encoder_reads_is_kept_and_marked(case) -> None:
+    rows = case.made.targets.read_tables("rows").to_pylist()
+    assert [row["prompt"] for row in rows if row["cut"]] == [LONG]
+    assert case.made.targets.counts["cut"] == 1
+    assert "long" in used_ids(case.made)
+
+
+@marked
+def test_a_second_run_finds_everything_finished(case) -> None:
+    assert prepare.run(case.config, case.out) == case.made
+
+
+def csv_config(folder: Path, text: str, **columns: str) -> PrepareConfig:
+    (folder / "rows.csv").write_text(text)
+    source = CsvSource(csv=str(folder / "rows.csv"), **columns)
+    return PrepareConfig(name="bad", sources=(source,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"rows\.csv has the columns \[\]; needed: \['file', 'prompt'\].*--sources\.N\.file"),
+        ("file;prompt\na.png;cat\n", r"columns \['file;prompt'\]; needed.*comma-separated UTF-8"),
+        ("file,caption\na.png,cat\n", r"columns \['file', 'caption'\]; needed.*prompt_column"),
+        ("file,prompt\n", r"no row of \['csv'\] is usable"),
+        ("file,prompt\na.png,cat\n", r"no row.*'missing picture': 1.*a\.png does not exist"),
+    ],
+)
+def test_csv_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s){message}"):
+        prepare.run(csv_config(tmp_path, text), str(tmp_path / "out"))
+
+
+def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
+    config = PrepareConfig(name="bad", sources=(CsvSource(csv=str(tmp_path / "absent.csv")),))
+    with pytest.raises(UserError, match=r"absent\.csv is not a file: give the CSV"):
+        prepare.run(config, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@marked
+def test_pictures_that_all_break_are_an_error_with_reasons(cluster, tmp_path: Path) -> None:
+    Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "good.png")
+    half = (tmp_path / "good.png").read_bytes()[:1000]
+    prompts = ["a red cat", "an old castle at night", "four trumpets", "the moon over Paris"]
+    for number in range(len(prompts)):
+        (tmp_path / f"{number}.png").write_bytes(half)
+    rows = "".join(f"{number}.png,{prompt}\n" for number, prompt in enumerate(prompts))
+    config = csv_config(tmp_path, "file,prompt\n" + rows)
+    with pytest.raises(
+        UserError,
+        match=r"a split has no picture: .*'unreadable picture': 4.*out/shards/rejected",
+    ):
+        prepare.run(config, str(tmp_path / "out"))
+
+
+def run_job(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.run(
+        [sys.executable, "jobs/prepare.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def assert_told(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit status 2, no traceback, and these words on standard error."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    told = " ".join(done.stderr.replace("│", " ").split())
+    for word in words:
+        assert word in told, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["demo", "--group.val-fraction", "2"],
+            ["val_fraction + test_fraction is 2.1; allowed: below 0.9"],
+        ),
+        (["--shard.encoding", "gif"], ["--shard.encoding", "gif", "('png', 'jpeg')"]),
+        (["--shard.size", "big"], ["--shard.size", "'big'"]),
+        (["--no-such-option", "1"], ["--no-such-option"]),
+        (["photos"], ["'photos' is no preset", "pictures-small: A CSV and its pictures"]),
+        (["--config", "absent.json"], ["--config absent.json cannot be read"]),
+    ],
+)
+def test_wrong_options_on_the_command_line(arguments: list[str], words: list[str]) -> None:
+    assert_told(run_job(*arguments), *words)
+
+
+@marked
+def test_a_csv_without_columns_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("picture,text\na.png,a cat\n")
+    csv = str(tmp_path / "rows.csv")
+    done = run_job("pictures", "--sources.0.csv", csv, "--out", str(tmp_path / "out"))
+    columns = "has the columns ['picture', 'text']; needed: ['file', 'prompt']"
+    assert_told(done, f"error: {csv} {columns}", "--sources.N.prompt_column")
+
+
+@marked
+def test_a_folder_of_another_run_on_the_command_line(case) -> None:
+    done = run_job(
+        "--config", f"{case.out}/prepare.json", "--clean.min-words", "3", "--out", case.out
+    )
+    assert_told(
+        done,
+        f"error: {case.out}/clean holds another run",
+        "config.min_words: 1 there, 3 asked for",
+        "Give another --out, or delete that folder",
+    )
