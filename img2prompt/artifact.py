@@ -10,7 +10,7 @@ refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerpr
 import hashlib
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,13 +165,23 @@ class Draft:
     inputs: Mapping[str, str]
 
     @classmethod
-    def open(cls, uri: str, stage: str, config: Config, inputs: Mapping[str, str]) -> "Draft":
+    def open(
+        cls,
+        uri: str,
+        stage: str,
+        config: Config,
+        inputs: Mapping[str, str],
+        check: Callable[[], None] = lambda: None,
+    ) -> "Draft":
         """Begin or go on; a folder of another stage, config or input is a UserError.
 
-        `inputs` maps a name to a fingerprint.
+        `inputs` maps a name to a fingerprint. `check` is called unless the folder is finished, and
+        before a new one is begun: what it raises leaves nothing behind.
         """
         draft = cls(uri, stage, json.loads(config.to_json()), dict(inputs))
         found = _read_manifest(uri)
+        if found is None or not found["done"]:
+            check()
         if found is None:
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})

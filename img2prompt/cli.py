@@ -1,5 +1,6 @@
 """The command line of all jobs: a preset, dotted options on top, one call, readable errors."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,13 +49,25 @@ def parse(
         sys.exit(0)
     config = _start(presets, default, arguments)
     job_type: Any = Job[type(config)]  # type: ignore[misc]
-    return tyro.cli(
+    job = tyro.cli(
         job_type,
         description=f"{what}\n\n{_usage(presets, default)}",
         args=arguments,
         default=Job(config),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    _check_out(job.out)
+    return job
+
+
+def _check_out(out: str) -> None:
+    """A submitted job runs in a copy of the folder; a relative `--out` goes with the cluster."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in out and not Path(out).is_absolute():
+        raise UserError(
+            f"--out is {out!r}, relative to a copy of your folder that goes with the cluster; give an "
+            "absolute path that every node sees, or a URI such as s3://bucket/run"
+        )
 
 
 def _start(presets: Mapping[str, Callable[[], C]], default: str, arguments: list[str]) -> C:
@@ -104,12 +117,14 @@ def main(job: Callable[[], None]) -> None:
 
 def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
     """Print a table, numbers to the right; brackets are text, as prompts are full of them."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table = Table()
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    console.print(table)
 
 
 def _cell(value: object) -> Text:

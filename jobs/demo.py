@@ -8,7 +8,7 @@ from img2prompt.stages import chain, evaluate, prepare
 def job() -> None:
     options = cli.parse(__doc__, presets.CHAINS, default="demo")
     config, out = options.config, options.out
-    with runtime.connect(dashboard=True):
+    with runtime.connect(dashboard=True, download=config.features.tower.download):
         made = chain.run(config, out)
     cli.show(f"data in {out}", ["", "count", "remark"], prepare.summary(made.prepared))
     if not config.predict.pictures:

@@ -7,7 +7,7 @@ from img2prompt.stages import features, shard
 
 def job() -> None:
     options = cli.parse(__doc__, presets.FEATURES, default="demo")
-    with runtime.connect():
+    with runtime.connect(download=options.config.tower.download):
         shards = Artifact.load(join(options.out, "shards"), shard.STAGE)
         made = features.run(options.config, shards, join(options.out, "features"))
     cli.show(f"features in {made.uri}", ["", "count"], [["pictures", made.counts["rows"]]])

@@ -8,7 +8,7 @@ from img2prompt.stages import features, search, shard, train
 def job() -> None:
     options = cli.parse(__doc__, presets.SEARCH, default="demo")
     config, out = options.config, options.out
-    with runtime.connect(dashboard=True):
+    with runtime.connect(dashboard=True, download=config.base.tower.download):
         shards = Artifact.load(join(out, "shards"), shard.STAGE)
         embedded = Artifact.load(join(out, "features"), features.STAGE)
         found = search.run(config, train.Inputs(shards, embedded), out)

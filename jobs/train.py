@@ -8,7 +8,7 @@ from img2prompt.stages import features, shard, train
 def job() -> None:
     options = cli.parse(__doc__, presets.TRAIN)
     config, out = options.config, options.out
-    with runtime.connect(dashboard=True):
+    with runtime.connect(dashboard=True, download=config.tower.download):
         inputs = train.Inputs(
             shards=Artifact.load(join(out, "shards"), shard.STAGE),
             features=Artifact.load(join(out, "features"), features.STAGE)

@@ -25,10 +25,10 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     """Embed all shards and publish."""
     tower = open_tower(config.tower)
     inputs = {"shards": shards.fingerprint, "tower": tower.base_fingerprint}
-    draft = Draft.open(out, STAGE, config, inputs)
+    check = functools.partial(check_size, shards, tower.size)
+    draft = Draft.open(out, STAGE, config, inputs, check)
     if finished := draft.finished():
         return finished
-    check_size(shards, tower.size)
     done = draft.receipts()
     pending = [name for split in SPLITS for name in shards.names(f"{split}/") if name not in done]
     progress = Progress("features", total=sum(shards.files[name].rows for name in pending))

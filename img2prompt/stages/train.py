@@ -7,6 +7,7 @@ Ray Train runs the workers (`worker.fit`) and restarts them from the last epoch 
 killed run is found again by its folder and goes on with the next epoch.
 """
 
+import functools
 import json
 import logging
 import os
@@ -78,13 +79,12 @@ def run(
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials."""
     tower = open_tower(config.tower, config.seed)
-    layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)  # refuses an overlap
-    draft = Draft.open(out, STAGE, config, _fingerprints(config, inputs, tower))
+    fingerprints = _fingerprints(config, inputs, tower)
+    check = functools.partial(_check, config, inputs, tower)
+    draft = Draft.open(out, STAGE, config, fingerprints, check)
     if finished := draft.finished():
         return finished
-    workers, use_gpu = worker_count(config), runtime.resources().gpus >= 1
-    runtime.require(gpus=workers) if use_gpu else runtime.require(cpus=workers)
-    _check(config, inputs, tower, workers)
+    workers, use_gpu = worker_count(config), _has_gpus()
     _announce(config, tower, inputs, workers)
     began = time.perf_counter()
     trainer = TorchTrainer(
@@ -140,7 +140,15 @@ def worker_count(config: TrainConfig) -> int:
     return config.engine.workers or automatic
 
 
-def _check(config: TrainConfig, inputs: Inputs, tower: Tower, workers: int) -> None:
+def _has_gpus() -> bool:
+    return runtime.resources().gpus >= 1
+
+
+def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
+    """Refuse (UserError) what could not be trained here."""
+    layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
+    workers = worker_count(config)
+    runtime.require(gpus=workers) if _has_gpus() else runtime.require(cpus=workers)
     check_batch(config.optim, workers)
     if config.plan.frozen_tower and inputs.features is None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
