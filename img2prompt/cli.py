@@ -65,8 +65,8 @@ def _check_out(out: str) -> None:
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in out and not Path(out).is_absolute():
         raise UserError(
-            f"--out is {out!r}, relative to a copy of your folder that goes with the cluster; give an "
-            "absolute path that every node sees, or a URI such as s3://bucket/run"
+            f"--out is {out!r}, relative to a copy of your folder that goes with the cluster; give "
+            "an absolute path that every node sees, or a URI such as s3://bucket/run"
         )
 
 
