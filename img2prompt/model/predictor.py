@@ -81,11 +81,6 @@ def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -
     model.load_state_dict(state, strict=False)
 
 
-def head_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The head's part of a learned state, with names as the head itself has them."""
-    return {n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")}
-
-
 def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
     """The tower that a config names; `fresh` is drawn from `seed`."""
     return fresh_tower(DEMO_SHAPE, seed) if config.weights == FRESH else load_tower(config)
@@ -94,6 +89,13 @@ def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
 def read_learned_state(run: Artifact) -> dict[str, Tensor]:
     """The tensors that a run learned."""
     return safetensors.torch.load(read_bytes(run.path(WEIGHTS)))
+
+
+def load_head(model: nn.Module, run: Artifact) -> None:
+    """Give a model the head of a finished run; one of another shape is a UserError."""
+    parts = (learned_state(model), "tower."), (read_learned_state(run), "head.")
+    state = {n: t for tensors, part in parts for n, t in tensors.items() if n.startswith(part)}
+    load_learned_state(model, state, run.uri)
 
 
 def load_predictor(run: Artifact) -> Predictor:

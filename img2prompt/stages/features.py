@@ -15,7 +15,7 @@ from img2prompt.data.shards import SPLITS, check_size
 from img2prompt.data.vectors import vector_column
 from img2prompt.model.predictor import open_tower
 from img2prompt.stages.progress import Progress
-from img2prompt.stages.streaming import forward_shards
+from img2prompt.stages.streaming import actor_count, forward_shards
 
 STAGE = "features"
 VIEW = "plain"
@@ -25,7 +25,11 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     """Embed all shards and publish."""
     tower = open_tower(config.tower)
     inputs = {"shards": shards.fingerprint, "tower": tower.base_fingerprint}
-    check = functools.partial(check_size, shards, tower.size)
+
+    def check() -> None:
+        check_size(shards, tower.size)
+        actor_count(config.workers)
+
     draft = Draft.open(out, STAGE, config, inputs, check)
     if finished := draft.finished():
         return finished

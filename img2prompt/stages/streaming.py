@@ -55,18 +55,31 @@ def forward(
 ) -> ray.data.Dataset:
     """Replace the column `pixels` by `vector`, the model's output.
 
-    `workers` 0: one actor per GPU, or half of the CPUs where there is no GPU.
+    Raises:
+        UserError: the cluster cannot hold so many actors.
     """
-    there = runtime.resources()
-    actors = workers or int(there.gpus) or max(1, int(there.cpus) // 2)
+    actors, gpus = actor_count(workers), runtime.resources().gpus
     return rows.map_batches(
         Forward,
         fn_constructor_args=(make_model, actors, precision),
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        num_gpus=1 if there.gpus else 0,
-        num_cpus=0 if there.gpus else 1,
+        num_gpus=1 if gpus else 0,
+        num_cpus=0 if gpus else 1,
     )
+
+
+def actor_count(workers: int) -> int:
+    """Actors of a pool: as configured, else one per GPU, or half of the CPUs where there is none.
+
+    Raises:
+        UserError: the cluster cannot hold so many; Ray would wait for room without end.
+    """
+    there = runtime.resources()
+    actors = workers or int(there.gpus) or max(1, int(there.cpus) // 2)
+    reading = 1  # CPU beside those of the actors
+    runtime.require(gpus=actors) if there.gpus else runtime.require(cpus=actors + reading)
+    return actors
 
 
 def forward_shards(
@@ -125,7 +138,7 @@ def forward_split(
     shards: Artifact, split: str, make_model: ModelMaker, batch_size: int
 ) -> tuple[list[str], np.ndarray]:
     """All rows of a split: ids and vectors (N, D), in the order of the shards."""
-    names = shards.names(f"{split}/")
+    names = [name for name in shards.names(f"{split}/") if shards.files[name].rows]
     done = {n: (ids, v) for n, ids, v in forward_shards(shards, names, make_model, batch_size)}
     ids = [row_id for name in names for row_id in done[name][0]]
     return ids, np.concatenate([done[name][1] for name in names])

@@ -43,11 +43,9 @@ from img2prompt.model.predictor import (
     WEIGHTS,
     Predictor,
     build_predictor,
-    head_state,
     learned_state,
-    load_learned_state,
+    load_head,
     open_tower,
-    read_learned_state,
 )
 from img2prompt.model.tower import Tower
 from img2prompt.stages.engine import build_engine, check_batch
@@ -158,6 +156,10 @@ def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
             "make features with the same --tower settings, in another --out"
         )
     check_size(inputs.shards, tower.size)
+    total_steps(config, inputs.shards.counts["train"])
+    if inputs.start is not None:
+        head = build_predictor(None, tower.width, config.plan, config.head, config.seed)
+        load_head(head, inputs.start)
 
 
 def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -> None:
@@ -236,9 +238,7 @@ def build_model(config: TrainConfig, inputs: Inputs) -> Predictor:
     kept = None if config.plan.frozen_tower else tower
     model = build_predictor(kept, width, config.plan, config.head, config.seed)
     if inputs.start is not None:
-        start = head_state(read_learned_state(inputs.start))
-        expected = {**learned_state(model), **{f"head.{name}": t for name, t in start.items()}}
-        load_learned_state(model, expected, inputs.start.uri)
+        load_head(model, inputs.start)
     return model
 
 

@@ -13,8 +13,8 @@ from img2prompt.model.predictor import (
     WEIGHTS,
     Predictor,
     build_predictor,
-    head_state,
     learned_state,
+    load_head,
     load_learned_state,
     load_predictor,
     open_tower,
@@ -79,10 +79,9 @@ def test_the_seed_alone_decides_the_start() -> None:
 
 def test_a_probe_and_a_fine_tune_of_a_seed_start_with_the_same_head() -> None:
     probe = build_predictor(None, 32, PlanConfig(), HeadConfig(width=8), 5)
-    found = head_state(learned_state(probe))
-    expected = head_state(learned_state(predictor(seed=5)))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    found, tuned = learned_state(probe), learned_state(predictor(seed=5))
+    assert found.keys() == {name for name in tuned if name.startswith("head.")}
+    assert all(torch.equal(found[name], tuned[name]) for name in found)
 
 
 def test_the_learned_state_holds_what_learns_and_the_statistics() -> None:
@@ -172,6 +171,20 @@ def test_a_finished_probe_is_loaded_with_its_tower(tmp_path: Path, checkpoint: s
     tower = open_tower(config.tower)
     loaded = load_predictor(run_of(tmp_path, config, probe, tower.base_fingerprint))
     assert torch.equal(loaded(pixels()), probe(tower(pixels())))
+
+
+def test_the_head_of_a_run_is_taken_and_nothing_else(tmp_path: Path, checkpoint: str) -> None:
+    config = config_of(checkpoint)
+    model, fingerprint = trained(config)
+    run = run_of(tmp_path, config, model, fingerprint)
+    tuned = predictor(PlanConfig(nfz_rate=1.0), seed=4)
+    before = {name: tensor.clone() for name, tensor in learned_state(tuned).items()}
+    load_head(tuned, run)
+    for name, tensor in learned_state(tuned).items():
+        head = name.startswith("head.")
+        assert torch.equal(tensor, learned_state(model)[name] if head else before[name])
+    with pytest.raises(UserError, match=r"run does not fit this config:\n(.*\n)*.*missing head"):
+        load_head(predictor(width=0), run)
 
 
 def test_another_base_tower_is_refused(tmp_path: Path, checkpoint: str) -> None:

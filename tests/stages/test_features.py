@@ -1,0 +1,142 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+from img2prompt.artifact import Artifact
+from img2prompt.config import FeaturesConfig, TowerConfig
+from img2prompt.data.shards import SPLITS, ShardRows
+from img2prompt.data.vectors import matrix
+from img2prompt.errors import UserError
+from img2prompt.model.tower import fresh_tower, normalise, save_tower
+from img2prompt.stages import features
+
+pytestmark = pytest.mark.ray
+
+REPO = Path(__file__).parents[2]
+
+DRIVER = """
+import os, signal, sys
+from img2prompt import runtime
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config import FeaturesConfig
+from img2prompt.stages import features
+
+write = Draft.write_table
+
+def write_and_die(draft, *table):
+    write(draft, *table)
+    if len(draft.receipts()) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Draft.write_table = write_and_die
+config, shards, out = sys.argv[1:]
+with runtime.connect():
+    features.run(FeaturesConfig.from_json(config), Artifact.load(shards, "shards"), out)
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tiny_tower: str) -> FeaturesConfig:
+    tower = TowerConfig(weights=tiny_tower)
+    return FeaturesConfig(tower=tower, batch_size=20, precision="fp32", workers=2)
+
+
+@pytest.fixture(scope="module")
+def made(prepared, config: FeaturesConfig, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Features of the shards, both named by URIs."""
+    shards = Artifact.load(f"file://{prepared.shards.uri}", "shards")
+    return features.run(config, shards, f"file://{tmp_path_factory.mktemp('features')}")
+
+
+def by_hand(shards: Artifact, split: str, tower: str) -> np.ndarray:
+    """Features (N, D) of transformers' own model in one process."""
+    rows = ShardRows(shards, split)
+    pixels = torch.from_numpy(rows.fetch(np.arange(len(rows))).inputs)
+    model = CLIPVisionModel.from_pretrained(tower).eval()
+    with torch.no_grad():
+        return model(pixel_values=normalise(pixels)).pooler_output.numpy()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_features_are_the_towers_to_float16(prepared, made, tiny_tower, split: str) -> None:
+    found = matrix(made.read_tables(f"{split}/")["feature"])
+    expected = by_hand(prepared.shards, split, tiny_tower)
+    assert found.dtype == np.float16
+    assert found.shape == expected.shape
+    assert expected.std(axis=0).min() > 0.02
+    # Half a unit of the last place of a float16, and float32 noise of another batch size.
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2**-11, atol=2e-5)
+
+
+def test_rows_are_those_of_the_shards_in_their_order(prepared, made) -> None:
+    names = [name for split in SPLITS for name in prepared.shards.names(f"{split}/")]
+    assert len(names) > 8
+    assert made.names() == sorted(names)
+    for name in names:
+        table = made.read_table(name)
+        assert table["id"].equals(prepared.shards.read_table(name)["id"])
+        assert set(table["view"].to_pylist()) == {"plain"}
+    assert made.counts == {"rows": sum(prepared.shards.counts[split] for split in SPLITS)}
+
+
+def test_a_killed_driver_loses_only_unfinished_shards(
+    prepared, made, config: FeaturesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", DRIVER, config.to_json(), prepared.shards.uri, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    killed = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    finished = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")}
+    assert len(finished) == 3
+    with pytest.raises(UserError, match="was not finished"):
+        Artifact.load(str(tmp_path), features.STAGE)
+    asked: list[str] = []
+    forward_shards = features.forward_shards
+
+    def watched(shards, names, *more):
+        asked.extend(names)
+        return forward_shards(shards, names, *more)
+
+    monkeypatch.setattr(features, "forward_shards", watched)
+    resumed = features.run(config, prepared.shards, str(tmp_path))
+    done = {str(path.relative_to(tmp_path)) for path in finished}
+    assert set(asked) == set(made.names()) - done
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert resumed.fingerprint == made.fingerprint
+    assert resumed.counts == made.counts
+
+
+def test_finished_features_are_not_made_again(
+    prepared, made, config: FeaturesConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "forward_shards", None)
+    assert features.run(config, prepared.shards, made.uri) == made
+    with pytest.raises(UserError, match=r"config\.batch_size: 20 there, 21 asked for"):
+        features.run(config.replace({"batch_size": 21}), prepared.shards, made.uri)
+
+
+def test_another_tower_is_another_input(
+    prepared, made, config: FeaturesConfig, tmp_path: Path
+) -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    save_tower(fresh_tower({**vision, "image_size": 32}, 1), tmp_path / "tower")
+    other = config.replace({"tower.weights": str(tmp_path / "tower")})
+    with pytest.raises(UserError, match=r"inputs\.tower"):
+        features.run(other, prepared.shards, made.uri)
+    save_tower(fresh_tower({**vision, "image_size": 64}, 1), tmp_path / "tower")
+    with pytest.raises(UserError, match="pictures of 32 pixels, the tower reads 64"):
+        features.run(other, prepared.shards, str(tmp_path / "out"))
+
+
+def test_more_actors_than_the_cluster_can_hold_are_refused(
+    prepared, config: FeaturesConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="the cluster has 4 at most"):
+        features.run(config.replace({"workers": 9}), prepared.shards, str(tmp_path))
