@@ -70,7 +70,7 @@ def probe_demo() -> TrainConfig:
     return TrainConfig(
         name="probe",
         engine=ONE_WORKER,
-        optim=OptimConfig(epochs=40, batch_size=128, head_lr=3e-3),
+        optim=OptimConfig(epochs=12, batch_size=128, head_lr=5e-3),
     )
 
 

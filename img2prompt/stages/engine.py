@@ -5,6 +5,7 @@ Both keep float32 weights and compute in bfloat16 where asked, by autocast.
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,6 +135,8 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
+    # It calls collectives by names that this torch is about to drop; nothing a user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if device.type == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce for CPUs at first use: a minute, and a
         # C++ compiler. Small models on a few CPU workers are served as well by gloo.

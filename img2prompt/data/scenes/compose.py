@@ -1,8 +1,8 @@
 """Compose scenes: a pure function of (world, seed, number) gives a scene and its prompt.
 
-The two worlds share all words but no pair of subject and colour: a tower that learned in the world
-`tower` has never seen anything of the world `demo` in its colour, so what it knows there, it
-generalised.
+The two worlds share no pair of subject and colour, and `demo` has some subjects and styles of its
+own. A tower that learned in the world `tower` has seen nothing of the world `demo` in its
+colour: what it knows there, it generalised.
 """
 
 import hashlib
@@ -59,6 +59,8 @@ class Scene:
 
 def world_of(name: str, colour: str) -> World:
     """The one world in which this subject has this colour."""
+    if name in vocabulary.demo_subjects():
+        return "demo"
     digest = hashlib.sha256(f"{name}/{colour}".encode()).digest()
     return "tower" if digest[0] % 2 else "demo"
 
@@ -68,6 +70,12 @@ def coloured_subjects(world: World) -> tuple[tuple[str, str], ...]:
     """All (subject, colour) pairs of a world."""
     names, colours = vocabulary.subjects(), vocabulary.COLOURS
     return tuple((n, c) for n in names for c in colours if world_of(n, c) == world)
+
+
+def styles(world: World) -> list[str]:
+    """The drawing styles of a world."""
+    kept_back = vocabulary.DEMO_STYLES if world == "tower" else ()
+    return [style for style in vocabulary.STYLES if style not in kept_back]
 
 
 def compose(world: World, seed: int, number: int) -> Scene:
@@ -80,7 +88,7 @@ def compose(world: World, seed: int, number: int) -> Scene:
     return Scene(
         subject=subject,
         background=_pick(rng, list(vocabulary.BACKGROUNDS)),
-        style=_pick(rng, list(vocabulary.STYLES)),
+        style=_pick(rng, styles(world)),
         arrangement=_pick(rng, list(vocabulary.ARRANGEMENTS)),
         other=other,
         relation=_pick(rng, list(vocabulary.RELATIONS)),

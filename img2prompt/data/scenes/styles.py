@@ -135,6 +135,32 @@ def embroidery(layers: Layers) -> Image.Image:
     return Image.fromarray(np.clip(woven, 0, 255).astype(np.uint8))
 
 
+def blueprint(layers: Layers) -> Image.Image:
+    """Pale contours and a grid on blue paper; the subjects' colours are a faint wash."""
+    image = Image.new("RGB", layers.background.size, (24, 62, 140))
+    image = Image.blend(image, layers.background, 0.18)
+    grid = np.asarray(image).copy()
+    grid[:: layers.side // 12] = grid[:, :: layers.side // 12] = (70, 110, 184)
+    image = Image.fromarray(grid)
+    wash = layers.mask.point([value // 2 for value in range(256)])
+    image = Image.composite(layers.subjects.convert("RGB"), image, wash)
+    contour = ImageChops.subtract(layers.grown(1), layers.mask.filter(ImageFilter.MinFilter(3)))
+    return Image.composite(Image.new("RGB", image.size, (226, 236, 252)), image, contour)
+
+
+def chalk(layers: Layers) -> Image.Image:
+    """Broken strokes on a dark green board; the background is a smudge on it."""
+    board = Image.new("RGB", layers.background.size, (30, 52, 44))
+    board = Image.blend(board, layers.background.filter(ImageFilter.GaussianBlur(3)), 0.15)
+    core = layers.mask.filter(ImageFilter.MinFilter(9))
+    contour = np.asarray(ImageChops.subtract(layers.grown(1), core), dtype=np.float32)
+    dust = layers.rng.uniform(0.35, 1.0, contour.shape)
+    strokes = Image.fromarray((contour * dust).astype(np.uint8))
+    paint = layers.subjects.filter(ImageFilter.MaxFilter(3)).convert("RGB")
+    pale = Image.blend(paint, Image.new("RGB", paint.size, "white"), 0.25)
+    return Image.composite(pale, board, strokes)
+
+
 STYLES: dict[str, Callable[[Layers], Image.Image]] = {
     "flat": flat,
     "outline": outline,
@@ -146,4 +172,6 @@ STYLES: dict[str, Callable[[Layers], Image.Image]] = {
     "paper": paper,
     "photo": photo,
     "embroidery": embroidery,
+    "blueprint": blueprint,
+    "chalk": chalk,
 }

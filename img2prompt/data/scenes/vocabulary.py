@@ -34,11 +34,21 @@ traffic light=traffic-light; fire hydrant=fire-hydrant; mitten=fa:mitten; sock=f
 gem=fa:gem; suitcase=fa:suitcase; syringe=fa:syringe; gavel
 """
 
+DEMO_SUBJECTS = """
+microwave; fridge; stove; washing machine=washing-machine; pirate; ninja; dove=fa:dove;
+crow=fa:crow; mosquito=fa:mosquito; hot dog=fa:hotdog; candy cane=fa:candy-cane;
+jet=fa:jet-fighter; stethoscope; tram; ambulance; taxi; fire truck=fire-truck; snowboard;
+windsock; ice skate=skate; stool; typewriter; wardrobe; pinwheel; volleyball; campfire; coffin;
+record player=record-player; lipstick; baguette; snowplow=fa:snowplow; shrine gate=fa:torii-gate
+"""
+"""Subjects that only the world `demo` has."""
+
 PLURALS = {
     "bus": "buses", "butterfly": "butterflies", "cactus": "cacti", "church": "churches",
-    "dice": "dice", "fish": "fish", "hourglass": "hourglasses", 
-    "leaf": "leaves", "sheep": "sheep", "snowman": "snowmen", "tooth": "teeth", "torch": "torches",
-    "wrench": "wrenches",
+    "compass": "compasses", "dice": "dice", "factory": "factories", "fish": "fish",
+    "hourglass": "hourglasses", "jellyfish": "jellyfish", "leaf": "leaves", "mailbox": "mailboxes",
+    "sheep": "sheep", "snowman": "snowmen", "tooth": "teeth", "torch": "torches",
+    "trophy": "trophies", "wrench": "wrenches",
 }  # fmt: skip
 
 COLOURS = {
@@ -84,7 +94,11 @@ STYLES = {
     "paper": "a paper cutout of {}",
     "photo": "an old sepia photograph of {}",
     "embroidery": "embroidery of {}",
+    "blueprint": "a technical blueprint of {}",
+    "chalk": "a chalk drawing of {} on a blackboard",
 }
+DEMO_STYLES = ("blueprint", "chalk")
+"""Styles that only the world `demo` has."""
 
 SIZES = {"": 1.0, "tiny": 0.6, "huge": 1.45}
 
@@ -101,7 +115,16 @@ RELATIONS = {
 
 def subjects() -> dict[str, str]:
     """Name of each subject with its glyph."""
-    entries = [entry.strip() for entry in SUBJECTS.replace("\n", " ").split(";")]
+    return _glyphs(SUBJECTS) | _glyphs(DEMO_SUBJECTS)
+
+
+def demo_subjects() -> frozenset[str]:
+    """Names of the subjects that only the world `demo` has."""
+    return frozenset(_glyphs(DEMO_SUBJECTS))
+
+
+def _glyphs(text: str) -> dict[str, str]:
+    entries = [entry.strip() for entry in text.replace("\n", " ").split(";")]
     pairs = (entry.partition("=") for entry in entries if entry)
     return {name: glyph or name for name, _, glyph in pairs}
 

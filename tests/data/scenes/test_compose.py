@@ -17,9 +17,11 @@ def test_worlds_share_no_coloured_subject_and_leave_none_out() -> None:
     tower, demo = (set(coloured_subjects(world)) for world in WORLDS)
     assert not tower & demo
     assert tower | demo == set(product(vocabulary.subjects(), vocabulary.COLOURS))
-    assert 0.45 < len(tower) / len(tower | demo) < 0.55
+    shared = set(vocabulary.subjects()) - vocabulary.demo_subjects()
+    assert 0.45 < len(tower) / (len(shared) * len(vocabulary.COLOURS)) < 0.55
+    assert {name for name, _ in tower} == shared
+    assert {name for name, _ in demo} == set(vocabulary.subjects())
     for world, pairs in zip(WORLDS, (tower, demo), strict=True):
-        assert {name for name, _ in pairs} == set(vocabulary.subjects())
         assert {colour for _, colour in pairs} == set(vocabulary.COLOURS)
         assert all(world_of(name, colour) == world for name, colour in pairs)
 
@@ -39,12 +41,15 @@ def test_a_scene_is_a_pure_function_of_world_seed_and_number() -> None:
     assert len(set(forwards.values())) > len(keys) - 3
 
 
+def test_the_tower_never_sees_the_styles_of_the_demo() -> None:
+    seen = {compose("tower", 0, number).style for number in range(2000)}
+    assert seen == set(vocabulary.STYLES) - set(vocabulary.DEMO_STYLES)
+
+
 def test_scenes_stay_what_they_were() -> None:
     """The demo tower in this package was trained on them."""
-    keys = [("demo", 0, 0), ("demo", 0, 7), ("tower", 0, 0), ("tower", 3, 59_999)]
+    keys = [("tower", 0, 0), ("tower", 3, 59_999)]
     assert [compose(*key).prompt for key in keys] == [
-        "embroidery of two grey cookies in a row in front of polka dots",
-        "a watercolor painting of a pink dolphin next to a huge green drum surrounded by flames",
         "a watercolor painting of two blue robots in a row in the rain",
         "a paper cutout of a huge yellow fan above a tiny red brain under a starry night sky",
     ]
@@ -109,11 +114,6 @@ def test_a_scene_in_words() -> None:
     assert pair.prompt == "a glowing neon sign of a pink dog in front of a grey axe by the sea"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="jellyfishs, factorys, compasss, trophys, mailboxs: a change of the words makes other "
-    "prompts than those the demo tower was trained on",
-)
 def test_no_plural_is_ill_formed() -> None:
     regular = set(vocabulary.subjects()) - set(vocabulary.PLURALS)
     sibilant = ("s", "x", "z", "ch", "sh")
