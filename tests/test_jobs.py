@@ -1,0 +1,193 @@
+"""Jobs as people run them: processes of their own, whose folders and tables tell what they did."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+HELP = {
+    "demo": ["--prepare.sources.0.prompts", "--probe.optim.epochs", "--finetune.plan.lora-rate"],
+    "evaluate": ["--runs", "--split {val,test}", "--neighbours"],
+    "features": ["--tower.weights", "--batch-size", "l14-336:"],
+    "predict": ["--pictures", "--run", "--prompts", "--nearest"],
+    "prepare": ["--sources.0.prompts", "--group.duplicate-cosine", "pictures-small:"],
+    "search": ["--trials", "--lora-rates", "l14-336:"],
+    "tower": ["--optim.epochs"],
+    "train": ["probe-demo:", "lora-l14-336:"],
+}
+
+
+ASK_ALL = """
+import contextlib, io, json, runpy, sys
+
+def ask(name):
+    sys.argv = [f"jobs/{name}.py", "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, (name, end.code)
+    return printed.getvalue()
+
+print(json.dumps({name: ask(name) for name in sys.argv[1:]}))
+"""
+
+
+def environment() -> dict[str, str]:
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
+    found.pop("RAY_ADDRESS", None)
+    return found
+
+
+def start(name: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, f"jobs/{name}.py", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def job(name: str, *arguments: str, out: Path) -> str:
+    """What a job printed; it must succeed."""
+    process = start(name, *arguments, "--out", str(out))
+    printed, told = process.communicate(timeout=600)
+    assert process.returncode == 0, told
+    assert "Traceback" not in printed
+    return printed
+
+
+def cells(printed: str) -> list[list[str]]:
+    """The rows of the tables in a job's output."""
+    lines = (line for line in printed.splitlines() if line.startswith("│"))
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What `--help` of every job prints, from one process: their imports take seconds."""
+    script = [sys.executable, "-c", ASK_ALL, *JOBS]
+    done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_says_what_a_job_does_and_takes(helps, name: str) -> None:
+    document = (ROOT / "jobs" / f"{name}.py").read_text().split('"""')[1]
+    flat = " ".join(helps[name].split())
+    assert document in flat
+    assert f"{name}.py [preset] [options]" in flat
+    assert "--config FILE" in flat
+    for word in HELP[name]:
+        assert word in flat
+
+
+@pytest.mark.slow
+def test_help_of_a_preset_lists_its_options() -> None:
+    printed, _ = start("train", "lora-demo", "--help").communicate(timeout=200)
+    for word in ("--out STR", "--plan.lora-rate FLOAT", "(default: 0.45)", "--tower.weights STR"):
+        assert word in printed
+
+
+@pytest.fixture(scope="module")
+def done(
+    tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[list[str]]]]:
+    """Each stage by its own command, on 60 prompts; the folder, and each command's table."""
+    out = tmp_path_factory.mktemp("jobs")
+    pictures = out / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        Image.effect_noise((50, 40), 30 * number + 10).save(pictures / f"noise-{number}.png")
+    (pictures / "zero [1].png").touch()
+    tower = ("--tower.weights", tiny_tower)
+    commands = {
+        "prepare": ["--sources.0.prompts", "60", "--sources.0.size", "32", "--shard.size", "32"],
+        "features": [*tower, "--batch-size", "16", "--workers", "1"],
+        "train": ["probe-demo", *tower, "--optim.epochs", "2", "--optim.batch-size", "16"],
+        "evaluate": ["--runs", "probe"],
+        "predict": ["--pictures", str(pictures), "--run", "probe", "--nearest", "2"],
+    }
+    return out, {name: cells(job(name, *given, out=out)) for name, given in commands.items()}
+
+
+def marked(test):
+    """Five commands with a cluster each take minutes on a busy machine."""
+    return pytest.mark.timeout(1800)(pytest.mark.ray(pytest.mark.slow(test)))
+
+
+@marked
+def test_prepare_tells_what_became_of_the_rows(done) -> None:
+    out, tables = done
+    table = {row[0]: row[1:] for row in tables["prepare"]}
+    assert table["pictures listed"] == ["120", "none rejected"]
+    manifest = json.loads((out / "shards" / "manifest.json").read_text())
+    for name, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+        assert table[f"{name} pictures"][0] == str(manifest["counts"][split])
+
+
+@marked
+def test_features_and_train_tell_their_results(done) -> None:
+    out, tables = done
+    shards = json.loads((out / "shards" / "manifest.json").read_text())["counts"]
+    assert tables["features"] == [
+        ["pictures", str(sum(shards[n] for n in ("train", "val", "test")))]
+    ]
+    history = json.loads((out / "runs" / "probe" / "history.json").read_text())
+    best = max(history, key=lambda row: row["val_cosine"])
+    table = dict(tables["train"])
+    assert len(history) == 2
+    assert table["best_epoch"] == str(best["epoch"])
+    assert table["val_cosine"] == f"{best['val_cosine']:.4f}"
+
+
+@marked
+def test_evaluate_tells_the_scores(done) -> None:
+    out, tables = done
+    systems = json.loads((out / "evaluation" / "metrics.json").read_text())["systems"]
+    expected = [
+        [name, f"{s['mean']:.4f}", f"{s['low']:.4f} to {s['high']:.4f}", str(s["rows"])]
+        for name, s in ((name, scores["all"]) for name, scores in systems.items())
+    ]
+    assert tables["evaluate"] == expected
+    assert list(systems) == ["mean vector", "nearest neighbours", "probe"]
+
+
+@marked
+def test_predict_tells_prompts_and_rejected_pictures(done) -> None:
+    out, tables = done
+    with open(out / "predictions" / "prompts.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    firsts = [row for row in rows if row["rank"] == "1"]
+    assert [row["imgId"] for row in firsts] == ["noise-0", "noise-1", "noise-2"]
+    # Long cells go on in a second line, whose first cell is empty.
+    told = {row[0]: row[1:] for row in tables["predict"] if row[0]}
+    assert list(told) == ["noise-0", "noise-1", "noise-2", "zero [1]"]
+    assert [told[row["imgId"]][1] for row in firsts] == [row["cosine"] for row in firsts]
+    assert told["zero [1]"][0].startswith("unreadable picture: ")
+
+
+@marked
+def test_a_missing_stage_is_named_with_what_to_do(done, tmp_path: Path) -> None:
+    out, _ = done
+    cases = {
+        "features": ([], f"{tmp_path}/shards holds no finished shards: run the job"),
+        "evaluate": (["--runs", "lora"], f"{out}/runs/lora holds no finished train: run the job"),
+    }
+    folders = {"features": tmp_path, "evaluate": out}
+    for name, (arguments, message) in cases.items():
+        process = start(name, *arguments, "--out", str(folders[name]))
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert message in " ".join(told.split())
+        assert "Traceback" not in told
