@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from img2prompt.artifact import Artifact
     from img2prompt.runtime import Resources
     from img2prompt.stages.prepare import Prepared
 
@@ -43,7 +44,7 @@ def cluster() -> Iterator["Resources"]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=":")
-        with runtime.connect(cpus=4) as there:
+        with runtime.connect(cpus=4, dashboard=True) as there:
             yield there
 
 
@@ -72,3 +73,18 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tower")
     save_tower(fresh_tower(TINY_TOWER, seed=0), folder, torch.float32)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def embedded(
+    prepared: "Prepared", tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
+) -> "Artifact":
+    """Features of the prepared pictures by the tiny tower in float32; both named by URIs."""
+    from img2prompt.artifact import Artifact
+    from img2prompt.config import FeaturesConfig, TowerConfig
+    from img2prompt.stages import features
+
+    tower = TowerConfig(weights=tiny_tower)
+    config = FeaturesConfig(tower=tower, batch_size=20, precision="fp32", workers=2)
+    shards = Artifact.load(f"file://{prepared.shards.uri}", "shards")
+    return features.run(config, shards, f"file://{tmp_path_factory.mktemp('features')}")

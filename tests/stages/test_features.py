@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import torch
 from transformers import CLIPVisionModel
 
 from img2prompt.artifact import Artifact
-from img2prompt.config import FeaturesConfig, TowerConfig
+from img2prompt.config import FeaturesConfig
 from img2prompt.data.shards import SPLITS, ShardRows
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
@@ -43,16 +44,8 @@ with runtime.connect():
 
 
 @pytest.fixture(scope="module")
-def config(tiny_tower: str) -> FeaturesConfig:
-    tower = TowerConfig(weights=tiny_tower)
-    return FeaturesConfig(tower=tower, batch_size=20, precision="fp32", workers=2)
-
-
-@pytest.fixture(scope="module")
-def made(prepared, config: FeaturesConfig, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Features of the shards, both named by URIs."""
-    shards = Artifact.load(f"file://{prepared.shards.uri}", "shards")
-    return features.run(config, shards, f"file://{tmp_path_factory.mktemp('features')}")
+def config(embedded: Artifact) -> FeaturesConfig:
+    return FeaturesConfig.from_json(json.dumps(embedded.config))
 
 
 def by_hand(shards: Artifact, split: str, tower: str) -> np.ndarray:
@@ -65,8 +58,8 @@ def by_hand(shards: Artifact, split: str, tower: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_features_are_the_towers_to_float16(prepared, made, tiny_tower, split: str) -> None:
-    found = matrix(made.read_tables(f"{split}/")["feature"])
+def test_features_are_the_towers_to_float16(prepared, embedded, tiny_tower, split: str) -> None:
+    found = matrix(embedded.read_tables(f"{split}/")["feature"])
     expected = by_hand(prepared.shards, split, tiny_tower)
     assert found.dtype == np.float16
     assert found.shape == expected.shape
@@ -75,19 +68,19 @@ def test_features_are_the_towers_to_float16(prepared, made, tiny_tower, split: s
     np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2**-11, atol=2e-5)
 
 
-def test_rows_are_those_of_the_shards_in_their_order(prepared, made) -> None:
+def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None:
     names = [name for split in SPLITS for name in prepared.shards.names(f"{split}/")]
     assert len(names) > 8
-    assert made.names() == sorted(names)
+    assert embedded.names() == sorted(names)
     for name in names:
-        table = made.read_table(name)
+        table = embedded.read_table(name)
         assert table["id"].equals(prepared.shards.read_table(name)["id"])
         assert set(table["view"].to_pylist()) == {"plain"}
-    assert made.counts == {"rows": sum(prepared.shards.counts[split] for split in SPLITS)}
+    assert embedded.counts == {"rows": sum(prepared.shards.counts[split] for split in SPLITS)}
 
 
 def test_a_killed_driver_loses_only_unfinished_shards(
-    prepared, made, config: FeaturesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared, embedded, config: FeaturesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", DRIVER, config.to_json(), prepared.shards.uri, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
@@ -107,29 +100,29 @@ def test_a_killed_driver_loses_only_unfinished_shards(
     monkeypatch.setattr(features, "forward_shards", watched)
     resumed = features.run(config, prepared.shards, str(tmp_path))
     done = {str(path.relative_to(tmp_path)) for path in finished}
-    assert set(asked) == set(made.names()) - done
+    assert set(asked) == set(embedded.names()) - done
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert resumed.fingerprint == made.fingerprint
-    assert resumed.counts == made.counts
+    assert resumed.fingerprint == embedded.fingerprint
+    assert resumed.counts == embedded.counts
 
 
 def test_finished_features_are_not_made_again(
-    prepared, made, config: FeaturesConfig, monkeypatch: pytest.MonkeyPatch
+    prepared, embedded, config: FeaturesConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "forward_shards", None)
-    assert features.run(config, prepared.shards, made.uri) == made
+    assert features.run(config, prepared.shards, embedded.uri) == embedded
     with pytest.raises(UserError, match=r"config\.batch_size: 20 there, 21 asked for"):
-        features.run(config.replace({"batch_size": 21}), prepared.shards, made.uri)
+        features.run(config.replace({"batch_size": 21}), prepared.shards, embedded.uri)
 
 
 def test_another_tower_is_another_input(
-    prepared, made, config: FeaturesConfig, tmp_path: Path
+    prepared, embedded, config: FeaturesConfig, tmp_path: Path
 ) -> None:
     vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
     save_tower(fresh_tower({**vision, "image_size": 32}, 1), tmp_path / "tower")
     other = config.replace({"tower.weights": str(tmp_path / "tower")})
     with pytest.raises(UserError, match=r"inputs\.tower"):
-        features.run(other, prepared.shards, made.uri)
+        features.run(other, prepared.shards, embedded.uri)
     save_tower(fresh_tower({**vision, "image_size": 64}, 1), tmp_path / "tower")
     with pytest.raises(UserError, match="pictures of 32 pixels, the tower reads 64"):
         features.run(other, prepared.shards, str(tmp_path / "out"))

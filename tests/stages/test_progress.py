@@ -1,0 +1,36 @@
+import logging
+
+import pytest
+
+from img2prompt.stages import progress
+from img2prompt.stages.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that shows the last number of this list."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[-1])
+    return now
+
+
+def test_it_tells_now_and_then_and_at_the_end(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    count = Progress("shards", total=200)
+    for second, rows in [(101.0, 10), (104.9, 10), (105.0, 30), (109.0, 50), (110.0, 100)]:
+        clock.append(second)
+        count.add(rows)
+    assert caplog.messages == [
+        "shards: 50 of 200 rows (25 %), 10 rows/s, 15 s left",
+        "shards: 200 of 200 rows (100 %), 20 rows/s, 0 s left",
+    ]
+
+
+def test_nothing_to_do_divides_by_nothing(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    Progress("shards", total=0).add(0)
+    assert caplog.messages == ["shards: 0 of 0 rows (0 %), 0 rows/s, 0 s left"]

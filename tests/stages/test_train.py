@@ -1,0 +1,354 @@
+"""Runs under Ray Train. Each start costs seconds, so runs are shared by the tests of this file."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from tiny import assert_close, config_of
+
+from img2prompt.artifact import Artifact, exists, join, read_bytes
+from img2prompt.config import PlanConfig, TrainConfig
+from img2prompt.data.vectors import matrix
+from img2prompt.errors import UserError
+from img2prompt.model.predictor import learned_state, load_predictor, read_learned_state
+from img2prompt.model.tower import fresh_tower, save_tower
+from img2prompt.stages import train
+from img2prompt.stages.train import Inputs
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+REPO = Path(__file__).parents[2]
+EPOCHS = 3
+
+DRIVER = """
+import sys
+from img2prompt import runtime
+from img2prompt.artifact import Artifact
+from img2prompt.config import TrainConfig
+from img2prompt.stages import train
+
+config, shards, start, out = sys.argv[1:]
+inputs = train.Inputs(Artifact.load(shards, "shards"), start=Artifact.load(start, "train"))
+with runtime.connect():
+    train.run(TrainConfig.from_json(config), inputs, out)
+"""
+
+
+def history_of(run: Artifact) -> list[dict[str, Any]]:
+    return json.loads(read_bytes(run.path(train.HISTORY)))
+
+
+def curve_of(run: Artifact) -> list[tuple[float, float]]:
+    """Training loss and validation cosine of each epoch."""
+    return [(row["train_loss"], row["val_cosine"]) for row in history_of(run)]
+
+
+def shared(tower: str, name: str, workers: int, zero_stage: int, width: int = 0) -> TrainConfig:
+    """A fine-tune by DeepSpeed in float32; all of them have the same global batches."""
+    return config_of(
+        tower,
+        width=width,
+        name=name,
+        start_from="" if width else "probe",
+        engine__kind="deepspeed",
+        engine__workers=workers,
+        engine__zero_stage=zero_stage,
+        optim__epochs=EPOCHS,
+        optim__batch_size=32,
+        optim__lr=3e-4,
+        optim__head_lr=5e-4,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(prepared, embedded: Artifact) -> Inputs:
+    return Inputs(prepared.shards, embedded)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of all runs of this file."""
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def probe(inputs: Inputs, tiny_tower: str, runs: str) -> Artifact:
+    config = config_of(
+        tiny_tower,
+        PlanConfig(),
+        name="probe",
+        optim__epochs=10,
+        optim__batch_size=32,
+        optim__head_lr=1e-2,
+        optim__clip_norm=1.0,
+    )
+    return train.run(config, inputs, join(f"file://{runs}", "probe"))
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    inputs: Inputs, probe: Artifact, tiny_tower: str, runs: str
+) -> Callable[[int, int, int], Artifact]:
+    """Fine-tunes by workers, ZeRO stage and head width, each made once."""
+    made: dict[str, Artifact] = {}
+
+    def make(workers: int, zero_stage: int, width: int = 0) -> Artifact:
+        name = f"{workers}-{zero_stage}-{width}"
+        if name not in made:
+            config = shared(tiny_tower, name, workers, zero_stage, width)
+            own = Inputs(inputs.shards, start=None if width else probe)
+            made[name] = train.run(config, own, join(runs, name))
+        return made[name]
+
+    return make
+
+
+def test_a_probe_beats_the_mean_vector(inputs: Inputs, probe: Artifact) -> None:
+    train_targets, val_targets = (
+        matrix(inputs.shards.read_tables(f"{split}/")["target"]) for split in ("train", "val")
+    )
+    mean = train_targets.mean(axis=0)
+    floor = float((val_targets @ mean).mean() / np.linalg.norm(mean))
+    curve = curve_of(probe)
+    assert len(curve) == 10
+    assert curve[-1][0] < curve[0][0]
+    assert probe.counts["val_cosine"] > floor + 0.005
+
+
+def test_a_run_keeps_the_weights_of_its_best_epoch(inputs: Inputs, probe: Artifact) -> None:
+    history = history_of(probe)
+    best = max(history, key=lambda row: row["val_cosine"])
+    assert probe.counts["best_epoch"] == best["epoch"]
+    assert probe.counts["val_cosine"] == best["val_cosine"]
+    assert [row["epoch"] for row in history] == list(range(1, 11))
+    head = read_learned_state(probe)
+    assert inputs.features is not None
+    found = matrix(inputs.features.read_tables("val/")["feature"]).astype(np.float64)
+    predicted = found @ head["head.weight"].double().numpy().T + head["head.bias"].numpy()
+    targets = matrix(inputs.shards.read_tables("val/")["target"])
+    cosines = (predicted * targets).sum(1) / np.linalg.norm(predicted, axis=1)
+    assert cosines.mean() == pytest.approx(best["val_cosine"], abs=1e-6)
+
+
+def test_a_finished_folder_holds_no_leftovers(probe: Artifact) -> None:
+    assert probe.names() == [train.HISTORY, train.WEIGHTS]
+    assert not exists(join(probe.uri, "ray"))
+    assert not exists(join(probe.uri, "receipts"))
+
+
+def test_one_and_two_workers_give_the_same_curve(tuned) -> None:
+    alone, two = tuned(1, 1), tuned(2, 1)
+    assert len(curve_of(alone)) == EPOCHS
+    assert curve_of(alone)[-1][0] < curve_of(alone)[0][0]
+    for found, expected in zip(curve_of(two), curve_of(alone), strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert_close(read_learned_state(two), read_learned_state(alone), atol=1e-4)
+
+
+def test_a_wide_head_gives_the_same_curve_on_one_and_two_workers(tuned) -> None:
+    alone, two = tuned(1, 1, 48), tuned(2, 2, 48)
+    assert curve_of(alone)[-1][0] < curve_of(alone)[0][0] - 0.01
+    for found, expected in zip(curve_of(two), curve_of(alone), strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert_close(read_learned_state(two), read_learned_state(alone), atol=1e-4)
+
+
+def test_a_fine_tune_starts_with_the_head_of_its_probe(
+    inputs: Inputs, probe: Artifact, tiny_tower: str, tuned
+) -> None:
+    head = read_learned_state(probe)
+    assert set(head) == {"head.weight", "head.bias"}
+    config = shared(tiny_tower, "x", 1, 1)
+    model = train.build_model(config, Inputs(inputs.shards, start=probe))
+    assert all(torch.equal(learned_state(model)[name], head[name]) for name in head)
+    fresh = train.build_model(config, Inputs(inputs.shards))
+    assert not torch.equal(learned_state(fresh)["head.weight"], head["head.weight"])
+    first = history_of(tuned(1, 1))[0]["val_cosine"]
+    assert first > probe.counts["val_cosine"] - 0.01
+
+
+def test_a_finished_run_predicts_as_it_was_validated(inputs: Inputs, tuned) -> None:
+    run = tuned(2, 1)
+    rows = train.open_rows(TrainConfig.from_json(json.dumps(run.config)), inputs, "val")
+    batch = rows.fetch(np.arange(len(rows)))
+    with torch.no_grad():
+        predicted = load_predictor(run)(torch.from_numpy(batch.inputs)).double().numpy()
+    cosines = (predicted * batch.targets).sum(1) / np.linalg.norm(predicted, axis=1)
+    assert cosines.mean() == pytest.approx(run.counts["val_cosine"], abs=1e-5)
+
+
+def checkpointed(out: str) -> list[dict[str, Any]]:
+    """History of the last checkpoint that Ray Train has written down."""
+    folder = Path(out) / "ray" / train.STAGE
+    try:
+        snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
+        name = snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
+        return json.loads((folder / name / train.HISTORY).read_text())
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def wait_for_epoch(out: str, alive: Callable[[], bool]) -> list[dict[str, Any]]:
+    """The history once there is one."""
+    end = time.monotonic() + 200
+    while not (found := checkpointed(out)):
+        assert alive(), "the run ended before its first checkpoint"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_a_killed_driver_goes_on_with_the_next_epoch(
+    inputs: Inputs,
+    probe: Artifact,
+    tiny_tower: str,
+    tuned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, out = tuned(2, 1), str(tmp_path / "run")
+    config = TrainConfig.from_json(json.dumps(expected.config))
+    arguments = [config.to_json(), inputs.shards.uri, probe.uri, out]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments], env=environment, cwd=REPO)
+    before = wait_for_epoch(out, lambda: driver.poll() is None)
+    driver.kill()
+    driver.wait()
+    assert len(before) < EPOCHS
+    with pytest.raises(UserError, match="was not finished: run its train job again"):
+        Artifact.load(out, train.STAGE)
+    own = Inputs(inputs.shards, start=probe)
+
+    def killed(*parts: Any) -> Artifact:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # and once more, between the last epoch and the end
+        patch.setattr(train, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, own, out)
+    resumed = train.run(config, own, out)
+    history = history_of(resumed)
+    assert [row["epoch"] for row in history] == list(range(1, EPOCHS + 1))
+    assert history[: len(before)] == before  # the very same numbers, rows per second too
+    for found, wanted in zip(curve_of(resumed), curve_of(expected), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-6)
+    weights = read_learned_state(resumed)
+    for name, tensor in read_learned_state(expected).items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)
+
+
+def train_workers() -> list[psutil.Process]:
+    """Ray Train's workers of this process's own cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in process.name() + "".join(process.cmdline()[:1]):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_killed_worker_is_replaced(
+    inputs: Inputs, probe: Artifact, tiny_tower: str, tuned, tmp_path: Path
+) -> None:
+    config, out = shared(tiny_tower, "run", 2, 0), str(tmp_path / "run")
+    seen: dict[str, Any] = {}
+
+    def kill_one() -> None:
+        seen["before"] = wait_for_epoch(out, lambda: True)
+        workers = train_workers()
+        seen["first"] = {process.pid for process in workers}
+        workers[-1].kill()
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not seen.get("second"):
+            seen["second"] = {process.pid for process in train_workers()} - seen["first"]
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    made = train.run(config, Inputs(inputs.shards, start=probe), out)
+    killer.join()
+    assert len(seen["before"]) < EPOCHS
+    assert (len(seen["first"]), bool(seen["second"])) == (2, True)
+    history = history_of(made)
+    assert history[: len(seen["before"])] == seen["before"]
+    for found, wanted in zip(curve_of(made), curve_of(tuned(2, 1)), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert_close(read_learned_state(made), read_learned_state(tuned(2, 1)), atol=1e-4)
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TorchTrainer", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"engine.workers": 5}, "this needs 5 CPUs, the cluster has 4 at most"),
+        ({"optim.batch_size": 33}, r"batch_size is 33; allowed with 2 workers: a multiple of 2"),
+        ({"optim.batch_size": 4096}, r"batch_size is 4096; allowed with \d+ training rows: 1 to"),
+        ({"plan.lora_rate": 1.0}, r"lora_rate 1\.0 and nfz_rate 0\.25 overlap"),
+        ({"head.width": 8}, r"probe does not fit this config:(\n.*)*missing head\.0\.weight"),
+        ({"plan.lora_rate": 0.0, "plan.nfz_rate": 0.0}, "is a probe and reads features: run the"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_starts")
+def test_what_cannot_be_trained_is_refused_at_once(
+    inputs: Inputs, probe: Artifact, tiny_tower: str, tmp_path: Path, change: dict, told: str
+) -> None:
+    config = shared(tiny_tower, "run", 2, 1).replace(change)
+    with pytest.raises(UserError, match=told):
+        train.run(config, Inputs(inputs.shards, start=probe), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_pictures_and_features_of_another_tower_are_refused(
+    inputs: Inputs, tiny_tower: str, tmp_path: Path
+) -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    save_tower(fresh_tower({**vision, "image_size": 32}, 1), tmp_path / "other")
+    save_tower(fresh_tower({**vision, "image_size": 64}, 1), tmp_path / "larger")
+    probe, own = config_of(str(tmp_path / "other"), PlanConfig()), Inputs(inputs.shards)
+    with pytest.raises(UserError, match="was made by another tower than"):
+        train.run(probe, inputs, str(tmp_path / "run"))
+    with pytest.raises(UserError, match="pictures of 32 pixels, the tower reads 64"):
+        train.run(config_of(str(tmp_path / "larger")), own, str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_the_folder_of_another_run_is_refused(
+    inputs: Inputs, probe: Artifact, tiny_tower: str, tuned
+) -> None:
+    run = tuned(2, 1)
+    own = Inputs(inputs.shards, start=probe)
+    assert train.run(TrainConfig.from_json(json.dumps(run.config)), own, run.uri) == run
+    other = shared(tiny_tower, "other", 2, 1).replace({"optim.lr": 1e-3, "seed": 4})
+    with pytest.raises(UserError) as caught:
+        train.run(other, Inputs(inputs.shards), run.uri)
+    told = str(caught.value)
+    for line in (
+        "config.name: '2-1-0' there, 'other' asked for",
+        "config.optim.lr: 0.0003 there, 0.001 asked for",
+        "config.seed: 0 there, 4 asked for",
+        f"inputs.start: '{probe.fingerprint}' there, None asked for",
+    ):
+        assert f"  {line}\n" in told
+
+
+def test_worker_count_follows_config_and_cluster(cluster, tiny_tower: str) -> None:
+    assert train.worker_count(shared(tiny_tower, "x", 3, 1)) == 3
+    assert train.worker_count(shared(tiny_tower, "x", 0, 1)) == 2
+    assert train.worker_count(config_of(tiny_tower, engine__workers=0)) == 1
