@@ -325,10 +325,7 @@ def assert_told(done: subprocess.CompletedProcess, *words: str) -> None:
             ["val_fraction + test_fraction is 2.1; allowed: below 0.9"],
         ),
         (["--shard.encoding", "gif"], ["--shard.encoding", "gif", "('png', 'jpeg')"]),
-        (["--shard.size", "big"], ["--shard.size", "'big'"]),
-        (["--no-such-option", "1"], ["--no-such-option"]),
         (["photos"], ["'photos' is no preset", "pictures-small: A CSV and its pictures"]),
-        (["--config", "absent.json"], ["--config absent.json cannot be read"]),
     ],
 )
 def test_wrong_options_on_the_command_line(arguments: list[str], words: list[str]) -> None:

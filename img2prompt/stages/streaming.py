@@ -99,8 +99,8 @@ def forward_shards(
     fs, _ = open_uri(shards.uri)
     by_path = {open_uri(shards.path(name))[1]: name for name in names}
     rows = ray.data.read_parquet(
-        list(by_path), filesystem=fs, columns=["id", "image"], include_paths=True, partitioning=None
-    )
+        list(by_path), filesystem=fs, include_paths=True, partitioning=None
+    ).select_columns(["id", "image", "path"])
     rows = rows.map_batches(_decode, batch_size=batch_size, num_cpus=DECODE_CPUS)
     waiting: dict[str, list[pa.Table]] = {}
     done = forward(rows, make_model, batch_size, workers, precision)
