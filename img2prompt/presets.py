@@ -80,7 +80,7 @@ def lora_demo() -> TrainConfig:
         name="lora",
         start_from="probe",
         plan=PlanConfig(lora_rate=0.45, nfz_rate=0.45, lora_rank=16),
-        optim=OptimConfig(epochs=8, batch_size=64, lr=5e-4, head_lr=1e-3),
+        optim=OptimConfig(epochs=5, batch_size=64, lr=5e-4, head_lr=1e-3),
     )
 
 
