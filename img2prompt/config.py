@@ -405,13 +405,16 @@ class SearchConfig(Config):
     reduction: int = 3
     """At each rung the best of every `reduction` trials go on (ASHA: arXiv 1810.05934)."""
     concurrent: int = 0
-    """Trials at a time; 0: as many as the cluster has workers for."""
+    """Most trials at a time; 0: as many as the cluster has room for, which is never exceeded."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(len(self.lora_rates) > 0, "lora_rates", self.lora_rates, "one rate or more")
-        _check(len(self.nfz_rates) > 0, "nfz_rates", self.nfz_rates, "one rate or more")
-        _check(len(self.head_widths) > 0, "head_widths", self.head_widths, "one width or more")
+        for name in ("lora_rates", "nfz_rates"):
+            rates = getattr(self, name)
+            good = len(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
+            _check(good, name, rates, "one rate or more, each 0 to 1")
+        widths = len(self.head_widths) > 0 and min(self.head_widths) >= 0
+        _check(widths, "head_widths", self.head_widths, "one width or more, each 0 or more")
         _check(self.trials >= 1, "trials", self.trials, "1 or more")
         _check(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "1 or more")
         _check(self.reduction >= 2, "reduction", self.reduction, "2 or more")

@@ -1,40 +1,33 @@
 """Search lora_rate, nfz_rate and head width with Ray Tune; every trial is a real training run.
 
 shards/ + features/ -> search/: `best.json` (one complete training config), `trials.json` (what was
-tried), trials/<setting>/ (a run each). A killed search goes on where it stopped: Tune restores its
-trials, and each trial's run finds its own folder.
-
-Tune cannot see the workers that a trial's Ray Train run starts, so trials are limited to those that
-fit the cluster at once; else they would wait for each other.
+tried, epoch by epoch), trials/<setting>/ (a run each). A killed search goes on from its trials.
 """
 
+import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
 
-from img2prompt import runtime
 from img2prompt.artifact import Artifact, Draft, join, read_bytes
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.plan import LayerPlan, layer_plan
 from img2prompt.model.predictor import open_tower
-from img2prompt.stages import train
+from img2prompt.stages import train, trials
+from img2prompt.stages.trials import METRIC
+from img2prompt.stages.worker import History
 
 logger = logging.getLogger(__name__)
 
 STAGE = "search"
 BEST = "best.json"
 TRIALS = "trials.json"
-METRIC = "val_cosine"
 
 
 @dataclass(frozen=True)
@@ -51,26 +44,63 @@ class Setting:
 
 
 def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
-    """Search under `out`/<name>; probes that trials start from go to `out`/runs."""
+    """Search under `out`/<name>; probes that trials start from go to `out`/runs.
+
+    Raises UserError when no setting leaves a layer to learn, when the cluster is too small for one
+    trial, and when every trial fails.
+    """
     folder = join(out, config.name)
-    fingerprints = {"shards": inputs.shards.fingerprint}
+    tower = open_tower(config.base.tower, config.base.seed)
+    settings = choose(config, tower.depth)
+    fingerprints = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
     if inputs.features:
         fingerprints["features"] = inputs.features.fingerprint
-    draft = Draft.open(folder, STAGE, config, fingerprints)
+    check = functools.partial(trials.require_room, config)
+    draft = Draft.open(folder, STAGE, config, fingerprints, check)
     if finished := draft.finished():
         return finished
-    settings = choose(config, depth=open_tower(config.base.tower, config.base.seed).depth)
     logger.info("search: %d settings: %s", len(settings), ", ".join(s.name for s in settings))
     starts = _probes(config, settings, inputs, out)
-    results = _tuner(config, settings, inputs, starts, folder).fit()
-    rows = sorted(_rows(results, config.base.optim.epochs), key=lambda row: -row["best"])
-    if not rows:
-        raise UserError(f"no trial of {folder} finished an epoch: read the trials' errors above")
+    jobs = {}
+    for setting in settings:
+        own = train.Inputs(inputs.shards, start=starts.get(setting.head_width))
+        where = join(folder, "trials", setting.name)
+        jobs[setting.name] = trials.Job(trial_config(config, setting), own, where)
+    reasons = trials.run(config, jobs, folder)
+    rows = [_row(config, s, trials.ended(jobs[s.name].folder), reasons) for s in settings]
+    return _publish(config, draft, sorted(rows, key=_rank))
+
+
+def _row(
+    config: SearchConfig, setting: Setting, history: History, reasons: Mapping[str, str]
+) -> dict[str, Any]:
+    """What trials.json says of a trial."""
+    early = "stopped" if history else "failed"
+    return {
+        "name": setting.name,
+        "setting": vars(setting),
+        "end": "finished" if len(history) == config.base.optim.epochs else early,
+        "reason": reasons.get(setting.name, ""),
+        "best": max((row[METRIC] for row in history), default=None),
+        "epochs": history,
+    }
+
+
+def _rank(row: Mapping[str, Any]) -> float:
+    """The best first, the failed last."""
+    return np.inf if row["best"] is None else -row["best"]
+
+
+def _publish(config: SearchConfig, draft: Draft, rows: list[dict[str, Any]]) -> Artifact:
+    failed = [row for row in rows if row["end"] == "failed"]
+    if len(failed) == len(rows):
+        told = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
+        raise UserError(f"every trial of {draft.uri} failed; run it again to retry them:\n{told}")
     best = trial_config(config, Setting(**rows[0]["setting"])).replace({"name": "best"})
     draft.write_bytes(BEST, best.to_json().encode())
     draft.write_bytes(TRIALS, json.dumps(rows, indent=2).encode())
-    metrics = {"trials": len(rows), "best": rows[0]["name"], METRIC: rows[0]["best"]}
-    return draft.publish(**metrics)
+    counts = {"trials": len(rows), "failed": len(failed), "best": rows[0]["name"]}
+    return draft.publish(**counts, **{METRIC: rows[0]["best"]})
 
 
 def choose(config: SearchConfig, depth: int) -> list[Setting]:
@@ -122,81 +152,14 @@ def _probes(
     return probes
 
 
-def _tuner(
-    config: SearchConfig,
-    settings: list[Setting],
-    inputs: train.Inputs,
-    starts: dict[int, Artifact],
-    folder: str,
-) -> tune.Tuner:
-    """A new search, or the one that was killed."""
-
-    def trial(space: dict[str, Any]) -> None:
-        setting = Setting(**space["setting"])
-        own = train.Inputs(inputs.shards, start=starts.get(setting.head_width))
-        where = join(folder, "trials", setting.name)
-        train.run(trial_config(config, setting), own, where, callbacks=[TuneReportCallback()])
-
-    trainable = tune.with_resources(trial, {"cpu": 0.01})
-    storage = folder if "://" in folder else str(Path(folder).absolute())
-    space = {"setting": tune.grid_search([vars(setting) for setting in settings])}
-    if tune.Tuner.can_restore(join(storage, "tune")):
-        logger.info("search: goes on")
-        return tune.Tuner.restore(
-            join(storage, "tune"), trainable, resume_errored=True, param_space=space
-        )
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        grace_period=config.grace_epochs,
-        max_t=config.base.optim.epochs,
-        reduction_factor=config.reduction,
-    )
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            scheduler=scheduler,
-            max_concurrent_trials=concurrent_trials(config),
-            trial_name_creator=lambda trial: Setting(**trial.config["setting"]).name,
-            trial_dirname_creator=lambda trial: Setting(**trial.config["setting"]).name,
-        ),
-        run_config=tune.RunConfig(name="tune", storage_path=storage, verbose=1),
-    )
-
-
-def concurrent_trials(config: SearchConfig) -> int:
-    """Trials whose workers all fit the cluster at once."""
-    if config.concurrent:
-        return config.concurrent
-    there = runtime.resources()
-    units = there.gpus if there.gpus >= 1 else there.cpus / 2  # half: data and drivers run too
-    return max(1, int(units // train.worker_count(config.base)))
-
-
-def _rows(results: tune.ResultGrid, epochs: int) -> Iterator[dict[str, Any]]:
-    for result in results:
-        frame = result.metrics_dataframe
-        if result.error is not None:
-            logger.warning("search: %s failed: %s", result.path, result.error)
-        if frame is None or frame.empty or result.config is None:
-            continue
-        setting = Setting(**result.config["setting"])
-        yield {
-            "name": setting.name,
-            "setting": vars(setting),
-            "epochs": int(frame["epoch"].max()),
-            "stopped_early": bool(frame["epoch"].max() < epochs),
-            "best": float(frame[METRIC].max()),
-            "seconds": float(frame["time_total_s"].max()),
-        }
-
-
 def summary(search: Artifact) -> list[list[object]]:
     """Rows for a table: every trial, the best first."""
-    rows = json.loads(read_bytes(search.path(TRIALS)))
     return [
-        [row["name"], row["best"], row["epochs"], "stopped" if row["stopped_early"] else "finished"]
-        for row in rows
+        [
+            row["name"],
+            "" if row["best"] is None else row["best"],
+            len(row["epochs"]),
+            f"failed: {row['reason']}" if row["end"] == "failed" else row["end"],
+        ]
+        for row in json.loads(read_bytes(search.path(TRIALS)))
     ]

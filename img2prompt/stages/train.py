@@ -95,7 +95,7 @@ def run(
         ),
         run_config=RunConfig(
             name=STAGE,
-            storage_path=_storage(out),
+            storage_path=storage(out),
             failure_config=FailureConfig(max_failures=RETRIES),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val_cosine", checkpoint_score_order="max"
@@ -178,7 +178,8 @@ def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -
     )
 
 
-def _storage(out: str) -> str:
+def storage(out: str) -> str:
+    """Where Ray Train keeps the checkpoints of a run that is not finished."""
     return join(out if "://" in out else str(Path(out).absolute()), "ray")
 
 

@@ -1,0 +1,401 @@
+"""A search over three layouts of the tiny tower, killed in the middle; its parts without Ray."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import config_of
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config import SearchConfig, TrainConfig
+from img2prompt.errors import UserError
+from img2prompt.model.plan import layer_plan
+from img2prompt.runtime import Resources
+from img2prompt.stages import search, shard, train, trials
+from img2prompt.stages.search import Setting
+
+EPOCHS, GRACE = 4, 1
+FIRST, SECOND, THIRD = (f"lora0-nfz0.25-head{width}" for width in (1, 64, 2))
+"""After an epoch the cosines are about 0.1, 0.5 and 0.1: one hidden unit or two say little."""
+NO_INPUTS = train.Inputs(Artifact("nowhere", shard.STAGE, {}, {}, {}, {}))
+
+DRIVER = """
+import sys
+from pathlib import Path
+from img2prompt import runtime
+from img2prompt.artifact import Artifact
+from img2prompt.config import SearchConfig
+from img2prompt.stages import search, shard, train
+
+if __name__ == "__main__":
+    config, shards, out = sys.argv[1:]
+    with runtime.connect():
+        inputs = train.Inputs(Artifact.load(shards, shard.STAGE))
+        search.run(SearchConfig.from_json(Path(config).read_text()), inputs, out)
+"""
+
+
+def real(test):
+    """Marks of a test that needs the search that was really run."""
+    return pytest.mark.ray(pytest.mark.slow(pytest.mark.timeout(1500)(test)))
+
+
+def search_config(tower: str, **changes: Any) -> SearchConfig:
+    """Three head widths, one trial at a time."""
+    base = config_of(tower, optim__epochs=EPOCHS)
+    fields = {
+        "base": base,
+        "probe": base.replace({"name": "probe", "plan": {}, "head.width": 1}),
+        "lora_rates": (0.0,),
+        "nfz_rates": (0.25,),
+        "head_widths": (1, 64, 2),
+        "trials": 3,
+        "grace_epochs": GRACE,
+        "reduction": 4,
+        "concurrent": 1,
+    }
+    return SearchConfig(**fields | changes)
+
+
+def distinct(config: SearchConfig, depth: int) -> set[tuple[int, int, int]]:
+    """Layouts of a space, by counting: layers with LoRA, layers trained, head width."""
+    rates = product(config.lora_rates, config.nfz_rates, config.head_widths)
+    counts = {(int(depth * lora), int(depth * nfz), width) for lora, nfz, width in rates}
+    return {(lora, nfz, width) for lora, nfz, width in counts if 0 < lora + nfz <= depth}
+
+
+def counted(setting: Setting, depth: int) -> tuple[int, int, int]:
+    plan = layer_plan(depth, setting.lora_rate, setting.nfz_rate)
+    return len(plan.lora), len(plan.trained), setting.head_width
+
+
+@pytest.mark.parametrize("depth", [4, 7])
+def test_every_layout_of_the_space_is_tried_once(depth: int) -> None:
+    rates = (0.0, 0.1, 0.25, 0.3, 0.5, 0.55, 0.75, 1.0)
+    config = search_config("demo", lora_rates=rates, nfz_rates=rates, trials=1000)
+    chosen = [counted(setting, depth) for setting in search.choose(config, depth)]
+    assert len(chosen) == len(set(chosen))
+    assert set(chosen) == distinct(config, depth)
+    assert len(chosen) < len(rates) ** 2 * 3, "some are equal, overlap or learn nothing"
+
+
+def test_fewer_trials_are_drawn_by_the_seed() -> None:
+    rates = (0.0, 0.25, 0.5, 0.75)
+    some = {"lora_rates": rates, "nfz_rates": rates, "trials": 5}
+    whole = search.choose(search_config("demo", **some | {"trials": 1000}), 4)
+    drawn = [search.choose(search_config("demo", **some, seed=seed), 4) for seed in range(8)]
+    again = [search.choose(search_config("demo", **some, seed=seed), 4) for seed in range(8)]
+    assert drawn == again
+    assert {len(settings) for settings in drawn} == {5}
+    assert all(set(settings) < set(whole) for settings in drawn)
+    assert len({tuple(settings) for settings in drawn}) > 4
+
+
+@pytest.mark.parametrize(("lora", "nfz"), [((0.0,), (0.0, 0.1)), ((0.75, 1.0), (0.5,))])
+def test_a_space_without_a_learning_layout_is_refused(lora, nfz, tiny_tower, tmp_path) -> None:
+    config = search_config(tiny_tower, lora_rates=lora, nfz_rates=nfz)
+    with pytest.raises(UserError, match="leave no plan in which a layer learns"):
+        search.run(config, NO_INPUTS, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "told"),
+    [
+        (
+            "lora_rates",
+            (0.5, 1.5),
+            "lora_rates is (0.5, 1.5); allowed: one rate or more, each",
+        ),
+        ("nfz_rates", (-0.1,), "nfz_rates is (-0.1,); allowed: one rate or more, each 0 to 1"),
+        ("head_widths", (8, -1), "head_widths is (8, -1); allowed: one width or more, each 0 or"),
+    ],
+)
+def test_a_rate_or_width_out_of_range_is_told(field: str, values: tuple, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        search_config("demo", **{field: values})
+    assert told in str(caught.value)
+
+
+def test_a_trial_is_the_base_with_its_setting() -> None:
+    config = search_config("demo")
+    made = search.trial_config(config, Setting(0.25, 0.5, 64))
+    expected = config.base.to_dict() | {"name": "lora0.25-nfz0.5-head64"}
+    expected["plan"] |= {"lora_rate": 0.25, "nfz_rate": 0.5}
+    expected["head"] |= {"width": 64}
+    assert made.to_dict() == expected
+    assert TrainConfig.from_json(made.to_json()) == made
+
+
+def test_trials_start_from_a_probe_of_their_width(monkeypatch, tmp_path: Path) -> None:
+    made: dict[str, TrainConfig] = {}
+
+    def record(config: TrainConfig, inputs: Any, out: str) -> str:
+        made[out] = config
+        return f"probe of width {config.head.width}"
+
+    monkeypatch.setattr(train, "run", record)
+    config = search_config("demo")
+    config = config.replace({"base.start_from": "probe"})
+    settings = search.choose(config, 4)
+    starts = search._probes(config, settings, None, str(tmp_path))
+    assert starts == {width: f"probe of width {width}" for width in (1, 64, 2)}
+    assert made[f"{tmp_path}/runs/probe"] == config.probe
+    wider = config.probe.replace({"name": "probe-64", "head.width": 64})
+    assert made[f"{tmp_path}/runs/probe-64"] == wider
+    for setting in settings:
+        name = search.trial_config(config, setting).start_from
+        assert made[f"{tmp_path}/runs/{name}"].head.width == setting.head_width
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "asked", "trials_at_once"),
+    [
+        (4, 0, 1, 0, 2),
+        (4, 0, 2, 0, 1),
+        (4, 0, 3, 0, 1),
+        (8, 0, 1, 0, 4),
+        (8, 0, 3, 0, 2),
+        (2, 0, 1, 0, 1),
+        (4, 0, 0, 0, 1),  # two CPU workers
+        (4, 0, 1, 1, 1),
+        (4, 0, 1, 9, 2),
+        (16, 8, 2, 0, 4),
+        (16, 8, 3, 0, 2),
+        (16, 8, 0, 0, 1),  # a worker for each GPU
+        (16, 8, 2, 3, 3),
+        (16, 8, 2, 9, 4),
+    ],
+)
+def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_at_once) -> None:
+    monkeypatch.setattr("img2prompt.runtime.resources", lambda: Resources(cpus, gpus))
+    config = search_config("demo", concurrent=asked).replace(
+        {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
+    )
+    trials.require_room(config)
+    assert trials.concurrent_trials(config) == trials_at_once
+    each = train.worker_count(config.base)
+    if gpus:
+        assert trials_at_once * each <= gpus
+    else:  # at worst every driver lies on another node, and none of those has a whole CPU left
+        assert trials_at_once * each <= cpus - trials_at_once
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "told"),
+    [
+        (Resources(2, 0), 2, "needs 3 CPUs, the cluster has 2 at most"),
+        (Resources(1, 0), 1, "needs 2 CPUs, the cluster has 1 at most"),
+        (Resources(16, 2), 4, "needs 4 GPUs, the cluster has 2 at most"),
+    ],
+)
+def test_a_cluster_too_small_for_one_trial_is_refused(
+    monkeypatch, there: Resources, workers: int, told: str, tiny_tower: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("img2prompt.runtime.resources", lambda: there)
+    config = search_config(tiny_tower).replace(
+        {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
+    )
+    with pytest.raises(UserError, match=told):
+        search.run(config, NO_INPUTS, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def history_of(*scores: float) -> list[dict[str, float]]:
+    return [{"epoch": epoch + 1, "val_cosine": score} for epoch, score in enumerate(scores)]
+
+
+def decisions(past: dict, *scores: float, **changes: Any) -> list[str]:
+    """What is decided about a trial after each of its epochs."""
+    scheduler = trials._scheduler(search_config("demo", **changes), past)
+    trial = SimpleNamespace(trial_id="new")
+    scheduler.on_trial_add(None, trial)
+    return [scheduler.on_trial_result(None, trial, row) for row in history_of(*scores)]
+
+
+def test_trials_are_measured_against_those_that_ended_before() -> None:
+    past = {"a": history_of(0.1, 0.3), "b": history_of(0.5, 0.6), "c": history_of(0.2)}
+    bar = np.percentile([0.1, 0.5, 0.2], 75)  # at the first epoch, the only rung
+    assert decisions(past, bar - 0.01) == ["STOP"]
+    assert decisions(past, bar + 0.01, 0.0, 0.0, 0.0) == ["CONTINUE"] * EPOCHS
+    assert decisions({}, 0.0, 0.0, 0.0, 0.0) == ["CONTINUE"] * EPOCHS
+
+
+def test_no_trial_is_stopped_at_its_last_epoch_or_in_its_grace() -> None:
+    past = {name: history_of(0.9, 0.9, 0.9, 0.9) for name in "abc"}
+    later = decisions(past, 0.1, 0.1, 0.1, 0.1, grace_epochs=3)
+    assert later == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
+    assert trials._scheduler(search_config("demo", grace_epochs=EPOCHS), past) is None
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A search whose driver was killed when its second trial had an epoch or more."""
+
+    config: SearchConfig
+    shards: Artifact
+    out: Path
+    first_done: float
+    """When the first trial's manifest was last written."""
+    kept: list[dict[str, Any]]
+    """Epochs that the second trial had behind it."""
+
+    def trial(self, name: str) -> Path:
+        return self.out / "search" / "trials" / name
+
+
+def wait_for(what: str, happened, seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def groups_left() -> list[str]:
+    """Placement groups that hold resources or wait for them."""
+    import ray.util
+
+    found = ray.util.placement_group_table().values()
+    return [group["name"] or group["state"] for group in found if group["state"] != "REMOVED"]
+
+
+@pytest.fixture(scope="module")
+def killed(cluster, prepared, tiny_tower: str, tmp_path_factory) -> Killed:
+    out = tmp_path_factory.mktemp("search")
+    config, shards = search_config(tiny_tower), prepared.shards
+    (out / "config.json").write_text(config.to_json())
+    (out / "driver.py").write_text(DRIVER)
+    command = [sys.executable, out / "driver.py", out / "config.json", shards.uri, out]
+    second = out / "search" / "trials" / SECOND
+    with open(out / "log", "wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def second_has_an_epoch() -> bool:
+        assert driver.poll() is None, (out / "log").read_text()
+        return len(trials._trained(str(second))) > 0
+
+    try:
+        wait_for("an epoch of the second trial", second_has_an_epoch)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    wait_for("the killed search's workers leave", lambda: not groups_left())
+    first = out / "search" / "trials" / FIRST / "manifest.json"
+    kept = trials._trained(str(second))
+    return Killed(config, shards, out, first.stat().st_mtime, kept)
+
+
+@pytest.fixture(scope="module")
+def searched(killed: Killed) -> Artifact:
+    """The same search, run again: here, and with paths relative to this folder."""
+    inputs = train.Inputs(Artifact.load(os.path.relpath(killed.shards.uri), shard.STAGE))
+    return search.run(killed.config, inputs, os.path.relpath(killed.out))
+
+
+def rows_of(found: Artifact) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(Path(found.path(search.TRIALS)).read_text())}
+
+
+def foreign(folder: Path) -> None:
+    """A folder that another run has begun."""
+    Draft.open(str(folder), train.STAGE, config_of("elsewhere"), {})
+
+
+def test_when_every_trial_fails_the_reasons_are_told(
+    monkeypatch, tiny_tower, tmp_path: Path
+) -> None:
+    reasons = {FIRST: "OSError: disk full", SECOND: "UserError: the loss is nan", THIRD: "-"}
+    monkeypatch.setattr(trials, "run", lambda *_: reasons)
+    monkeypatch.setattr("img2prompt.runtime.resources", lambda: Resources(4, 0))
+    with pytest.raises(UserError) as caught:
+        search.run(search_config(tiny_tower), NO_INPUTS, str(tmp_path))
+    told = str(caught.value)
+    assert [name for name in reasons if f"{name}: {reasons[name]}" not in told] == [], told
+    assert not (tmp_path / "search" / search.BEST).exists()
+
+
+@real
+def test_a_killed_search_goes_on_where_it_was(killed: Killed, searched: Artifact) -> None:
+    rows = rows_of(searched)
+    assert set(rows) == {FIRST, SECOND, THIRD}
+    assert (killed.trial(FIRST) / "manifest.json").stat().st_mtime == killed.first_done
+    assert killed.kept
+    epochs = rows[SECOND]["epochs"]
+    assert epochs[: len(killed.kept)] == killed.kept, "speeds too: they were not trained again"
+    assert [row["epoch"] for row in epochs] == list(range(1, EPOCHS + 1))
+    for name in (FIRST, SECOND):
+        assert rows[name]["end"] == "finished"
+        assert rows[name]["epochs"] == json.loads((killed.trial(name) / "history.json").read_text())
+
+
+@real
+def test_the_weakest_trial_is_stopped_early(searched: Artifact) -> None:
+    rows = rows_of(searched)
+    assert rows[THIRD]["end"] == "stopped"
+    scores = {name: row["epochs"][GRACE - 1]["val_cosine"] for name, row in rows.items()}
+    assert len(rows[THIRD]["epochs"]) == GRACE
+    assert scores[THIRD] < np.percentile([scores[FIRST], scores[SECOND]], 75)
+    assert scores[FIRST] < scores[SECOND], "else the second would have been stopped"
+
+
+@real
+def test_no_placement_group_is_left(searched: Artifact) -> None:
+    wait_for("stopped trials' workers leave", lambda: not groups_left())
+
+
+@real
+def test_the_best_config_is_that_of_the_best_trial(killed: Killed, searched: Artifact) -> None:
+    rows = json.loads(Path(searched.path(search.TRIALS)).read_text())
+    assert rows[0]["name"] == SECOND == searched.counts["best"]
+    highest = [max(epoch["val_cosine"] for epoch in row["epochs"]) for row in rows]
+    assert [row["best"] for row in rows] == highest == sorted(highest, reverse=True)
+    best = TrainConfig.from_json(Path(searched.path(search.BEST)).read_text())
+    assert best == search.trial_config(killed.config, Setting(**rows[0]["setting"])).replace(
+        {"name": "best"}
+    )
+    run = train.run(best, train.Inputs(killed.shards), str(killed.out / "runs" / "best"))
+    assert run.counts["val_cosine"] == pytest.approx(rows[0]["best"], abs=1e-3)
+    table = search.summary(searched)
+    assert table[0] == [SECOND, rows[0]["best"], EPOCHS, "finished"]
+
+
+@real
+def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searched) -> None:
+    monkeypatch.setattr(trials, "run", lambda *_: pytest.fail("a trial was run"))
+    inputs = train.Inputs(killed.shards)
+    again = search.run(killed.config, inputs, str(killed.out))
+    assert again.fingerprint == searched.fingerprint
+    other = killed.config.replace({"trials": 2, "base.optim.lr": 0.5})
+    with pytest.raises(UserError) as caught:
+        search.run(other, inputs, str(killed.out))
+    assert "config.trials: 3 there, 2 asked for" in str(caught.value)
+    assert "config.base.optim.lr: 0.002 there, 0.5 asked for" in str(caught.value)
+
+
+@real
+def test_a_trial_that_fails_is_named_with_its_reason(killed: Killed, searched, tmp_path) -> None:
+    config = killed.config.replace({"head_widths": [1, 2]})
+    kept = tmp_path / "search" / "trials"
+    shutil.copytree(killed.trial(FIRST), kept / FIRST)
+    foreign(kept / THIRD)
+    found = search.run(config, train.Inputs(killed.shards), str(tmp_path))
+    rows = rows_of(found)
+    assert rows[FIRST]["end"] == "finished"
+    assert rows[THIRD]["end"] == "failed"
+    assert rows[THIRD]["best"] is None
+    assert rows[THIRD]["reason"].startswith(f"UserError: {kept / THIRD} holds another run.")
+    assert "tower.weights: 'elsewhere' there" in rows[THIRD]["reason"]
+    assert found.counts["best"] == FIRST
+    assert found.counts["failed"] == 1
+    assert "holds another run" in str(search.summary(found)[1])
