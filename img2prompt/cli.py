@@ -1,5 +1,6 @@
 """The command line of all jobs: a preset, dotted options on top, one call, readable errors."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -56,18 +57,21 @@ def parse(
         default=Job(config),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    _check_out(job.out)
-    return job
+    return dataclasses.replace(job, out=_absolute(job.out))
 
 
-def _check_out(out: str) -> None:
-    """A submitted job runs in a copy of the folder; a relative `--out` goes with the cluster."""
+def _absolute(out: str) -> str:
+    """The folder as workers see it, who run elsewhere.
+
+    A submitted job runs in a copy of the user's folder, so there a relative one is a UserError.
+    """
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in out and not Path(out).is_absolute():
         raise UserError(
             f"--out is {out!r}, relative to a copy of your folder that goes with the cluster; give "
             "an absolute path that every node sees, or a URI such as s3://bucket/run"
         )
+    return out if "://" in out else str(Path(out).absolute())
 
 
 def _start(presets: Mapping[str, Callable[[], C]], default: str, arguments: list[str]) -> C:

@@ -33,6 +33,11 @@ CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
 """Variables in which a cluster that grows by itself declares how far; cluster/ sets them."""
 
 
+STAY = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
+"""Ray Train and Tune leave workers in the folder of the driver, so that relative paths in configs,
+such as `--tower.weights DIR`, mean the same there."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a cluster can give to one job that is alone on it."""
@@ -56,6 +61,7 @@ def connect(
         yield resources()
         return
     _process_setup()()
+    os.environ.update(STAY)
     address = _address()
     options = {"runtime_env": _worker_environment(download), "logging_level": logging.WARNING}
     if address:
