@@ -1,6 +1,7 @@
 """`ray job submit` to a cluster that asks for a token."""
 
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from img2prompt.artifact import Artifact
 from img2prompt.config import PlanConfig
+from img2prompt.stages import shard
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -70,3 +73,20 @@ def test_with_the_token_a_job_runs_this_package_on_a_worker(exports, outside) ->
     assert told["node"] != told["head"], "the head has no CPUs"
     folder = Path(exports["RAY_AUTH_TOKEN_PATH"]).parent
     assert Path(told["package"]).is_relative_to(folder), "the uploaded package, not this checkout"
+
+
+def test_a_real_job_runs_as_the_manual_says(exports, outside, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = submit(
+        outside | exports,
+        *("--working-dir", str(ROOT), "--", "python", "jobs/prepare.py", "demo"),
+        *("--sources.0.prompts", "60", "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stdout
+    shards = Artifact.load(str(out / "shards"), shard.STAGE)
+    pictures = {split: shards.counts[split] for split in ("train", "val", "test")}
+    assert all(pictures.values())
+    assert sum(pictures.values()) == shards.read_tables(columns=["id"]).num_rows <= 120
+    assert f"demo in {out}" in done.stdout
+    for name, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+        assert re.search(rf"│ {name} pictures +│ +{pictures[split]} │", done.stdout), done.stdout
