@@ -141,6 +141,7 @@ def _address() -> str:
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Ray's runtime environment of the workers; variables that the submitter set are left alone."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= STAY
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     given = (submitted.get("runtime_env") or {}).get("env_vars") or {}

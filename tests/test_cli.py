@@ -33,7 +33,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", presets.TRAIN)
 def test_a_preset_alone_is_itself(name: str) -> None:
-    assert train(name) == Job(config=presets.TRAIN[name](), out="out/demo")
+    assert train(name) == Job(config=presets.TRAIN[name](), out=str(Path("out/demo").absolute()))
 
 
 def test_dotted_options_change_a_preset() -> None:
@@ -96,10 +96,18 @@ def test_a_saved_config_takes_the_place_of_a_preset(tmp_path: Path) -> None:
     kept = presets.lora_l14_336().replace({"seed": 7, "optim.warmup": 0.3})
     path = tmp_path / "config.json"
     path.write_text(kept.to_json())
-    assert train("--config", str(path)) == Job(config=kept)
-    assert train("--config", f"file://{path}") == Job(config=kept)
+    assert train("--config", str(path)).config == kept
+    assert train("--config", f"file://{path}").config == kept
     found = train("--out", "x", "--config", str(path), "--optim.epochs", "9")
-    assert found == Job(config=kept.replace({"optim.epochs": 9}), out="x")
+    assert found == Job(config=kept.replace({"optim.epochs": 9}), out=str(Path("x").absolute()))
+
+
+def test_a_submitted_job_needs_an_out_that_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match="'out/x', relative to a copy of your folder"):
+        train("lora-demo", "--out", "out/x")
+    assert train("lora-demo", "--out", "/shared/x").out == "/shared/x"
+    assert train("lora-demo", "--out", "s3://bucket/x").out == "s3://bucket/x"
 
 
 def test_a_saved_config_is_checked(tmp_path: Path) -> None:
