@@ -132,6 +132,14 @@ def test_deepspeed_goes_on_where_it_was_saved(shared: Path, width: int, stage: i
         assert_same_run(whole, at_once)
 
 
+def test_a_checkpoint_holds_no_frozen_weights(
+    shared: Path, alone: dict[str, Any], width: int
+) -> None:
+    for stage in ZERO_STAGES:
+        path = shared / f"saved-{stage}-{width}" / "engine" / "mp_rank_00_model_states.pt"
+        assert torch.load(path, weights_only=False)["module"].keys() == alone["state"].keys()
+
+
 def test_workers_end_with_the_same_weights(shared: Path, width: int) -> None:
     for stage in ZERO_STAGES:
         first, second = (torch.load(shared / f"{stage}-{width}-{rank}.pt")[0] for rank in (0, 1))
