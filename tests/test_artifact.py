@@ -192,12 +192,12 @@ def test_another_run_is_refused_with_all_differences(folder: str) -> None:
         "  config.tower.image_size: 0 there, 96 asked for",
         "  inputs.source: 'one' there, 'two' asked for",
         "  stage: 'made' there, 'other' asked for",
-        "Give another --out, or delete that folder to make it again.",
+        "Give another --out or --name, or delete that folder to make it again.",
     ]
 
 
 def test_a_new_and_a_lost_input_are_differences(folder: str) -> None:
-    Draft.open(folder, "made", TargetsConfig(), {"a": "1", "b": "2"})
+    Draft.open(folder, "made", TargetsConfig(), {"a": "1", "b": "2"}).write_bytes("x", b"x")
     with pytest.raises(UserError) as caught:
         Draft.open(folder, "made", TargetsConfig(), {"b": "2", "c": "3"})
     assert "inputs.a: '1' there, None asked for" in str(caught.value)
@@ -210,6 +210,45 @@ def test_an_unfinished_folder_is_refused_to_another_run_too(folder: str) -> None
     with pytest.raises(UserError, match=r"inputs\.source: 'one' there, 'two' asked for"):
         draft_of(folder, source="two")
     assert list(draft_of(folder).receipts()) == ["model.bin"]
+
+
+def test_a_folder_without_any_work_may_be_begun_otherwise(folder: str) -> None:
+    draft_of(folder)
+    other = draft_of(folder, config=TargetsConfig(encoder="x"), source="two")
+    assert json.loads(read_bytes(join(folder, "config.json"))) == {"encoder": "x"}
+    assert other.publish().inputs == {"source": "two"}
+    with pytest.raises(UserError, match="holds another run"):
+        draft_of(folder)  # finished, though without files
+
+
+def test_a_check_comes_before_the_folder_and_not_after_the_end(folder: str) -> None:
+    def refuse() -> None:
+        raise UserError("no room")
+
+    def opened() -> Draft:
+        return Draft.open(folder, "made", TargetsConfig(), {}, refuse)
+
+    with pytest.raises(UserError, match="no room"):
+        opened()
+    assert not exists(folder)
+    draft = Draft.open(folder, "made", TargetsConfig(), {})
+    draft.write_bytes("x", b"x")
+    with pytest.raises(UserError, match="no room"):
+        opened()
+    made = draft.publish()
+    assert opened().finished() == made
+
+
+def test_an_input_that_was_made_again_is_refused(tmp_path: Path) -> None:
+    first, second = (draft_of(str(tmp_path / name), source=name) for name in ("one", "two"))
+    parent, other = first.publish(), second.publish()
+    inputs = {"parent": parent.fingerprint}
+    child = Draft.open(str(tmp_path / "child"), "child", TargetsConfig(), inputs).publish()
+    child.require_input("parent", parent)
+    for name, found in [("parent", other), ("stranger", parent)]:
+        with pytest.raises(UserError) as caught:
+            child.require_input(name, found)
+        assert f"{child.uri} was made from other {name} than {found.uri}" in str(caught.value)
 
 
 def test_absent_unfinished_and_foreign_folders_are_told_apart(folder: str) -> None:

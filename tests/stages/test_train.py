@@ -1,5 +1,6 @@
 """Runs under Ray Train. Each start costs seconds, so runs are shared by the tests of this file."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,11 +18,16 @@ import torch
 from tiny import assert_close, config_of
 
 from img2prompt.artifact import Artifact, exists, join, read_bytes
-from img2prompt.config import PlanConfig, TrainConfig
+from img2prompt.config import PlanConfig, TowerConfig, TrainConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
-from img2prompt.model.predictor import learned_state, load_predictor, read_learned_state
-from img2prompt.model.tower import fresh_tower, save_tower
+from img2prompt.model.predictor import (
+    learned_state,
+    load_predictor,
+    open_tower,
+    read_learned_state,
+)
+from img2prompt.model.tower import save_tower
 from img2prompt.stages import train
 from img2prompt.stages.train import Inputs
 
@@ -314,25 +320,47 @@ def test_what_cannot_be_trained_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
+@torch.no_grad()
+def another_tower(tower: str, folder: Path) -> str:
+    """Checkpoint of a tower of the same shape."""
+    other = open_tower(TowerConfig(weights=tower))
+    other.vision.post_layernorm.bias += 1
+    save_tower(other, folder / "other", torch.float32)
+    return str(folder / "other")
+
+
 @pytest.mark.usefixtures("nothing_starts")
 def test_pictures_and_features_of_another_tower_are_refused(
     inputs: Inputs, tiny_tower: str, tmp_path: Path
 ) -> None:
-    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
-    save_tower(fresh_tower({**vision, "image_size": 32}, 1), tmp_path / "other")
-    save_tower(fresh_tower({**vision, "image_size": 64}, 1), tmp_path / "larger")
-    probe, own = config_of(str(tmp_path / "other"), PlanConfig()), Inputs(inputs.shards)
+    probe = config_of(another_tower(tiny_tower, tmp_path), PlanConfig())
     with pytest.raises(UserError, match="was made by another tower than"):
         train.run(probe, inputs, str(tmp_path / "run"))
+    changes = {"tower.image_size": 64, "tower.resize_positions": True}
+    larger = config_of(tiny_tower).replace(changes)
     with pytest.raises(UserError, match="pictures of 32 pixels, the tower reads 64"):
-        train.run(config_of(str(tmp_path / "larger")), own, str(tmp_path / "run"))
+        train.run(larger, Inputs(inputs.shards), str(tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("nothing_starts")
+def test_a_start_from_another_tower_or_other_data_is_refused(
+    inputs: Inputs, probe: Artifact, tiny_tower: str, tmp_path: Path
+) -> None:
+    config = shared(another_tower(tiny_tower, tmp_path), "run", 2, 1)
+    with pytest.raises(UserError, match="is a head for another tower than"):
+        train.run(config, Inputs(inputs.shards, start=probe), str(tmp_path / "run"))
+    others = dataclasses.replace(inputs.shards, uri="elsewhere", inputs={})
+    config = shared(tiny_tower, "run", 2, 1)
+    with pytest.raises(UserError, match="made from other shards than elsewhere holds now"):
+        train.run(config, Inputs(others, start=probe), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_folder_of_another_run_is_refused(
-    inputs: Inputs, probe: Artifact, tiny_tower: str, tuned
+    inputs: Inputs, probe: Artifact, tiny_tower: str, tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tuned(2, 1)
+    monkeypatch.setattr(train, "TorchTrainer", None)
     own = Inputs(inputs.shards, start=probe)
     assert train.run(TrainConfig.from_json(json.dumps(run.config)), own, run.uri) == run
     other = shared(tiny_tower, "other", 2, 1).replace({"optim.lr": 1e-3, "seed": 4})
