@@ -137,6 +137,14 @@ class Artifact:
         }
         return fingerprint_of([self.stage, self.config, self.inputs, digests])
 
+    def require_input(self, name: str, parent: "Artifact") -> None:
+        """Refuse (UserError) when this was made from another `parent` than the one in use."""
+        if self.inputs.get(name) != parent.fingerprint:
+            raise UserError(
+                f"{self.uri} was made from other {name} than {parent.uri} holds now: "
+                f"delete it and make it again, or give another --out"
+            )
+
     def names(self, prefix: str = "") -> list[str]:
         """Data files under a prefix, in order."""
         return sorted(name for name in self.files if name.startswith(prefix))
@@ -182,7 +190,7 @@ class Draft:
         found = _read_manifest(uri)
         if found is None or not found["done"]:
             check()
-        if found is None:
+        if found is None or _is_bare(uri):
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
         else:
@@ -253,8 +261,15 @@ class Draft:
             raise UserError(
                 f"{self.uri} holds another run. It differs in:\n  "
                 + "\n  ".join(differences)
-                + "\nGive another --out, or delete that folder to make it again."
+                + "\nGive another --out or --name, or delete that folder to make it again."
             )
+
+
+def _is_bare(uri: str) -> bool:
+    """Whether a folder was begun but holds no work yet, so that it may be begun otherwise."""
+    fs, path = open_uri(uri)
+    found = fs.get_file_info(pafs.FileSelector(path))
+    return {info.base_name for info in found} <= {MANIFEST, CONFIG}
 
 
 def _read_manifest(uri: str) -> dict[str, Any] | None:

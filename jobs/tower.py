@@ -2,7 +2,7 @@
 
 from img2prompt import cli, presets, runtime
 from img2prompt.artifact import join
-from img2prompt.model import weights
+from img2prompt.errors import UserError
 from img2prompt.model.predictor import load_predictor
 from img2prompt.model.tower import save_tower
 from img2prompt.stages import prepare, train
@@ -11,10 +11,12 @@ from img2prompt.stages import prepare, train
 def job() -> None:
     options = cli.parse(__doc__, {"tower": presets.tower_training})
     config, out = options.config, options.out
+    if config.plan.lora_rate:
+        raise UserError(f"--plan.lora-rate is {config.plan.lora_rate}; allowed for a tower: 0")
     with runtime.connect(dashboard=True):
         prepared = prepare.run(presets.tower_data(), out)
         run = train.run(config, train.Inputs(prepared.shards), join(out, "runs", config.name))
-    folder = weights.DEMO
+    folder = join(out, "tower")
     tower = load_predictor(run).tower
     assert tower is not None
     save_tower(tower, folder)

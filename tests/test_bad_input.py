@@ -350,5 +350,5 @@ def test_a_folder_of_another_run_on_the_command_line(case) -> None:
         done,
         f"error: {case.out}/clean holds another run",
         "config.min_words: 1 there, 3 asked for",
-        "Give another --out, or delete that folder",
+        "Give another --out or --name, or delete that folder",
     )

@@ -49,7 +49,8 @@ def run(config: ChainConfig, out: str) -> Chain:
     if not predicting.pictures:
         folder = _write_samples(prepared, config.samples, join(out, SAMPLES))
         predicting = dataclasses.replace(predicting, pictures=folder)
-    predictions = predict.run(predicting, tuned, prepared, join(out, config.predict.name))
+        predicting = dataclasses.replace(predicting, name=f"{SAMPLES}-{predicting.name}")
+    predictions = predict.run(predicting, tuned, prepared, join(out, predicting.name))
     write_bytes(join(out, CONFIG), config.to_json().encode())
     return Chain(prepared, evaluation, predictions)
 

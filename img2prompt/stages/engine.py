@@ -126,7 +126,9 @@ class DeepSpeedEngine:
         self._engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        found, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        if found is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -39,7 +39,8 @@ def run(
         "features": features.fingerprint,
         **{f"run {name}": run.fingerprint for name, run in runs.items()},
     }
-    draft = Draft.open(out, STAGE, config, inputs)
+    check = functools.partial(_check, prepared.shards, features, runs)
+    draft = Draft.open(out, STAGE, config, inputs, check)
     if finished := draft.finished():
         return finished
     predicted = _baselines(config, prepared.shards, features)
@@ -58,6 +59,14 @@ def run(
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
     return draft.publish(split=config.split, systems=_summaries(config, answers, scores))
+
+
+def _check(shards: Artifact, features: Artifact, runs: dict[str, Artifact]) -> None:
+    """Refuse (UserError) what was made from other data, or a run whose tower is not there."""
+    features.require_input("shards", shards)
+    for trained in runs.values():
+        trained.require_input("shards", shards)
+        load_predictor(trained)
 
 
 def _baselines(

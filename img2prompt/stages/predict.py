@@ -53,9 +53,10 @@ def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) 
     inputs = {
         "run": trained.fingerprint,
         "pictures": fingerprint_of(listing),
-        "prompts": fingerprint_of(prompts) if prompts else prepared.targets.fingerprint,
+        "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
     }
-    draft = Draft.open(out, STAGE, config, inputs)
+    trained.require_input("shards", prepared.shards)
+    draft = Draft.open(out, STAGE, config, inputs, lambda: _check_tower(trained))
     if finished := draft.finished():
         return finished
     paths = {name: info.path for name, info in found.items()}
@@ -64,10 +65,15 @@ def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) 
     draft.write_table(REJECTED, rejected)
     if ids:
         _write_submission(draft, ids, vectors)
-        corpus = _corpus(prompts, config.encoder, prepared.targets)
+        corpus = _corpus(prompts, config.encoder, prepared)
         _write_prompts(draft, ids, vectors, corpus, config.nearest)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
     return draft.publish(pictures=len(ids), rejected=kinds)
+
+
+def _check_tower(trained: Artifact) -> None:
+    """Refuse (UserError) here, not in an actor, a run whose tower is not there."""
+    load_predictor(trained)
 
 
 def list_pictures(folder: str) -> dict[str, pafs.FileInfo]:
@@ -185,11 +191,14 @@ def _read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def _corpus(prompts: list[str], encoder: str, targets: Artifact) -> NearestPrompts:
-    """What predictions are compared with: the user's prompts, or those of the data set."""
+def _corpus(prompts: list[str], encoder: str, prepared: Prepared) -> NearestPrompts:
+    """What predictions are compared with: the user's prompts, or those of training."""
     if prompts:
         return NearestPrompts(PromptEncoder(encoder).encode(prompts), prompts)
-    table = targets.read_tables("rows", ["prompt", "target"])
+    splits = prepared.groups.read_tables("rows", ["prompt_id", "kept", "split"])
+    training = splits.filter((pc.field("split") == "train") & pc.field("kept"))["prompt_id"]
+    table = prepared.targets.read_tables("rows", ["prompt_id", "prompt", "target"])
+    table = table.filter(pc.field("prompt_id").isin(training.to_pylist()))
     return NearestPrompts(matrix(table["target"]), table["prompt"].to_pylist())
 
 

@@ -22,13 +22,18 @@ class Prepared:
     @classmethod
     def load(cls, out: str) -> "Prepared":
         """Open a data set that was prepared before."""
-        return cls(
+        found = cls(
             index=Artifact.load(join(out, "index"), index.STAGE),
             clean=Artifact.load(join(out, "clean"), clean.STAGE),
             targets=Artifact.load(join(out, "targets"), targets.STAGE),
             groups=Artifact.load(join(out, "groups"), group.STAGE),
             shards=Artifact.load(join(out, "shards"), shard.STAGE),
         )
+        found.clean.require_input("index", found.index)
+        found.targets.require_input("clean", found.clean)
+        found.groups.require_input("targets", found.targets)
+        found.shards.require_input("groups", found.groups)
+        return found
 
 
 def run(config: PrepareConfig, out: str) -> Prepared:

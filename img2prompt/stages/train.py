@@ -150,6 +150,13 @@ def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
     check_batch(config.optim, workers)
     if config.plan.frozen_tower and inputs.features is None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
+    for made in filter(None, [inputs.features, inputs.start]):
+        made.require_input("shards", inputs.shards)
+    if inputs.start and inputs.start.inputs["tower"] != tower.base_fingerprint:
+        raise UserError(
+            f"{inputs.start.uri} is a head for another tower than {config.tower.weights!r}: "
+            "train a probe with the same --tower settings"
+        )
     if inputs.features and inputs.features.inputs["tower"] != tower.base_fingerprint:
         raise UserError(
             f"{inputs.features.uri} was made by another tower than {config.tower.weights!r}: "

@@ -34,7 +34,7 @@ FOLDERS = {
     "runs/probe": ("train", TrainConfig),
     "runs/lora": ("train", TrainConfig),
     "evaluation": ("evaluation", EvaluateConfig),
-    "predictions": ("predictions", PredictConfig),
+    "samples-predictions": ("predictions", PredictConfig),
 }
 
 
@@ -101,7 +101,7 @@ def test_samples_are_test_pictures_with_their_prompts(chained) -> None:
         assert picture.read_bytes() == shard["image"]
         assert Image.open(picture).size == (32, 32)
         assert row["prompt"] == prompt[shard["prompt_id"]]
-    ids, _ = read_submission(str(Path(chained.out) / "predictions" / "submission.csv"))
+    ids, _ = read_submission(str(Path(chained.out) / "samples-predictions" / "submission.csv"))
     assert ids == [row["imgId"] for row in listed]
     table = chain.samples_summary(chained.made, str(folder))
     assert [row[0] for row in table[::2]] == [row["prompt"] for row in listed]

@@ -201,7 +201,12 @@ def assert_prompts(made: Artifact, expected: list[list]) -> None:
 
 @marked
 def test_readable_prompts_are_the_nearest_known_ones(chained, predicted) -> None:
-    known = chained.made.prepared.targets.read_tables("rows")
+    made = chained.made.prepared
+    splits = made.groups.read_tables("rows").to_pylist()
+    training = {row["prompt_id"] for row in splits if row["kept"] and row["split"] == "train"}
+    known = made.targets.read_tables("rows")
+    known = known.filter([row in training for row in known["prompt_id"].to_pylist()])
+    assert 0 < known.num_rows < len(splits)
     prompts, targets = known["prompt"].to_pylist(), matrix(known["target"])
     expected = nearest_by_hand(vectors_of(predicted.made), prompts, targets, k=3)
     assert len(expected) == 27
