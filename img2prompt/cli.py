@@ -19,6 +19,9 @@ from img2prompt.errors import UserError
 
 C = TypeVar("C", bound=Config)
 
+LONGEST = 180
+"""Characters of a table's cell; prompts may be pages long."""
+
 
 @dataclass(frozen=True)
 class Job(Generic[C]):
@@ -134,4 +137,5 @@ def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
 def _cell(value: object) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.4f}")
-    return Text(f"{value:,}" if isinstance(value, int) else str(value))
+    told = f"{value:,}" if isinstance(value, int) else str(value)
+    return Text(told if len(told) <= LONGEST else f"{told[: LONGEST - 1]}…")
