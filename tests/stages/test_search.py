@@ -308,8 +308,9 @@ def rows_of(found: Artifact) -> dict[str, dict[str, Any]]:
 
 
 def foreign(folder: Path) -> None:
-    """A folder that another run has begun."""
-    Draft.open(str(folder), train.STAGE, config_of("elsewhere"), {})
+    """A folder that another run has begun, with some work in it."""
+    draft = Draft.open(str(folder), train.STAGE, config_of("elsewhere"), {})
+    draft.write_bytes("model.safetensors", b"half of a run")
 
 
 def test_when_every_trial_fails_the_reasons_are_told(
