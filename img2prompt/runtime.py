@@ -32,7 +32,6 @@ LOCAL_CPUS = 4
 CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
 """Variables in which a cluster that grows by itself declares how far; cluster/ sets them."""
 
-
 STAY = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
 """Ray Train and Tune leave workers in the folder of the driver, so that relative paths in configs,
 such as `--tower.weights DIR`, mean the same there."""
@@ -61,7 +60,6 @@ def connect(
         yield resources()
         return
     _process_setup()()
-    os.environ.update(STAY)
     address = _address()
     options = {"runtime_env": _worker_environment(download), "logging_level": logging.WARNING}
     if address:
@@ -155,7 +153,7 @@ def _worker_environment(download: bool) -> dict[str, Any]:
 def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     mode = os.environ.get("RAY_AUTH_MODE") or ("token" if given else "disabled")
-    with _environment({"RAY_AUTH_MODE": mode}):
+    with _environment({"RAY_AUTH_MODE": mode} | STAY):
         try:
             _knock(address)
             ray.init(address=address, **options)
@@ -173,7 +171,7 @@ def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
-    with _environment(_local_environment()), _own_folder() as folder:
+    with _environment(_local_environment() | STAY), _own_folder() as folder:
         try:
             ray.init(address="local", num_cpus=cpus, _temp_dir=folder, **options)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
