@@ -1,0 +1,43 @@
+"""Every setting of every stage: frozen dataclasses that go to JSON and back.
+
+A complete config is saved beside every result, and its fingerprint decides whether a folder
+belongs to the run that is asked for. Checks live here, so a config that exists is a valid one.
+"""
+
+from img2prompt.config.base import Config
+from img2prompt.config.data import (
+    CleanConfig,
+    FeaturesConfig,
+    GroupConfig,
+    IndexConfig,
+    PrepareConfig,
+    ShardConfig,
+    TargetsConfig,
+    TowerConfig,
+)
+from img2prompt.config.jobs import ChainConfig, EvaluateConfig, PredictConfig, SearchConfig
+from img2prompt.config.sources import CsvSource, SceneSource
+from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
+
+__all__ = [
+    "ChainConfig",
+    "CleanConfig",
+    "Config",
+    "CsvSource",
+    "EngineConfig",
+    "EvaluateConfig",
+    "FeaturesConfig",
+    "GroupConfig",
+    "HeadConfig",
+    "IndexConfig",
+    "OptimConfig",
+    "PlanConfig",
+    "PredictConfig",
+    "PrepareConfig",
+    "SceneSource",
+    "SearchConfig",
+    "ShardConfig",
+    "TargetsConfig",
+    "TowerConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,113 @@
+"""What is done with runs: evaluation, prediction, search, and the whole chain."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from img2prompt.config.base import Config, check
+from img2prompt.config.data import FeaturesConfig, PrepareConfig
+from img2prompt.config.train import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Scores of runs and baselines on a held-out split."""
+
+    name: str = "evaluation"
+    """Folder name of the result."""
+    runs: tuple[str, ...] = ("probe", "lora")
+    split: Literal["val", "test"] = "test"
+    neighbours: int = 5
+    """Training pictures whose targets are averaged by the nearest-neighbour baseline."""
+    bootstrap: int = 1000
+    """Resamples of prompts behind each 95 % interval."""
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
+        check(self.bootstrap >= 100, "bootstrap", self.bootstrap, "100 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Config):
+    """Prompts for a folder of pictures."""
+
+    name: str = "predictions"
+    """Folder name of the result."""
+    pictures: str = ""
+    """Folder of pictures (png, jpg, jpeg, webp); file names without ending become `imgId`."""
+    run: str = "lora"
+    """Training run under `runs/` that predicts."""
+    nearest: int = 3
+    """Real prompts listed for each picture."""
+    prompts: str = ""
+    """Text file, one prompt a line, to search for readable prompts; empty: training prompts."""
+    batch_size: int = 64
+    encoder: str = ""
+    """Folder of the all-MiniLM-L6-v2 model for `prompts`; empty: the installed package."""
+
+    def __post_init__(self) -> None:
+        check(self.nearest >= 1, "nearest", self.nearest, "1 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Config):
+    """A search over layer plans and head widths; each trial is a real training run."""
+
+    name: str = "search"
+    """Folder name of the result."""
+    base: TrainConfig
+    """What all trials share."""
+    probe: TrainConfig
+    """Makes the head that trials of one width start from; needed when `base.start_from` is set."""
+    lora_rates: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
+    nfz_rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45)
+    head_widths: tuple[int, ...] = (0, 512)
+    trials: int = 8
+    """Most settings that are tried, drawn from all that differ."""
+    grace_epochs: int = 1
+    """Epochs that every trial gets before it may be stopped."""
+    reduction: int = 3
+    """At each rung the best of every `reduction` trials go on (ASHA: arXiv 1810.05934)."""
+    concurrent: int = 0
+    """Most trials at a time; 0: as many as the cluster has room for, which is never exceeded."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rates", "nfz_rates"):
+            rates = getattr(self, name)
+            good = len(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
+            check(good, name, rates, "one rate or more, each 0 to 1")
+        widths = len(self.head_widths) > 0 and min(self.head_widths) >= 0
+        check(widths, "head_widths", self.head_widths, "one width or more, each 0 or more")
+        check(self.trials >= 1, "trials", self.trials, "1 or more")
+        check(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "1 or more")
+        check(self.reduction >= 2, "reduction", self.reduction, "2 or more")
+        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 (automatic) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig(Config):
+    """The whole way, from raw pictures to scores and prompts."""
+
+    prepare: PrepareConfig
+    features: FeaturesConfig
+    probe: TrainConfig
+    finetune: TrainConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    """With no `pictures` folder, samples of the test split are predicted."""
+    samples: int = 8
+    """Test pictures that are written out, predicted and shown at the end."""
+
+    def __post_init__(self) -> None:
+        check(self.samples >= 1, "samples", self.samples, "1 or more")
+        check(
+            self.finetune.start_from in ("", self.probe.name),
+            "finetune.start_from",
+            self.finetune.start_from,
+            f"empty or {self.probe.name!r}",
+        )

@@ -1,0 +1,114 @@
+"""One training run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from img2prompt.config.base import Config, check
+from img2prompt.config.data import TowerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(Config):
+    """Which layers learn: the top `nfz_rate` trained whole, `lora_rate` below them by LoRA."""
+
+    lora_rate: float = 0.0
+    nfz_rate: float = 0.0
+    lora_rank: int = 16
+    """True rank of the LoRA matrices (the published code's `rank=4` means 1024 // 4 = 256)."""
+    lora_scale: float = 1.0
+    """Factor on the LoRA update (alpha / rank in the terms of arXiv 2106.09685)."""
+    embeddings: bool = False
+    """Train the patch and position embeddings too, as a tower that starts from nothing needs."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.lora_rate <= 1, "plan.lora_rate", self.lora_rate, "0 to 1")
+        check(0 <= self.nfz_rate <= 1, "plan.nfz_rate", self.nfz_rate, "0 to 1")
+        check(self.lora_rank >= 1, "plan.lora_rank", self.lora_rank, "1 or more")
+        check(self.lora_scale > 0, "plan.lora_scale", self.lora_scale, "above 0")
+
+    @property
+    def frozen_tower(self) -> bool:
+        """True for a probe: no layer of the tower learns."""
+        return self.lora_rate == 0 and self.nfz_rate == 0 and not self.embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig(Config):
+    """From the tower's feature to the 384 numbers of the prompt embedding."""
+
+    width: int = 0
+    """0: one linear layer; else Linear, BatchNorm, ReLU, Linear with this many hidden units."""
+
+    def __post_init__(self) -> None:
+        check(self.width >= 0, "head.width", self.width, "0 (linear) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Config):
+    """AdamW with linear warm-up and cosine decay."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    """Rows of a global batch, over all workers together."""
+    lr: float = 1e-4
+    """Peak learning rate of the tower's trained layers and LoRA matrices."""
+    head_lr: float = 1e-3
+    """Peak learning rate of the head."""
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "optim.epochs", self.epochs, "1 or more")
+        check(self.batch_size >= 1, "optim.batch_size", self.batch_size, "1 or more")
+        for name in ("lr", "head_lr", "clip_norm"):
+            check(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
+        check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "[0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(Config):
+    """What runs the backward pass and the step."""
+
+    kind: Literal["plain", "deepspeed"] = "deepspeed"
+    """`plain`: torch on one worker (the probe needs no more)."""
+    zero_stage: Literal[0, 1, 2] = 1
+    """DeepSpeed ZeRO: 1 shards optimiser state, 2 gradients too (arXiv 1910.02054)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
+    workers: int = 0
+    """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
+
+    def __post_init__(self) -> None:
+        check(self.workers >= 0, "engine.workers", self.workers, "0 (automatic) or more")
+        single = self.kind != "plain" or self.workers <= 1
+        check(single, "engine.workers", self.workers, "0 or 1 with engine.kind plain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """One training run: a probe, a fine-tune or a trial of a search."""
+
+    name: str
+    """Folder name under `runs/`."""
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    start_from: str = ""
+    """Run whose head is the start (LP-FT: arXiv 2202.10054); empty: a fresh head."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(
+            bool(self.name) and "/" not in self.name,
+            "name",
+            self.name,
+            "a folder name without slashes",
+        )
+        check(self.start_from != self.name, "start_from", self.start_from, "another run")
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
