@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from img2prompt.artifact import read_bytes
 from img2prompt.config import CsvSource, SceneSource
 from img2prompt.data.sources import csv_folder, scenes
+from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import (
     INDEX_SCHEMA,
     REJECTED_SCHEMA,
@@ -24,6 +25,7 @@ __all__ = [
     "count_kinds",
     "list_rows",
     "read_picture",
+    "read_pictures",
     "rejected_table",
     "unique_ids",
     "unread_picture",

@@ -1,0 +1,204 @@
+"""Files of any filesystem: names become URIs, and errors that may pass are tried again.
+
+A place is a local path or a URI. What lies in a URI's folder is named with percent escapes, so that
+`a b#1.png` in a bucket can be opened like any other file; `fsspec+` URIs know no escapes.
+"""
+
+import errno
+import io
+import logging
+import posixpath
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import tenacity
+
+from img2prompt.artifact import open_uri
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+FIRST_WAIT = 0.5
+"""Seconds, doubled after each attempt and mixed at random, so that workers do not knock at once."""
+
+_PASSING = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.EIO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EPIPE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "Forbidden", "PermissionDenied")
+
+T = TypeVar("T")
+
+
+def absolute(uri: str) -> str:
+    """The same place, named so that a worker in another folder finds it."""
+    return uri.rstrip("/") or "/" if "://" in uri else str(Path(uri).absolute())
+
+
+def inside(folder: str, name: str) -> str:
+    """Where `name`, relative to a folder, lies; an absolute path or URI stays what it is."""
+    if "://" in name:
+        return name
+    return posixpath.join(folder, quote(name) if _escapes(folder) else name)
+
+
+def relative(folder: str, uri: str) -> str:
+    """The name that `inside` made `uri` from."""
+    name = uri.removeprefix(folder).lstrip("/")
+    return unquote(name) if _escapes(folder) else name
+
+
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Filesystem and path of a file; one filesystem serves all files of a folder."""
+    folder, name = posixpath.split(uri)
+    if not name or ("://" in uri and "://" not in folder):
+        return open_uri(uri)
+    fs, path = _folder(folder or ".")
+    return fs, posixpath.join(path, unquote(name) if _escapes(folder) else name)
+
+
+@lru_cache(maxsize=256)
+def _folder(uri: str) -> tuple[pafs.FileSystem, str]:
+    # Making a filesystem can ask the network for a bucket's region: too slow for every picture.
+    return open_uri(uri)
+
+
+def _escapes(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("fsspec+")
+
+
+def steadily(fs: pafs.FileSystem, action: Callable[[], T]) -> T:
+    """What `action` returns, with its passing errors tried again.
+
+    Raises:
+        OSError: it failed `ATTEMPTS` times, or in a way that no waiting mends.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: _may_pass(fs, error)),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_random_exponential(FIRST_WAIT, max=10),
+        before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )(action)
+
+
+def _may_pass(fs: pafs.FileSystem, error: BaseException) -> bool:
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is not None:
+        return error.errno in _PASSING
+    # Object stores give no number; a local disk does whenever the device failed.
+    local = isinstance(fs, pafs.LocalFileSystem)
+    return not local and not any(word in str(error) for word in _LASTING)
+
+
+class SteadyFile(io.RawIOBase):
+    """A file opened for ranged reads, whose passing errors are tried again from where they struck.
+
+    Raises:
+        OSError: the file is gone or cannot be read (FileNotFoundError when it is not there).
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._fs, self._path = locate(uri)
+        self._file: pa.NativeFile | None = None
+        self._at = 0
+        self.size: int = self._steadily(lambda file: file.size())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"position {base + offset} is before the start of {self._path}")
+        self._at = base + offset
+        return self._at
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """`size` bytes from `offset`, or fewer at the end of the file: one request."""
+        return self._steadily(lambda file: file.read_at(size, offset))
+
+    def readinto(self, buffer) -> int:
+        data = self.read_at(min(len(buffer), max(0, self.size - self._at)), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        data = self.read_at(max(0, self.size - self._at), self._at)
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _steadily(self, action: Callable[[pa.NativeFile], T]) -> T:
+        return steadily(self._fs, lambda: self._attempt(action))
+
+    def _attempt(self, action: Callable[[pa.NativeFile], T]) -> T:
+        if self._file is None:
+            self._file = self._fs.open_input_file(self._path)
+        try:
+            return action(self._file)
+        except OSError:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_bytes(uri: str) -> bytes:
+    """All of a file.
+
+    Raises:
+        OSError: the file is gone or cannot be read.
+    """
+    with SteadyFile(uri) as file:
+        return file.readall()
+
+
+def walk(folder: str) -> Iterator[tuple[str, pafs.FileInfo]]:
+    """Name (relative, folders end with `/`) and facts of all that lies in a folder, in order.
+
+    The entries of a folder come before those of its folders, so a glance at the first few shows
+    the layout. Memory is that of the largest folder.
+    """
+    fs, root = open_uri(folder)
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        selector = pafs.FileSelector(posixpath.join(root, here))
+        infos = steadily(fs, lambda selector=selector: fs.get_file_info(selector))
+        infos.sort(key=lambda info: info.base_name)
+        for info in infos:
+            end = "" if info.is_file else "/"
+            yield here + info.base_name + end, info
+        waiting += [f"{here}{info.base_name}/" for info in reversed(infos) if not info.is_file]
