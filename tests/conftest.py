@@ -79,12 +79,16 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
 def embedded(
     prepared: "Prepared", tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
 ) -> "Artifact":
-    """Features of the prepared pictures by the tiny tower in float32; both named by URIs."""
+    """Features of the prepared pictures, plain and flipped, by the tiny tower in float32.
+
+    Both are named by URIs.
+    """
     from img2prompt.artifact import Artifact
     from img2prompt.config import FeaturesConfig, TowerConfig
     from img2prompt.stages import features
 
     tower = TowerConfig(weights=tiny_tower)
-    config = FeaturesConfig(tower=tower, batch_size=20, precision="fp32", workers=2)
+    views = ("plain", "flip")
+    config = FeaturesConfig(tower=tower, batch_size=20, precision="fp32", workers=2, views=views)
     shards = Artifact.load(f"file://{prepared.shards.uri}", "shards")
     return features.run(config, shards, f"file://{tmp_path_factory.mktemp('features')}")

@@ -130,7 +130,12 @@ class FeaturesConfig(Config):
     """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
     workers: int = 0
     """Embedding actors; 0: one per GPU, or half of the CPUs where there is no GPU."""
+    views: tuple[Literal["plain", "flip"], ...] = ("plain",)
+    """What the tower sees of each picture, in one pass. Heads learn from all views, and are scored
+    on the plain one."""
 
     def __post_init__(self) -> None:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        good = self.views[:1] == ("plain",) and len(set(self.views)) == len(self.views)
+        check(good, "views", self.views, "plain, or plain and flip")
         check(self.workers >= 0, "workers", self.workers, "0 or more")

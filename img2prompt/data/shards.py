@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from img2prompt.artifact import Artifact, open_uri
@@ -38,6 +39,17 @@ def check_size(shards: Artifact, size: int) -> None:
             f"{shards.uri} has pictures of {shards.config['size']} pixels, the tower reads {size}: "
             "prepare with --shard.size, or set --tower.image-size and --tower.resize-positions"
         )
+
+
+def read_rows(uri: str, start: int, stop: int, columns: list[str]) -> pa.Table:
+    """Rows `start` to before `stop` of a Parquet file, from the row groups that hold them."""
+    fs, path = open_uri(uri)
+    with pq.ParquetFile(fs.open_input_file(path)) as file:
+        groups = range(file.num_row_groups)
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        table = file.read_row_groups(range(first, last + 1), columns=columns)
+    return table.slice(start - (ends[first - 1] if first else 0), stop - start)
 
 
 @dataclass(frozen=True)
@@ -96,15 +108,21 @@ class ShardRows:
 
 
 class FeatureRows:
-    """The same rows with cached features instead of pixels, all in memory (2 KB at D=1024)."""
+    """The same rows with cached features instead of pixels, all in memory (2 KB at D=1024).
+
+    With several views, training rows come once for each of them.
+    """
 
     def __init__(self, features: Artifact, shards: Artifact, split: str) -> None:
         table = features.read_tables(f"{split}/")
+        if split != "train":
+            table = table.filter(pc.field("view") == "plain")
         answers = shards.read_tables(f"{split}/", columns=["id", "target"])
-        assert table["id"].equals(answers["id"]), "features are written in the order of the shards"
+        place = {row_id: row for row, row_id in enumerate(answers["id"].to_pylist())}
         self.ids = table["id"].to_pylist()
+        assert set(self.ids) == place.keys(), "features are of these shards"
         self.features = matrix(table["feature"])
-        self.targets = matrix(answers["target"])
+        self.targets = matrix(answers["target"])[[place[row_id] for row_id in self.ids]]
         self.group_sizes = np.array([len(self.ids)], np.int64)
 
     def __len__(self) -> int:

@@ -1,10 +1,13 @@
 """shards/ -> features/: the frozen tower, once over every picture.
 
-One file for each shard, with its rows in the same order, written as soon as it is complete; a
-killed run goes on with the shards that have no file yet.
+One file for each shard, with its rows in the same order (once for each view, one view after the
+other), written as soon as it is complete; a killed run goes on with the shards that have no file
+yet. `timings.json` says where the time of the last run went.
 """
 
 import functools
+import json
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +18,10 @@ from img2prompt.data.shards import SPLITS, check_size
 from img2prompt.data.vectors import vector_column
 from img2prompt.model.predictor import open_tower
 from img2prompt.stages.progress import Progress
-from img2prompt.stages.streaming import actor_count, forward_shards
+from img2prompt.stages.streaming import Pool, actor_count, forward_shards
 
 STAGE = "features"
-VIEW = "plain"
+TIMINGS = "timings.json"
 
 
 def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
@@ -34,14 +37,31 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     if finished := draft.finished():
         return finished
     done = draft.receipts()
-    pending = [name for split in SPLITS for name in shards.names(f"{split}/") if name not in done]
-    progress = Progress("features", total=sum(shards.files[name].rows for name in pending))
-    make_tower = functools.partial(open_tower, config.tower)
-    stream = forward_shards(
-        shards, pending, make_tower, config.batch_size, config.workers, config.precision
+    names = [name for split in SPLITS for name in shards.names(f"{split}/") if name not in done]
+    rows = sum(shards.files[name].rows for name in names)
+    pool = Pool(
+        make_model=functools.partial(open_tower, config.tower),
+        batch_size=config.batch_size,
+        workers=config.workers,
+        precision=config.precision,
+        views=config.views,
     )
-    for name, ids, vectors in stream:
-        column, views = vector_column(vectors, np.float16), pa.array([VIEW] * len(ids))
-        draft.write_table(name, pa.table({"id": ids, "view": views, "feature": column}))
+    progress, times = Progress("features", total=rows), pool.times("features", rows)
+    for name, ids, vectors in forward_shards(shards, names, pool, times):
+        with times.measure("write"):
+            draft.write_table(name, _table(ids, vectors, config.views))
         progress.add(len(ids))
+    draft.write_bytes(TIMINGS, json.dumps(times.log(), indent=2).encode(), rows=0)
     return draft.publish(rows=sum(receipt.rows for receipt in draft.receipts().values()))
+
+
+def _table(ids: list[str], vectors: np.ndarray, views: Sequence[str]) -> pa.Table:
+    """Rows of vectors (N, V, D), all of one view before the next."""
+    by_view = vectors.transpose(1, 0, 2).reshape(-1, vectors.shape[2])
+    return pa.table(
+        {
+            "id": ids * len(views),
+            "view": np.repeat(np.array(views), len(ids)),
+            "feature": vector_column(by_view, np.float16),
+        }
+    )

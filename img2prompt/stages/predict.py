@@ -32,7 +32,7 @@ from img2prompt.results.neighbours import NearestPrompts
 from img2prompt.results.submission import check_id, write_submission
 from img2prompt.stages.prepare import Prepared
 from img2prompt.stages.progress import Progress
-from img2prompt.stages.streaming import DECODE_CPUS, forward, to_matrix
+from img2prompt.stages.streaming import DECODE_CPUS, Pool, to_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -118,15 +118,14 @@ def _predict_parts(
     prepare = functools.partial(
         load_pictures, folder=config.pictures, size=shards.config["size"], fit=shards.config["fit"]
     )
+    pool = Pool(make_model=functools.partial(load_predictor, trained), batch_size=config.batch_size)
     done = draft.receipts()
     for number, start in enumerate(range(0, len(names), PART)):
         part = names[start : start + PART]
         if f"rejected-{number:05d}.parquet" not in done:
             rows = ray.data.from_items([{"id": name, "path": paths[name]} for name in part])
             rows = rows.map_batches(prepare, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
-            made = functools.partial(load_predictor, trained)
-            table = _gather(forward(rows, made, config.batch_size))
-            _write_part(draft, number, table)
+            _write_part(draft, number, _gather(pool.forward(rows, len(part))))
         progress.add(len(part))
 
 

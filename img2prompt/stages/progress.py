@@ -1,7 +1,12 @@
-"""A line now and then while a long stage works."""
+"""A line now and then while a long stage works, and at its end where the time went."""
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -33,3 +38,66 @@ class Progress:
             rate,
             (self._total - self._done) / max(rate, 1e-9),
         )
+
+
+class StepTimes:
+    """Seconds that each step of a stage was busy, and how many of a step could be at once.
+
+    The bottleneck is the step whose workers were busy for the largest share of the time.
+    """
+
+    def __init__(self, what: str, slots: Mapping[str, int]) -> None:
+        self._what = what
+        self._slots = dict(slots)
+        self._busy = dict.fromkeys(slots, 0.0)
+        self._rows = 0
+        self._began = time.perf_counter()
+
+    def add(self, step: str, seconds: float) -> None:
+        self._busy[step] += seconds
+
+    def add_columns(self, table: pa.Table) -> None:
+        """Rows with their own seconds in the columns `STEP_s`."""
+        self._rows += table.num_rows
+        for step in self._busy:
+            if f"{step}_s" in table.column_names:
+                self.add(step, float(table[f"{step}_s"].to_numpy().sum()))
+
+    @contextmanager
+    def measure(self, step: str) -> Iterator[None]:
+        """Add what the block takes."""
+        began = time.perf_counter()
+        yield
+        self.add(step, time.perf_counter() - began)
+
+    def report(self) -> dict[str, Any]:
+        """Ready for JSON: seconds by step, images/s, share of the time busy, and the bottleneck."""
+        wall = max(time.perf_counter() - self._began, 1e-9)
+        share = {step: busy / (wall * self._slots[step]) for step, busy in self._busy.items()}
+        return {
+            "wall_s": wall,
+            "rows": self._rows,
+            "images_per_s": self._rows / wall,
+            "busy_s": self._busy,
+            "at_once": self._slots,
+            "busy_share": share,
+            "bottleneck": max(share, key=share.__getitem__),
+        }
+
+    def log(self) -> dict[str, Any]:
+        """Log the report in one line; returns it."""
+        found = self.report()
+        steps = ", ".join(
+            f"{step} {busy:.1f} s ({found['busy_share'][step]:.0%} of {self._slots[step]})"
+            for step, busy in self._busy.items()
+        )
+        logger.info(
+            "%s: %d rows in %.1f s, %.0f images/s; %s; bottleneck: %s",
+            self._what,
+            found["rows"],
+            found["wall_s"],
+            found["images_per_s"],
+            steps,
+            found["bottleneck"],
+        )
+        return found

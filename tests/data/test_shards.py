@@ -122,15 +122,23 @@ def test_an_epoch_reads_each_group_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(reads.values()) == {1}
 
 
-def features_of(folder: Path, shards: Artifact, splits: tuple[str, ...]) -> Artifact:
+def features_of(
+    folder: Path, shards: Artifact, splits: tuple[str, ...], views: tuple[str, ...] = ("plain",)
+) -> Artifact:
+    """Feature k of a row is its number + k, and 100 more in every further view."""
     draft = Draft.open(str(folder), "features", FeaturesConfig(), {})
     for split in splits:
         for name in shards.names(f"{split}/"):
             ids = shards.read_table(name)["id"]
             numbers = np.array([float(i.split("/")[1]) for i in ids.to_pylist()], np.float16)
-            values = pa.array(np.repeat(numbers, 6) + np.tile(np.arange(6), len(ids)), pa.float16())
-            feature = pa.FixedSizeListArray.from_arrays(values, 6)
-            draft.write_table(name, pa.table({"id": ids, "feature": feature}))
+            plain = numbers[:, None] + np.arange(6)
+            values = np.concatenate([plain + 100 * number for number in range(len(views))])
+            table = {
+                "id": pa.array(ids.to_pylist() * len(views), pa.string()),
+                "view": np.repeat(np.array(views), len(ids)),
+                "feature": vector_column(values, np.float16),
+            }
+            draft.write_table(name, pa.table(table))
     return draft.publish()
 
 
@@ -145,11 +153,27 @@ def test_features_come_with_the_targets_of_the_shards(tmp_path: Path, shards: Ar
     np.testing.assert_array_equal(batch.targets, targets[[16, 2, 2]].astype(np.float32))
 
 
+def test_every_view_is_for_training_and_the_plain_one_for_scoring(
+    tmp_path: Path, shards: Artifact
+) -> None:
+    features = features_of(tmp_path, shards, ("train", "val"), ("plain", "flip"))
+    rows, (ids, _, targets) = FeatureRows(features, shards, "train"), expected(shards, "train")
+    assert sorted(rows.ids) == sorted(ids * 2)
+    for row_id, feature, target in zip(rows.ids, rows.features, rows.targets, strict=True):
+        number = ids.index(row_id)
+        assert feature[0] % 100 == number
+        np.testing.assert_array_equal(target, targets[number].astype(np.float32))
+    assert (rows.features[:, 0] >= 100).sum() == len(ids)
+    held_out = FeatureRows(features, shards, "val")
+    assert held_out.ids == expected(shards, "val")[0]
+    assert (held_out.features[:, 0] < 100).all()
+
+
 def test_features_of_other_shards_are_our_own_mistake(tmp_path: Path, shards: Artifact) -> None:
     features = features_of(tmp_path / "features", shards, ("train",))
     other = write(str(tmp_path / "other"), {"train": [18]}, rows_per_group=4)
     assert len(FeatureRows(features, other, "train")) == 18
-    with pytest.raises(AssertionError, match="order of the shards"):
+    with pytest.raises(AssertionError, match="of these shards"):
         FeatureRows(features, write(str(tmp_path / "less"), {"train": [17]}, 4), "train")
 
 

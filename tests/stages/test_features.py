@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from transformers import CLIPVisionModel
 
-from img2prompt.artifact import Artifact
+from img2prompt.artifact import Artifact, read_bytes
 from img2prompt.config import FeaturesConfig
 from img2prompt.data.shards import SPLITS, ShardRows
 from img2prompt.data.vectors import matrix
@@ -48,19 +49,25 @@ def config(embedded: Artifact) -> FeaturesConfig:
     return FeaturesConfig.from_json(json.dumps(embedded.config))
 
 
-def by_hand(shards: Artifact, split: str, tower: str) -> np.ndarray:
+def by_hand(shards: Artifact, split: str, tower: str, view: str) -> np.ndarray:
     """Features (N, D) of transformers' own model in one process."""
     rows = ShardRows(shards, split)
     pixels = torch.from_numpy(rows.fetch(np.arange(len(rows))).inputs)
+    if view == "flip":
+        pixels = torch.from_numpy(pixels.numpy()[:, :, ::-1].copy())
     model = CLIPVisionModel.from_pretrained(tower).eval()
     with torch.no_grad():
         return model(pixel_values=normalise(pixels)).pooler_output.numpy()
 
 
+@pytest.mark.parametrize("view", ["plain", "flip"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_features_are_the_towers_to_float16(prepared, embedded, tiny_tower, split: str) -> None:
-    found = matrix(embedded.read_tables(f"{split}/")["feature"])
-    expected = by_hand(prepared.shards, split, tiny_tower)
+def test_features_are_the_towers_to_float16(
+    prepared, embedded, tiny_tower, split: str, view: str
+) -> None:
+    table = embedded.read_tables(f"{split}/")
+    found = matrix(table.filter(pc.field("view") == view)["feature"])
+    expected = by_hand(prepared.shards, split, tiny_tower, view)
     assert found.dtype == np.float16
     assert found.shape == expected.shape
     assert expected.std(axis=0).min() > 0.02
@@ -71,12 +78,19 @@ def test_features_are_the_towers_to_float16(prepared, embedded, tiny_tower, spli
 def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None:
     names = [name for split in SPLITS for name in prepared.shards.names(f"{split}/")]
     assert len(names) > 8
-    assert embedded.names() == sorted(names)
+    assert embedded.names() == sorted([*names, features.TIMINGS])
     for name in names:
-        table = embedded.read_table(name)
-        assert table["id"].equals(prepared.shards.read_table(name)["id"])
-        assert set(table["view"].to_pylist()) == {"plain"}
-    assert embedded.counts == {"rows": sum(prepared.shards.counts[split] for split in SPLITS)}
+        table, ids = embedded.read_table(name), prepared.shards.read_table(name)["id"].to_pylist()
+        assert table["id"].to_pylist() == ids * 2
+        assert table["view"].to_pylist() == ["plain"] * len(ids) + ["flip"] * len(ids)
+    assert embedded.counts == {"rows": 2 * sum(prepared.shards.counts[split] for split in SPLITS)}
+
+
+def test_timings_say_where_the_time_went(prepared, embedded) -> None:
+    timings = json.loads(read_bytes(embedded.path(features.TIMINGS)))
+    assert timings["rows"] == sum(prepared.shards.counts[split] for split in SPLITS)
+    assert set(timings["busy_s"]) == {"read", "decode", "forward", "write"}
+    assert all(0 < seconds < timings["wall_s"] * 4 for seconds in timings["busy_s"].values())
 
 
 def test_a_killed_driver_loses_only_unfinished_shards(
@@ -100,7 +114,7 @@ def test_a_killed_driver_loses_only_unfinished_shards(
     monkeypatch.setattr(features, "forward_shards", watched)
     resumed = features.run(config, prepared.shards, str(tmp_path))
     done = {str(path.relative_to(tmp_path)) for path in finished}
-    assert set(asked) == set(embedded.names()) - done
+    assert set(asked) == set(embedded.names()) - done - {features.TIMINGS}
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert resumed.fingerprint == embedded.fingerprint
     assert resumed.counts == embedded.counts

@@ -20,6 +20,7 @@ from img2prompt.model.text import PromptEncoder
 from img2prompt.results.submission import read_submission
 from img2prompt.stages import predict, train
 from img2prompt.stages.engine import compute_dtype
+from img2prompt.stages.streaming import Pool
 
 SIZE = 32
 
@@ -97,17 +98,17 @@ def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     run = Artifact.load(f"{chained.out}/runs/lora", train.STAGE)
     out = str(tmp_path_factory.mktemp("predicted") / "out")
     parts: list[str] = []
-    real = predict.forward
+    real = Pool.forward
 
-    def forward(rows, *arguments):
+    def forward(*arguments):
         parts.append("killed" if len(parts) == 1 else "done")
         if parts[-1] == "killed":
             raise KeyboardInterrupt
-        return real(rows, *arguments)
+        return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "PART", 7)
-        patch.setattr(predict, "forward", forward)
+        patch.setattr(Pool, "forward", forward)
         with pytest.raises(KeyboardInterrupt):
             predict.run(config, run, chained.made.prepared, out)
         made = predict.run(config, run, chained.made.prepared, out)

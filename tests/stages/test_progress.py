@@ -1,9 +1,10 @@
 import logging
 
+import pyarrow as pa
 import pytest
 
 from img2prompt.stages import progress
-from img2prompt.stages.progress import Progress
+from img2prompt.stages.progress import Progress, StepTimes
 
 
 @pytest.fixture
@@ -34,3 +35,21 @@ def test_nothing_to_do_divides_by_nothing(
     caplog.set_level(logging.INFO, logger="img2prompt")
     Progress("shards", total=0).add(0)
     assert caplog.messages == ["shards: 0 of 0 rows (0 %), 0 rows/s, 0 s left"]
+
+
+def test_the_bottleneck_is_the_step_whose_workers_were_busiest(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    times = StepTimes("features", {"decode": 4, "forward": 1})
+    times.add_columns(pa.table({"decode_s": [4.0, 4.0, 4.0], "forward_s": [2.0, 1.0, 1.0]}))
+    clock.append(105.0)
+    with times.measure("forward"):
+        clock.append(105.5)
+    found = times.log()
+    assert found["busy_s"] == {"decode": 12.0, "forward": 4.5}
+    assert found["bottleneck"] == "forward"
+    assert caplog.messages == [
+        "features: 3 rows in 5.5 s, 1 images/s; "
+        "decode 12.0 s (55% of 4), forward 4.5 s (82% of 1); bottleneck: forward"
+    ]

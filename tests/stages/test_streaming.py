@@ -11,7 +11,7 @@ from img2prompt.config import ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.stages.streaming import forward_shards, forward_split, to_matrix
+from img2prompt.stages.streaming import Pool, forward_shards, forward_split, to_matrix
 
 pytestmark = pytest.mark.ray
 
@@ -62,17 +62,24 @@ def test_a_split_comes_in_the_order_of_its_rows(cluster, shards: Artifact) -> No
 
 def test_each_file_comes_once_and_whole(cluster, shards: Artifact) -> None:
     names = shards.names("train/") + shards.names("val/")
-    stream = list(forward_shards(shards, names, make_means(), batch_size=100, workers=1))
+    pool = Pool(make_model=make_means(), batch_size=100, workers=1, views=("plain", "flip"))
+    times = pool.times("means", 29)
+    stream = list(forward_shards(shards, names, pool, times))
     found = {name: (ids, vectors) for name, ids, vectors in stream}
     assert len(stream) == len(found)
     assert set(found) == {name for name in names if shards.files[name].rows}
     for name, (ids, vectors) in found.items():
         assert ids == shards.read_table(name)["id"].to_pylist()
-        assert vectors.shape == (len(ids), 3)
+        assert vectors.shape == (len(ids), 2, 3)
+    report = times.log()
+    assert report["rows"] == 29
+    assert all(report["busy_s"][step] > 0 for step in ("read", "decode", "forward"))
+    assert report["bottleneck"] in report["busy_s"]
 
 
-def test_no_files_need_no_cluster(shards: Artifact) -> None:
-    assert list(forward_shards(shards, [], make_means(), 4)) == []
+def test_no_files_need_no_cluster(cluster, shards: Artifact) -> None:
+    pool = Pool(make_model=make_means(), batch_size=4)
+    assert list(forward_shards(shards, [], pool, pool.times("means", 0))) == []
 
 
 def test_a_picture_that_is_damaged_in_a_shard_stops_the_run(cluster, tmp_path: Path) -> None:
