@@ -1,0 +1,63 @@
+"""AUTOMATIC1111's `parameters`, also written by its forks, by Civitai and by savers for ComfyUI.
+
+a cat,
+on grass
+Negative prompt: ugly
+Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Lora hashes: "a: 0f, b: 1e", Size: 512x512
+"""
+
+import re
+from collections.abc import Mapping
+
+from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, json_object, number, whole
+
+_SETTINGS = re.compile(r"^Steps: *\d+ *(?:,|$)", re.MULTILINE)
+_NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
+_SETTING = re.compile(r'([A-Za-z][\w /()-]{0,60}): *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$)')
+_LONGEST = 20_000  # characters of settings that are read
+
+
+def read(texts: Mapping[str, str]) -> Metadata | None:
+    """Metadata of a text with a `Steps:` line, or of `parameters` with a `Negative prompt:` line.
+
+    The last `Steps:` line begins the settings; the first `Negative prompt:` line the negative.
+
+    Raises:
+        NoPrompt: settings without a prompt.
+    """
+    for name in ("parameters", "UserComment", "ImageDescription", "Description"):
+        text = texts.get(name, "").replace("\r\n", "\n")
+        if json_object(text) is not None:
+            continue
+        if _SETTINGS.search(text) or (name == "parameters" and _NEGATIVE.search(text)):
+            return _parse(text, name)
+    return None
+
+
+def _parse(text: str, name: str) -> Metadata:
+    *_, last = [None, *_SETTINGS.finditer(text)]
+    before = text[: last.start()] if last else text
+    settings = _settings(text[last.start() :]) if last else {}
+    if negative := _NEGATIVE.search(before):
+        prompt, denied = before[: negative.start()], before[negative.end() :]
+    else:
+        prompt, denied = before, ""
+    if not prompt.strip():
+        raise NoPrompt(f"empty prompt: {name!r} holds settings without a prompt")
+    return Metadata(
+        prompt=prompt.strip(),
+        negative=denied.strip(),
+        generator="automatic1111",
+        seed=whole(settings.get("Seed")),
+        steps=whole(settings.get("Steps")),
+        cfg=number(settings.get("CFG scale")),
+        sampler=settings.get("Sampler", ""),
+    )
+
+
+def _settings(text: str) -> dict[str, str]:
+    """Settings by name, the first of each; quoted values may hold commas."""
+    found: dict[str, str] = {}
+    for match in _SETTING.finditer(text[:_LONGEST]):
+        found.setdefault(match[1], match[2].strip())
+    return found

@@ -1,0 +1,66 @@
+"""What every reader of metadata gives."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0+)?")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """A picture's prompt and settings. What is not written in the picture is empty or None."""
+
+    prompt: str
+    """As it was written, never blank."""
+    negative: str = ""
+    generator: str = ""
+    """The program: automatic1111, comfyui, fooocus, invokeai, novelai, swarmui; or empty."""
+    seed: int | None = None
+    """A signed 64-bit number; None also where the written one is larger."""
+    steps: int | None = None
+    cfg: float | None = None
+    """Guidance scale."""
+    sampler: str = ""
+
+
+class NoPrompt(ValueError):
+    """A picture without a usable prompt; the text is `kind: detail`, for the rejected row."""
+
+
+def whole(value: Any) -> int | None:
+    """A signed 64-bit number, also when it is written as text; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    found = _WHOLE.fullmatch(str(value)[:100].strip())
+    exact = int(found[1]) if found else None
+    return exact if exact is not None and -(2**63) <= exact < 2**63 else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, also when it is written as text; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """A JSON object, or None when the text is none (bad JSON, another type, nested too deep)."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def string(value: Any) -> str:
+    """The value when it is a string, else an empty one."""
+    return value if isinstance(value, str) else ""

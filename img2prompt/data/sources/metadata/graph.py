@@ -1,0 +1,90 @@
+"""A ComfyUI graph as its API writes it.
+
+    {"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}}, ...}
+
+An input is a value or a link `[node id, output slot]`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from img2prompt.data.sources.metadata.base import json_object
+
+Inputs = Mapping[str, Any]
+
+_SAMPLER = frozenset(("seed", "noise_seed", "noise", "sampler", "sampler_name"))
+_LATENT = ("latent_image", "latent", "samples", "optional_latent")
+
+
+class Link(NamedTuple):
+    """An output of a node."""
+
+    node: str
+    slot: int
+
+
+def link_of(value: Any) -> Link | None:
+    """The link that an input holds, or None for a plain value."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int):
+        return Link(str(value[0]), value[1]) if isinstance(value[0], str | int) else None
+    return None
+
+
+class Graph:
+    """Nodes by id. `lists` are the outputs that give a list of values, one picture from each."""
+
+    def __init__(self, nodes: Mapping[str, Mapping[str, Any]], lists: frozenset[Link]) -> None:
+        self.nodes = nodes
+        self.lists = lists
+
+    @classmethod
+    def parse(cls, prompt: str, workflow: str) -> "Graph | None":
+        """The graph of the `prompt` and `workflow` texts; None when the former is no graph."""
+        found = json_object(prompt) or {}
+        nodes = {
+            str(name): node
+            for name, node in found.items()
+            if isinstance(node, dict)
+            and isinstance(node.get("class_type"), str)
+            and isinstance(node.get("inputs"), dict)
+        }
+        return cls(nodes, _lists(json_object(workflow) or {})) if nodes else None
+
+    def inputs(self, node: str) -> Inputs:
+        """A node's inputs; none when the graph lacks the node."""
+        return self.nodes[node]["inputs"] if node in self.nodes else {}
+
+    def links(self, node: str) -> dict[str, Link]:
+        """A node's linked inputs, by name."""
+        linked = {name: link_of(value) for name, value in self.inputs(node).items()}
+        return {name: link for name, link in linked.items() if link}
+
+    def label(self, node: str) -> str:
+        return f"node {node} ({self.nodes[node]['class_type']})"
+
+    def is_sampler(self, node: str) -> bool:
+        """Whether a node turns a latent into another one, guided by conditionings."""
+        inputs = self.inputs(node)
+        return (
+            ("positive" in inputs or "guider" in inputs)
+            and not _SAMPLER.isdisjoint(inputs)
+            and self.latent(node) is not None
+        )
+
+    def latent(self, node: str) -> Link | None:
+        """The latent that a sampler begins with."""
+        links = self.links(node)
+        return next((links[name] for name in _LATENT if name in links), None)
+
+
+def _lists(workflow: Mapping[str, Any]) -> frozenset[Link]:
+    """Outputs drawn as a grid (LiteGraph's shape 6), which is how ComfyUI marks OUTPUT_IS_LIST."""
+    nodes = workflow.get("nodes")
+    found = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    return frozenset(
+        Link(str(node.get("id")), slot)
+        for node in found
+        if isinstance(node.get("outputs"), list)
+        for slot, output in enumerate(node["outputs"])
+        if isinstance(output, dict) and output.get("shape") == 6
+    )

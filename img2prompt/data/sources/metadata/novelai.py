@@ -1,0 +1,35 @@
+"""NovelAI: the prompt in `Description`, the settings as JSON in `Comment`."""
+
+from collections.abc import Mapping
+
+from img2prompt.data.sources.metadata.base import (
+    Metadata,
+    NoPrompt,
+    json_object,
+    number,
+    string,
+    whole,
+)
+
+
+def read(texts: Mapping[str, str]) -> Metadata | None:
+    """Metadata when `Software` or the settings say NovelAI.
+
+    Raises:
+        NoPrompt: its settings without a prompt.
+    """
+    settings = json_object(texts.get("Comment", "")) or {}
+    if texts.get("Software", "").strip() != "NovelAI" and not {"uc", "sampler"} <= settings.keys():
+        return None
+    prompt = texts.get("Description", "").strip() or string(settings.get("prompt")).strip()
+    if not prompt:
+        raise NoPrompt("empty prompt: NovelAI's metadata has no prompt")
+    return Metadata(
+        prompt=prompt,
+        negative=string(settings.get("uc")).strip(),
+        generator="novelai",
+        seed=whole(settings.get("seed")),
+        steps=whole(settings.get("steps")),
+        cfg=number(settings.get("scale")),
+        sampler=string(settings.get("sampler")),
+    )

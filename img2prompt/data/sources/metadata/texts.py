@@ -1,0 +1,190 @@
+"""The texts that a picture file carries beside its pixels, by name.
+
+PNG chunks are walked here and not by Pillow, because Pillow decodes the pixels to reach text that
+stands after them, and gives up a picture for one large text. EXIF and XMP are Pillow's.
+"""
+
+import html
+import io
+import re
+import struct
+import zlib
+from typing import BinaryIO
+
+from PIL import ExifTags, Image
+
+from img2prompt.data.images import FORMATS
+
+LARGEST = 8 << 20
+"""Bytes of one text, after decompression; the largest graphs seen hold about one million."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_XMP = "XML:com.adobe.xmp"
+_MOST = 64  # text chunks of one picture
+_TOGETHER = 2 * LARGEST  # characters, after which no further chunk is read
+_NAMED = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
+_DESCRIPTION = re.compile(
+    r"<dc:description>.{0,200}?<rdf:li[^>]{0,200}>([^<]*)</rdf:li>", re.DOTALL
+)
+
+Texts = dict[str, str]
+
+
+def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
+    """Texts by name (PNG keyword or EXIF tag), and notes on what was left unread.
+
+    A name that comes twice keeps its first text. A file that is no picture has no texts.
+    """
+    stream.seek(0)
+    if stream.read(8) == _PNG:
+        return _png_texts(stream)
+    stream.seek(0)
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            texts = _exif_texts(Image.Image.getexif(image))
+            xmp = image.info.get("xmp", b"")
+    except OSError as error:
+        if error.errno is not None:  # the file system's own error; Pillow's have no number
+            raise
+        return {}, [f"unreadable header ({error})"]
+    except Exception as error:  # headers fail in many ways on foreign bytes
+        return {}, [f"unreadable header ({error!r:.200})"]
+    return texts | _xmp_texts(xmp if isinstance(xmp, bytes) else b""), []
+
+
+def _png_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
+    """Texts before the pixels; only where there are none, those after them."""
+    texts: Texts = {}
+    notes: list[str] = []
+    end, position, seen = stream.seek(0, io.SEEK_END), len(_PNG), 0
+    while position + 12 <= end and seen < _MOST and sum(map(len, texts.values())) < _TOGETHER:
+        stream.seek(position)
+        length, kind = struct.unpack(">I4s", stream.read(8))
+        if kind == b"IEND" or (kind == b"IDAT" and texts):
+            break
+        if position + 12 + length > end:
+            notes.append(f"a chunk cut short ({length} bytes claimed)")
+            break
+        position += 12 + length
+        if kind not in _CHUNKS:
+            continue
+        seen += 1
+        if length > LARGEST:
+            notes.append(f"a text of {length} bytes; allowed: {LARGEST}")
+            continue
+        data = stream.read(length)
+        try:
+            texts = _CHUNKS[kind](data) | texts
+        except Exception as error:  # one broken chunk must not cost the others
+            notes.append(f"a broken {kind.decode()} chunk ({error})")
+    return texts, notes
+
+
+def _plain_chunk(data: bytes) -> Texts:
+    keyword, _, text = data.partition(b"\0")
+    return _named(keyword, text)
+
+
+def _packed_chunk(data: bytes) -> Texts:
+    keyword, _, rest = data.partition(b"\0")
+    return _named(keyword, _inflate(rest[1:]))
+
+
+def _international_chunk(data: bytes) -> Texts:
+    keyword, _, rest = data.partition(b"\0")
+    packed, text = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[2]
+    return _named(keyword, _inflate(text) if packed else text)
+
+
+def _exif_chunk(data: bytes) -> Texts:
+    exif = Image.Exif()
+    exif.load(data)
+    return _exif_texts(exif)
+
+
+_CHUNKS = {
+    b"tEXt": _plain_chunk,
+    b"zTXt": _packed_chunk,
+    b"iTXt": _international_chunk,
+    b"eXIf": _exif_chunk,
+}
+
+
+def _named(keyword: bytes, text: bytes) -> Texts:
+    name = keyword.decode("latin-1")
+    return _xmp_texts(text) if name == _XMP else {name: _decode(text)}
+
+
+def _inflate(data: bytes) -> bytes:
+    text = zlib.decompressobj().decompress(data, LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ValueError(f"it unpacks to more than {LARGEST} bytes")
+    return text
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8, which many programs write whatever the standard says, else Latin-1."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _exif_texts(exif: Image.Exif) -> Texts:
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    values = {
+        "UserComment": _comment(comment) if isinstance(comment, bytes) else comment,
+        "ImageDescription": exif.get(ExifTags.Base.ImageDescription),
+        # ComfyUI's WebP writer keeps its JSON in the tags of a camera's maker and model.
+        "Make": exif.get(ExifTags.Base.Make),
+        "Model": exif.get(ExifTags.Base.Model),
+    }
+    texts: Texts = {}
+    for tag, value in values.items():
+        if not isinstance(value, str) or not (text := _reread(value).strip("\0 ")):
+            continue
+        if name := _NAMED.match(text):
+            texts.setdefault(name[1].lower(), text[name.end() :])
+        else:
+            texts[tag] = text
+    return texts
+
+
+def _reread(value: str) -> str:
+    """Pillow reads EXIF strings as Latin-1; programs write UTF-8."""
+    try:
+        return _decode(value.encode("latin-1"))
+    except UnicodeEncodeError:
+        return value
+
+
+def _comment(data: bytes) -> str:
+    """An EXIF UserComment: 8 bytes name the character set, then comes the text."""
+    charset, text = data[:8], data[8:]
+    if charset == b"UNICODE\0":
+        return _utf_16(text)
+    if charset in (b"ASCII\0\0\0", bytes(8)):
+        return _decode(text)
+    return _decode(data)
+
+
+def _utf_16(data: bytes) -> str:
+    """UTF-16 by its mark, else by where the zero bytes of its Latin letters lie, else big-endian.
+
+    The standard leaves the byte order open: piexif (AUTOMATIC1111) writes big-endian, others the
+    order of the file; a few write UTF-8 here.
+    """
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    big, little = data[0::2].count(0), data[1::2].count(0)
+    if not big and not little:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    return data.decode("utf-16-le" if little > big else "utf-16-be", "replace")
+
+
+def _xmp_texts(xmp: bytes) -> Texts:
+    found = _DESCRIPTION.search(xmp[:LARGEST].decode("utf-8", "replace"))
+    return {"Description": html.unescape(found[1])} if found and found[1].strip() else {}

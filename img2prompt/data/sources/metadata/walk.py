@@ -1,0 +1,180 @@
+"""From a sampler of a ComfyUI graph to the text that it was asked for.
+
+Links are followed by the names of inputs, which hundreds of node packs share, and not by the names
+of nodes. The names are those of ComfyUI's own `nodes.py` and `comfy_extras/`, and of the packs
+that most pictures on the web were made with.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from img2prompt.data.sources.metadata.base import NoPrompt
+from img2prompt.data.sources.metadata.graph import Graph, Inputs, Link, link_of
+
+Role = Literal["positive", "negative"]
+
+TEXTS = (
+    *("populated_text", "text", "prompt", "user_prompt", "t5xxl", "llama", "qwen25_7b", "mt5xl"),
+    *("text_g", "clip_g", "text_l", "clip_l", "bert", "string", "value", "wildcard_text"),
+)
+"""Inputs that hold a prompt. Where a node has several (SDXL, SD3, Flux), the first with a text
+counts: the encoder that reads most of it."""
+
+COMPUTED = {
+    *("action", "api_key", "end", "file", "file_path", "find", "image", "images", "llm", "model"),
+    *("max_length", "max_new_tokens", "max_tokens", "operation", "regex_pattern", "replace"),
+    *("start", "style", "system_prompt", "temperature", "text_positive"),
+}
+"""A node of texts with one of these makes another text from its inputs, which is not written."""
+
+_PART = re.compile(r"(?:text|string|str|prompt)_?(?:[a-j]|\d{1,2})")
+_CONDITIONING = re.compile(r"cond(?:itioning)?(?:[_ ]?(?:to|from|[a-j]|\d{1,2}))?", re.IGNORECASE)
+_NOT_TEXT = re.compile(
+    r"model|clip|vae|mask|image|pixels|latent|samples|stage_c|seed|steps|cfg|.*control_?net.*"
+    r"|clip_vision.*|style_model|gligen.*|negative|width|height|strength",
+    re.IGNORECASE,
+)
+_ROLES: Mapping[int, Role] = {0: "positive", 1: "negative"}
+_DELIMITERS = ("delimiter", "separator")
+_DEEPEST = 60  # each link takes a few frames of Python's stack
+_LONGEST = 100_000
+
+
+class Walk:
+    """Follows conditionings and texts upwards, every output once."""
+
+    def __init__(self, graph: Graph, role: Role) -> None:
+        self.graph = graph
+        self.role: Role = role
+        self._known: dict[tuple[Link, bool], list[str]] = {}
+        self._written: dict[Link, str] = {}
+        self._open: set[str] = set()
+
+    def prompt(self, sampler: str) -> str:
+        """The text of a sampler's conditioning of this role, empty when there is none.
+
+        Several texts (combined or concatenated conditionings) are joined by commas.
+
+        Raises:
+            NoPrompt: what was asked of the model cannot be told from the graph.
+        """
+        inputs = self.graph.inputs(sampler)
+        if self.role not in inputs and (guider := link_of(inputs.get("guider"))):
+            guiding = self.graph.inputs(guider.node)
+            if self.role == "negative" and "negative" not in guiding:
+                return ""
+            found = self._conditioning(guider._replace(slot=-1), by_slot=False)
+        else:
+            found = self._input(inputs.get(self.role), by_slot=True)
+        return ", ".join(text.strip().rstrip(",") for text in found if text.strip(" ,\n"))
+
+    def _input(self, value: Any, by_slot: bool) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        link = link_of(value)
+        return self._conditioning(link, by_slot) if link else []
+
+    def _conditioning(self, link: Link, by_slot: bool) -> list[str]:
+        """Distinct texts behind an output, in the order of the inputs; cycles are cut."""
+        key = link, by_slot
+        if key in self._known or link.node in self._open or link.node not in self.graph.nodes:
+            return self._known.get(key, [])
+        self._enter(link)
+        texts = self._texts_of_node(link, by_slot)
+        self._open.discard(link.node)
+        self._known[key] = list(dict.fromkeys(text for text in texts if text.strip()))
+        self._limit("".join(self._known[key]))
+        return self._known[key]
+
+    def _texts_of_node(self, link: Link, by_slot: bool) -> list[str]:
+        inputs, links = self.graph.inputs(link.node), self.graph.links(link.node)
+        if self.graph.nodes[link.node]["class_type"] == "ConditioningZeroOut":
+            return []
+        if "positive" in inputs or self.role in inputs:
+            both = "positive" in links and "negative" in links
+            # ControlNet and inpainting nodes pass both on: the first output is the positive one.
+            passes = (
+                both and by_slot and link.slot in (0, 1) and not self.graph.is_sampler(link.node)
+            )
+            return self._input(inputs.get(_ROLES[link.slot] if passes else self.role), True)
+        chained = [self._conditioning(links[name], True) for name in links if _is_cond(name)]
+        texts = [text for found in chained for text in found]
+        if any(name in inputs for name in TEXTS) or _parts(inputs):
+            return [*texts, self._text_of_node(link)]
+        return texts or self._passed(link, links)
+
+    def _passed(self, link: Link, links: Mapping[str, Link]) -> list[str]:
+        """Texts behind a node without any of its own: a reroute, a pipe, a switch."""
+        found = [
+            text
+            for name, source in links.items()
+            if not _NOT_TEXT.fullmatch(name)
+            for text in self._conditioning(source, by_slot="pipe" not in name and "ctx" not in name)
+        ]
+        return self._only(link, found)
+
+    def _only(self, link: Link, texts: Iterable[str]) -> list[str]:
+        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+        if len(distinct) > 1:
+            raise NoPrompt(
+                f"undecided prompt: {self.graph.label(link.node)} passes on one of "
+                f"{len(distinct)} texts"
+            )
+        return distinct
+
+    def _text(self, value: Any) -> str:
+        """A text input: its value, or what its link gives."""
+        if isinstance(value, str):
+            return value
+        link = link_of(value)
+        return self._linked_text(link) if link else ""
+
+    def _linked_text(self, link: Link) -> str:
+        if link.node not in self.graph.nodes or link.node in self._open:
+            return ""
+        label = self.graph.label(link.node)
+        if link in self.graph.lists:
+            raise NoPrompt(
+                f"undecided prompt: {label} gives a list of texts, and the picture does not say "
+                "which of them made it"
+            )
+        if computed := COMPUTED & self.graph.inputs(link.node).keys():
+            raise NoPrompt(f"computed prompt: {label} makes a text from {sorted(computed)}")
+        if link not in self._written:
+            self._enter(link)
+            self._written[link] = self._text_of_node(link)
+            self._open.discard(link.node)
+        return self._written[link]
+
+    def _text_of_node(self, link: Link) -> str:
+        inputs = self.graph.inputs(link.node)
+        for name in TEXTS:
+            if name in inputs and (text := self._text(inputs[name])).strip():
+                return self._limit(text)
+        if parts := _parts(inputs):
+            found = [self._text(inputs[name]) for name in parts]
+            delimiter = next((inputs[name] for name in _DELIMITERS if name in inputs), "")
+            glue = delimiter.replace("\\n", "\n") if isinstance(delimiter, str) else ""
+            return self._limit(glue.join(text for text in found if text))
+        links = self.graph.links(link.node).items()
+        found = [self._linked_text(to) for name, to in links if not _NOT_TEXT.fullmatch(name)]
+        return "".join(self._only(link, found))
+
+    def _enter(self, link: Link) -> None:
+        self._open.add(link.node)
+        if len(self._open) > _DEEPEST:
+            raise NoPrompt(f"undecided prompt: the graph is more than {_DEEPEST} links deep")
+
+    def _limit(self, text: str) -> str:
+        if len(text) > _LONGEST:
+            raise NoPrompt(f"undecided prompt: the text has more than {_LONGEST} characters")
+        return text
+
+
+def _is_cond(name: str) -> bool:
+    return _CONDITIONING.fullmatch(name) is not None
+
+
+def _parts(inputs: Inputs) -> list[str]:
+    return [name for name in inputs if _PART.fullmatch(name)]

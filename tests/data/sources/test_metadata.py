@@ -1,0 +1,261 @@
+import csv
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from img2prompt.data.prompts import normalise
+from img2prompt.data.sources.metadata import Metadata, NoPrompt, read_metadata
+
+SETTINGS = (
+    "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 18446744073709551, Size: 512x512, "
+    'Lora hashes: "a: 0f, Seed: 3", Hires prompt: "Steps: 9, \\"x\\", y", Version: v1.10'
+)
+A1111 = f"a cat,\non grass: (red:1.2)\n\nNegative prompt: ugly,\nbad\n{SETTINGS}"
+A1111_METADATA = Metadata(
+    prompt="a cat,\non grass: (red:1.2)",
+    negative="ugly,\nbad",
+    generator="automatic1111",
+    seed=18446744073709551,
+    steps=20,
+    cfg=7.5,
+    sampler="Euler a",
+)
+GRAPH = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 5,
+            "steps": 20,
+            "cfg": 8,
+            "sampler_name": "euler",
+            "positive": ["6", 0],
+            "negative": ["7", 0],
+            "latent_image": ["5", 0],
+        },
+    },
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 8, "height": 8}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["4", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "ugly " * 40, "clip": ["4", 1]}},
+    "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+}
+GRAPH_METADATA = Metadata("a fox", ("ugly " * 40).strip(), "comfyui", 5, 20, 8.0, "euler")
+
+
+def png(**texts: str) -> BytesIO:
+    info = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        info.add_text(name.replace("_", "-") if name == "sd_metadata" else name, text)
+    sink = BytesIO()
+    Image.new("RGB", (8, 8)).save(sink, "PNG", pnginfo=info)
+    return sink
+
+
+def exif_picture(form: str, tags: dict[int, str], comment: bytes | None = None) -> BytesIO:
+    exif = Image.Exif()
+    for tag, text in tags.items():
+        exif[tag] = text
+    if comment is not None:
+        exif.get_ifd(0x8769)[0x9286] = comment
+    sink = BytesIO()
+    Image.new("RGB", (8, 8)).save(sink, form, exif=exif.tobytes())
+    return sink
+
+
+def test_automatic1111_in_png() -> None:
+    assert read_metadata(png(parameters=A1111)) == A1111_METADATA
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + A1111.encode("utf-16-be"),
+        b"UNICODE\0" + A1111.encode("utf-16-le"),
+        b"UNICODE\0" + A1111.encode("utf-16"),
+        b"UNICODE\0" + A1111.encode(),
+        b"ASCII\0\0\0" + A1111.encode(),
+        bytes(8) + A1111.encode(),
+        A1111.encode(),
+    ],
+    ids=["utf-16-be", "utf-16-le", "mark", "utf-8", "ascii", "undefined", "none"],
+)
+def test_automatic1111_in_exif(form: str, comment: bytes) -> None:
+    assert read_metadata(exif_picture(form, {}, comment)) == A1111_METADATA
+
+
+def test_letters_of_other_scripts_in_exif() -> None:
+    text = f"кошка 彩虹星系 café\n{SETTINGS}"
+    for coded in (text.encode("utf-16-be"), text.encode("utf-16-le"), text.encode()):
+        found = read_metadata(exif_picture("JPEG", {}, b"UNICODE\0" + coded))
+        assert found.prompt == "кошка 彩虹星系 café"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "negative", "steps"),
+    [
+        (f"a cat\n{SETTINGS}", "a cat", "", 20),
+        (f"a cat\r\nNegative prompt: bad\r\n{SETTINGS}\r\nTemplate: x", "a cat", "bad", 20),
+        ("Steps: to heaven, a stair\nSteps: 7, Seed: 1", "Steps: to heaven, a stair", "", 7),
+        ("a\nSteps: 3, Seed: 1\nb\nSteps: 7, Seed: 1", "a\nSteps: 3, Seed: 1\nb", "", 7),
+        ("a cat\nNegative prompt: bad", "a cat", "bad", None),
+    ],
+)
+def test_automatic1111_lines(text: str, prompt: str, negative: str, steps: int | None) -> None:
+    found = read_metadata(png(parameters=text))
+    assert (found.prompt, found.negative, found.steps) == (prompt, negative, steps)
+
+
+def test_numbers_out_of_range_are_left_out() -> None:
+    text = f"a\nSteps: 20, Seed: {2**64 - 1}, CFG scale: nan, Sampler: x"
+    assert read_metadata(png(parameters=text)) == Metadata(
+        "a", generator="automatic1111", steps=20, sampler="x"
+    )
+    text = f"a\nSteps: 20, Seed: {2**63 - 1}, CFG scale: 1e999"
+    assert read_metadata(png(parameters=text)).seed == 2**63 - 1
+    graph = json.dumps(GRAPH).replace('"seed": 5', f'"seed": {2**64 - 1}')
+    assert read_metadata(png(prompt=graph)).seed is None
+
+
+def test_comfyui_in_png_and_exif() -> None:
+    text = json.dumps(GRAPH)
+    assert read_metadata(png(prompt=text, workflow="{}")) == GRAPH_METADATA
+    tags = {0x0110: f"prompt:{text}", 0x010F: 'workflow:{"nodes": []}'}
+    assert read_metadata(exif_picture("WEBP", tags)) == GRAPH_METADATA
+    tags = {0x010E: 'Workflow: {"nodes": []}', 0x010F: f"Prompt: {text}"}
+    assert read_metadata(exif_picture("JPEG", tags)) == GRAPH_METADATA
+    comment = b"UNICODE\0" + text.encode("utf-16-be")
+    assert read_metadata(exif_picture("JPEG", {}, comment)) == GRAPH_METADATA
+
+
+def test_invokeai() -> None:
+    settings = {"seed": 7, "steps": 30, "cfg_scale": 7.5}
+    expected = Metadata("a cat", "ugly", "invokeai", 7, 30, 7.5, "euler_a")
+    new = {"positive_prompt": "a cat", "negative_prompt": "ugly", "scheduler": "euler_a"}
+    assert read_metadata(png(invokeai_metadata=json.dumps(new | settings))) == expected
+    parts = [{"prompt": "a cat [ugly]", "weight": 1.0}]
+    image = settings | {"prompt": parts, "sampler": "euler_a"}
+    assert read_metadata(png(sd_metadata=json.dumps({"image": image}))) == expected
+    image["prompt"] = "a [ugly] cat"
+    assert read_metadata(png(sd_metadata=json.dumps({"image": image}))) == expected
+    for line in (
+        '"a cat [ugly]" -s 30 -S 7 -W 512 -H 512 -C 7.5 -A euler_a',
+        '"a cat [ugly]" -s30 -S7 -C7.5 -Aeuler_a -v0.1',
+        "a cat [ugly] -s 30 -S 7 -C 7.5 -A euler_a",
+    ):
+        assert read_metadata(png(Dream=line)) == expected
+    assert (
+        read_metadata(png(Dream='"the "best" cat - ever" -S 7')).prompt == 'the "best" cat - ever'
+    )
+    assert read_metadata(png(Dream='"a cat"')) == Metadata("a cat", generator="invokeai")
+
+
+def test_other_programs() -> None:
+    comment = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "bad"}
+    texts = {"Software": "NovelAI", "Description": "1girl", "Comment": json.dumps(comment)}
+    expected = Metadata("1girl", "bad", "novelai", 7, 28, 11.0, "k_euler")
+    assert read_metadata(png(**texts)) == expected
+    swarm = {"prompt": "a cat", "negativeprompt": "bad", "seed": 7, "steps": 2, "cfgscale": 1.5}
+    found = read_metadata(png(parameters=json.dumps({"sui_image_params": swarm})))
+    assert found == Metadata("a cat", "bad", "swarmui", 7, 2, 1.5)
+    fooocus = {"prompt": "a cat", "negative_prompt": "", "seed": "7", "guidance_scale": 4.0}
+    found = read_metadata(png(parameters=json.dumps(fooocus | {"steps": 30, "sampler": "lcm"})))
+    assert found == Metadata("a cat", "", "fooocus", 7, 30, 4.0, "lcm")
+
+
+@pytest.mark.parametrize("name", ["prompt", "parameters", "Description"])
+def test_plain_text(name: str) -> None:
+    assert read_metadata(png(**{name: " a café \n"})) == Metadata("a café")
+    assert read_metadata(png(**{name: "彩虹"})) == Metadata("彩虹")
+
+
+def test_plain_text_in_exif_and_xmp() -> None:
+    # Pillow writes ASCII only; other programs write UTF-8.
+    data = exif_picture("JPEG", {0x010E: "a caf??"}).getvalue().replace(b"??", "é".encode())
+    assert read_metadata(BytesIO(data)) == Metadata("a café")
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description><dc:description><rdf:Alt>'
+        b'<rdf:li xml:lang="x-default">a cat &amp; a dog</rdf:li></rdf:Alt></dc:description>'
+        b"</rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    for form in ("JPEG", "WEBP"):
+        sink = BytesIO()
+        Image.new("RGB", (8, 8)).save(sink, form, xmp=xmp)
+        assert read_metadata(sink) == Metadata("a cat & a dog")
+    assert read_metadata(png(**{"XML:com.adobe.xmp": xmp.decode()})) == Metadata("a cat & a dog")
+
+
+def test_precedence() -> None:
+    everything = {
+        "parameters": A1111,
+        "invokeai_metadata": '{"positive_prompt": "invoke"}',
+        "Software": "NovelAI",
+        "Description": "novel",
+        "prompt": json.dumps(GRAPH),
+    }
+    order = []
+    for name in ("parameters", "invokeai_metadata", "Software", "prompt", "Description"):
+        order.append(read_metadata(png(**everything)).generator)
+        del everything[name]
+    assert order == ["automatic1111", "invokeai", "novelai", "comfyui", ""]
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        ({}, "no prompt: the picture carries no text"),
+        ({"Software": "gimp", "Title": "x"}, "no prompt: the picture carries Software, Title"),
+        ({"parameters": SETTINGS}, "empty prompt: 'parameters' holds settings without a prompt"),
+        ({"prompt": '{"3": {"class_type"'}, "unknown metadata: 'prompt' begins with"),
+        ({"prompt": '[{"a":' * 99999}, "unknown metadata"),
+        ({"prompt": '{"a":' * 99999}, "unknown metadata"),
+        ({"parameters": '{"x": 1}'}, "unknown metadata: 'parameters'"),
+        ({"invokeai_metadata": '{"seed": 1}'}, "empty prompt: InvokeAI"),
+        ({"Software": "NovelAI"}, "empty prompt: NovelAI"),
+        ({"prompt": "  \n "}, "no prompt: the picture carries prompt"),
+    ],
+)
+def test_no_prompt(texts: dict[str, str], reason: str) -> None:
+    with pytest.raises(NoPrompt, match=f"^{reason}"):
+        read_metadata(png(**texts))
+
+
+REAL_WITHOUT_PROMPT = {
+    f"artists_{number:04d}.png": "undecided prompt: node 54 (CR Text Cycler) gives a list of texts"
+    # One run over a list of 129 artists: every picture carries the same graph with the whole list.
+    for number in range(0, 129, 16)
+}
+
+
+def test_real_pictures(shared_data: Path) -> None:
+    with open(shared_data / "pictures.csv", newline="", encoding="utf-8") as file:
+        prompts = {row["file"]: row["prompt"] for row in csv.DictReader(file)}
+    equal, different = 0, {}
+    for file, prompt in prompts.items():
+        with open(shared_data / file, "rb") as stream:
+            try:
+                found = read_metadata(stream).prompt
+            except NoPrompt as error:
+                found = str(error)
+        if normalise(found) == normalise(prompt):
+            equal += 1
+        elif file.endswith(".png"):
+            different[Path(file).name] = found
+        else:
+            assert found.startswith("no prompt: the picture carries"), file
+    assert equal == 17
+    assert different.keys() == REAL_WITHOUT_PROMPT.keys()
+    for name, reason in REAL_WITHOUT_PROMPT.items():
+        assert different[name].startswith(reason)
+
+
+def test_the_real_lists_of_artists_were_not_taken_for_a_prompt(shared_data: Path) -> None:
+    """The longest text of those graphs is a list of artists, which is nobody's prompt."""
+    with Image.open(shared_data / "pictures" / "artists_0000.png") as image:
+        graph = json.loads(image.info["prompt"])
+    assert "Agnes Lawrence Pelton\nAkihiko Yoshida" in graph["54"]["inputs"]["text"]
+    # Without the drawing of the graph nothing says that the node gives a list.
+    assert "Akihiko" in read_metadata(png(prompt=json.dumps(graph))).prompt
