@@ -6,20 +6,21 @@ row has a cosine at or above the threshold. Unlike "drop when any earlier row is
 arXiv 2303.09540) it never drops a row for the sake of one that is itself gone, and unlike connected
 components it does not chain.
 
-Exact: float32 block products only find candidates, float64 decides. Memory is bounded by the block,
-without a list of edges or a limit on neighbours, since only kept rows are compared with.
+Exact: low precision only finds candidates (`near.py`), float64 decides. Memory is bounded by the
+block, without a list of edges or a limit on neighbours, since only kept rows are compared with.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from img2prompt.data.vectors import check_unit, exact_cosine
+from img2prompt.data.near import TILE, chunks, near
+from img2prompt.data.nearest import Best, Spread, best_matches, here
+from img2prompt.data.vectors import check_unit
 
-MARGIN = 1e-5
-"""Largest error allowed for a float32 dot product of unit rows (measured for 384: 1.6e-6)."""
-
-_PAIRS_AT_ONCE = 16384
+BLOCK = 16 * TILE
+"""Rows that are compared with the rows kept before them at once, in jobs of as many kept rows."""
 
 
 @dataclass(frozen=True)
@@ -34,68 +35,56 @@ class KeepFirst:
     """float64 (N,): cosine to the keeper; 1.0 for a kept row."""
 
 
-def keep_first(vectors: np.ndarray, threshold: float, block: int = 2048) -> KeepFirst:
-    """Greedy keep-first de-duplication of float32 unit vectors (N, D), in row order.
+def keep_first(
+    vectors: np.ndarray, threshold: float, block: int = BLOCK, spread: Spread = here
+) -> KeepFirst:
+    """Greedy keep-first de-duplication of unit vectors, in row order.
 
     Row i is dropped exactly when some earlier kept row has a float64 dot product with it at or
     above `threshold`; its keeper is the kept row of the highest score, the first one among equals.
-    The answer is the same for every `block` (rows compared at once).
+
+    Args:
+        vectors: float32 unit rows (N, D); may be a memory map.
+        threshold: compared with the float64 dot product.
+        block: rows of a job, and kept rows that it compares them with; the answer is the same.
+        spread: where jobs run. What is left to this process is the order within each block: about
+            block / N of all pairs.
 
     Raises:
         ValueError: names the row that is not finite or not of unit length (to 1e-3).
     """
-    vectors = check_unit(vectors)
-    search = _Search(vectors, threshold, np.arange(len(vectors)), np.full(len(vectors), -np.inf))
-    kept = np.empty(0, np.int64)
-    for start in range(0, len(vectors), block):
-        stop = min(start + block, len(vectors))
-        for first in range(0, len(kept), block):
-            search.compare(start, stop, kept[first : first + block])
-        kept = np.append(kept, search.scan(start, stop))
-    search.score[kept] = 1.0
-    return KeepFirst(kept, search.keeper, search.score)
+    pairs = near(check_unit(vectors))
+    run = spread(partial(best_matches, pairs, threshold))
+    best = Best(pairs, threshold)
+    kept = np.zeros(0, np.int64)
+    for rows in chunks(np.arange(len(vectors)), block):
+        for match in run((rows, some) for some in chunks(kept, block)):
+            best.take(*match)
+        kept = np.append(kept, _settle(best, rows))
+    best.other[kept], best.score[kept] = kept, 1.0
+    return KeepFirst(kept, best.other, best.score)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """The best keeper of every row so far; a score of -inf means none."""
+def _settle(best: Best, rows: np.ndarray) -> np.ndarray:
+    """Decide rows that were compared with all rows kept before them; returns those kept."""
+    kept = np.zeros(0, np.int64)
+    for step in chunks(rows, TILE):
+        best.compare(step, kept)
+        kept = np.append(kept, _decide(best, step))
+    return kept
 
-    vectors: np.ndarray
-    threshold: float
-    keeper: np.ndarray
-    score: np.ndarray
 
-    def _near(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return left @ right.T >= self.threshold - MARGIN
-
-    def compare(self, start: int, stop: int, kept: np.ndarray) -> None:
-        """Try `kept` rows, all before `start`, as keepers of the rows from `start` to `stop`."""
-        others = self.vectors[kept]
-        left, right = np.nonzero(self._near(self.vectors[start:stop], others))
-        for at in range(0, len(left), _PAIRS_AT_ONCE):
-            row, column = left[at : at + _PAIRS_AT_ONCE], right[at : at + _PAIRS_AT_ONCE]
-            cosine = exact_cosine(self.vectors[start + row], others[column])
-            sure = cosine >= self.threshold
-            self._take(start + row[sure], kept[column[sure]], cosine[sure])
-
-    def _take(self, row: np.ndarray, other: np.ndarray, cosine: np.ndarray) -> None:
-        """Keep the best of these pairs for each row where it beats what the row has."""
-        order = np.lexsort((other, -cosine, row))
-        best = order[np.unique(row[order], return_index=True)[1]]
-        best = best[cosine[best] > self.score[row[best]]]
-        self.keeper[row[best]] = other[best]
-        self.score[row[best]] = cosine[best]
-
-    def scan(self, start: int, stop: int) -> np.ndarray:
-        """Decide the rows from `start` to `stop` one after the other; returns those kept."""
-        part = self.vectors[start:stop]
-        kept = np.isneginf(self.score[start:stop])
-        near = np.tril(self._near(part, part), -1)
-        near[:, ~kept] = False
-        for row in np.flatnonzero(near.any(axis=1)):
-            others = np.flatnonzero(near[row, :row] & kept[:row])
-            cosine = exact_cosine(part[others], part[row])
-            sure = cosine >= self.threshold
-            self._take(np.full(sure.sum(), start + row), start + others[sure], cosine[sure])
-            kept[row] = np.isneginf(self.score[start + row])
-        return start + np.flatnonzero(kept)
+def _decide(best: Best, rows: np.ndarray) -> np.ndarray:
+    """The same for rows that are few enough to be compared with each other at once."""
+    is_kept = np.zeros(len(best.pairs), bool)
+    is_kept[rows] = best.other[rows] < 0
+    for row, other in best.pairs.candidates(rows, rows[is_kept[rows]], best.floor):
+        # Pairs come row by row, so whatever lies before a row of this chunk is almost decided.
+        earlier = (other < row) & is_kept[other]
+        row, other, cosine = best.pairs.at_least(row[earlier], other[earlier], best.floor)
+        for a, b in zip(row.tolist(), other.tolist(), strict=True):
+            if is_kept[b]:
+                is_kept[a] = False
+        sure = is_kept[other]
+        best.take(row[sure], other[sure], cosine[sure])
+    return rows[is_kept[rows]]

@@ -5,56 +5,58 @@ split scores 0.02 to 0.10 too high, because near copies of its test prompts were
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from img2prompt.data.dedupe import MARGIN
-from img2prompt.data.vectors import check_unit, exact_cosine
+from img2prompt.data.dedupe import BLOCK
+from img2prompt.data.near import Near, chunks, near
+from img2prompt.data.nearest import Job, Spread, here, nearest
+from img2prompt.data.vectors import check_unit
 from img2prompt.errors import UserError
 
 HELD_OUT = ("val", "test")
 LARGE = 0.1
 """Share of a held-out split above which one group would dominate it, so others go first."""
 
-_PAIRS_AT_ONCE = 16384
 
-
-def components(vectors: np.ndarray, threshold: float, block: int = 2048) -> np.ndarray:
+def components(
+    vectors: np.ndarray, threshold: float, block: int = BLOCK, spread: Spread = here
+) -> np.ndarray:
     """Connected components of the graph whose edges are cosines at or above `threshold`.
 
     Args:
         vectors: float32 unit rows (N, D).
-        threshold: compared with the float64 dot product; float32 decides only the clear cases.
-        block: rows compared at once; bounds the memory, not the answer.
+        threshold: compared with the float64 dot product.
+        block: rows and others of a job; the answer is the same.
+        spread: where jobs run.
 
     Returns:
         int64 labels (N,), numbered from 0 in the order of each component's first row.
     """
-    vectors = check_unit(vectors)
+    pairs = near(check_unit(vectors))
+    blocks = list(chunks(np.arange(len(vectors)), block))
+    jobs = ((rows, others) for at, rows in enumerate(blocks) for others in blocks[: at + 1])
     parent = np.arange(len(vectors))
-    for top in range(0, len(vectors), block):
-        for left in range(0, top + 1, block):
-            above, beside = vectors[top : top + block], vectors[left : left + block]
-            _join(parent, *_edges(above, beside, threshold), top, left)
+    for edges in spread(partial(_forest, pairs, threshold))(jobs):
+        _join(parent, *edges)
     roots = _roots(parent, np.arange(len(vectors)))
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
-def _edges(
-    above: np.ndarray, beside: np.ndarray, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers within the two blocks of every pair at or above the threshold."""
-    cosine = above @ beside.T
-    row, column = np.nonzero(cosine >= threshold - MARGIN)
-    edge = cosine[row, column] >= threshold + MARGIN
-    unsure = np.flatnonzero(~edge)
-    for at in range(0, len(unsure), _PAIRS_AT_ONCE):
-        some = unsure[at : at + _PAIRS_AT_ONCE]
-        edge[some] = exact_cosine(above[row[some]], beside[column[some]]) >= threshold
-    return row[edge], column[edge]
+def _forest(pairs: Near, threshold: float, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Edges that join the rows and others of a job as all of its edges do, one a row at most."""
+    floor = np.broadcast_to(threshold, len(pairs))
+    parent = np.arange(len(pairs))
+    for row, other in pairs.candidates(*job, floor):
+        apart = (other < row) & (_roots(parent, row) != _roots(parent, other))
+        _join(parent, *pairs.at_least(row[apart], other[apart], floor)[:2])
+    rows = np.union1d(*job)
+    roots = _roots(parent, rows)
+    return rows[rows != roots], roots[rows != roots]
 
 
 def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -66,9 +68,9 @@ def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _join(parent: np.ndarray, row: np.ndarray, column: np.ndarray, top: int, left: int) -> None:
+def _join(parent: np.ndarray, row: np.ndarray, other: np.ndarray) -> None:
     """Unite the components of both ends of every edge; a component's root is its first row."""
-    ends = np.stack([_roots(parent, top + row), _roots(parent, left + column)])
+    ends = np.stack([_roots(parent, row), _roots(parent, other)])
     ends = ends[:, ends[0] != ends[1]]
     if not ends.size:
         return
@@ -157,7 +159,8 @@ def leak_report(
     train_prompts: Sequence[str],
     held_out_prompts: Sequence[str],
     worst: int = 10,
-    block: int = 2048,
+    block: int = BLOCK,
+    spread: Spread = here,
 ) -> dict[str, Any]:
     """How near the training prompts come to the held-out ones, ready for JSON.
 
@@ -167,13 +170,14 @@ def leak_report(
         train_prompts: T texts.
         held_out_prompts: H texts.
         worst: how many held-out prompts are listed beside their nearest training prompt.
-        block: rows compared at once.
+        block: rows and others of a job; the answer is the same.
+        spread: where jobs run.
 
     Returns:
         `largest_cosine`; `worst_pairs`, each with `cosine`, `held_out` and `train`; `histogram` of
         every held-out prompt's largest cosine: 40 `counts` between 41 `edges`.
     """
-    nearest, cosine = _nearest(check_unit(train_vectors), check_unit(held_out_vectors), block)
+    other, cosine = nearest(check_unit(held_out_vectors), check_unit(train_vectors), block, spread)
     order = np.argsort(-cosine, kind="stable")[:worst]
     counts, edges = np.histogram(np.clip(cosine, -1, 1), bins=np.linspace(-1, 1, 41).round(2))
     return {
@@ -184,29 +188,9 @@ def leak_report(
             {
                 "cosine": float(cosine[row]),
                 "held_out": held_out_prompts[row],
-                "train": train_prompts[nearest[row]],
+                "train": train_prompts[other[row]],
             }
             for row in order
         ],
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
-
-
-def _nearest(train: np.ndarray, held_out: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest training row (H,) of each held-out row and the float64 cosine to it (H,)."""
-    nearest = np.zeros(len(held_out), np.int64)
-    best = np.full(len(held_out), -np.inf, np.float32)
-    for top in range(0, len(held_out), block):
-        rows = slice(top, top + block)
-        for left in range(0, len(train), block):
-            cosine = held_out[rows] @ train[left : left + block].T
-            column = cosine.argmax(axis=1)
-            found = cosine[np.arange(len(column)), column]
-            better = found > best[rows]
-            nearest[rows][better] = left + column[better]
-            best[rows][better] = found[better]
-    cosine = [
-        exact_cosine(held_out[at : at + _PAIRS_AT_ONCE], train[nearest[at : at + _PAIRS_AT_ONCE]])
-        for at in range(0, len(held_out), _PAIRS_AT_ONCE)
-    ]
-    return nearest, np.concatenate(cosine)
