@@ -139,7 +139,7 @@ def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
 def rejected_rows(made: Prepared) -> list[dict]:
     tables = [
         made.index.read_table("rejected.parquet"),
-        made.clean.read_table("rejected.parquet"),
+        made.clean.read_tables("rejected"),
         made.shards.read_tables("rejected/"),
     ]
     return [row for table in tables for row in table.to_pylist()]

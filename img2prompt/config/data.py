@@ -20,14 +20,37 @@ class CleanConfig(Config):
 
     min_words: int = 1
     max_words: int = 500
+    characters: Literal["any", "latin", "ascii"] = "any"
+    """Of the whole prompt. `ascii`: ASCII alone. `latin`: no letters, marks or digits of other
+    scripts; symbols and emoji are free."""
+    max_symbols: float = 0.5
+    """Largest share of visible characters that are no letter, mark or number; 1: any."""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes such as `en`; prompts certainly in another language are rejected, uncertain
+    ones pass. Empty: any. Needs the extra `language`."""
+    blocked_words: str = ""
+    """File of words or phrases, one a line, that no prompt may hold (whole words, any case)."""
     min_side: int = 16
     """Shortest picture side in pixels."""
+    max_side: int = 0
+    """Longest picture side in pixels; 0: any."""
     max_megapixels: float = 100.0
+    max_nsfw: float = 2.0
+    """Largest score of the source, 0 (harmless) to 1, 2 for DiffusionDB's blurred pictures;
+    pictures without a score pass."""
 
     def __post_init__(self) -> None:
         check(1 <= self.min_words <= self.max_words, "min_words", self.min_words, "1 to max_words")
+        check(0 <= self.max_symbols <= 1, "max_symbols", self.max_symbols, "0 to 1")
         check(self.min_side >= 1, "min_side", self.min_side, "1 pixel or more")
+        check(
+            self.max_side == 0 or self.max_side >= self.min_side,
+            "max_side",
+            self.max_side,
+            "0 (any), or min_side or more",
+        )
         check(self.max_megapixels > 0, "max_megapixels", self.max_megapixels, "above 0")
+        check(0 <= self.max_nsfw <= 2, "max_nsfw", self.max_nsfw, "0 to 2")
 
 
 @dataclass(frozen=True, kw_only=True)
