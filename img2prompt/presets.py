@@ -6,12 +6,12 @@ real size, `openai/clip-vit-large-patch14-336` from the local hub cache (or `--t
 
 from img2prompt.config import (
     ChainConfig,
-    CsvSource,
     EngineConfig,
     EvaluateConfig,
     FeaturesConfig,
     GroupConfig,
     OptimConfig,
+    PictureSource,
     PlanConfig,
     PredictConfig,
     PrepareConfig,
@@ -48,12 +48,12 @@ def tower_data() -> PrepareConfig:
 
 
 def pictures_data() -> PrepareConfig:
-    """A CSV and its pictures, at 336 pixels for ViT-L/14-336 (`--sources.0.csv FILE`)."""
-    return PrepareConfig(name="pictures", sources=(CsvSource(csv="pictures.csv"),))
+    """Your pictures, at 336 pixels for ViT-L/14-336 (`--sources.0.path PATH`)."""
+    return PrepareConfig(name="pictures", sources=(PictureSource(path="pictures.csv"),))
 
 
 def pictures_small_data() -> PrepareConfig:
-    """A CSV and its pictures, at the demo tower's 64 pixels (`--sources.0.csv FILE`)."""
+    """Your pictures, at the demo tower's 64 pixels (`--sources.0.path PATH`)."""
     return pictures_data().replace({"name": "pictures-small", "shard.size": 64})
 
 
@@ -125,7 +125,7 @@ def demo_chain() -> ChainConfig:
 
 
 def pictures_small_chain() -> ChainConfig:
-    """A CSV and its pictures through the demo tower (`--prepare.sources.0.csv FILE`)."""
+    """Your pictures through the demo tower (`--prepare.sources.0.path PATH`)."""
     return ChainConfig(
         prepare=pictures_small_data(),
         features=demo_features(),
@@ -135,7 +135,7 @@ def pictures_small_chain() -> ChainConfig:
 
 
 def l14_336_chain() -> ChainConfig:
-    """A CSV and its pictures through CLIP ViT-L/14-336 (`--prepare.sources.0.csv FILE`)."""
+    """Your pictures through CLIP ViT-L/14-336 (`--prepare.sources.0.path PATH`)."""
     return ChainConfig(
         prepare=pictures_data(),
         features=l14_336_features(),

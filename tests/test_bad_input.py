@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2prompt.config import CsvSource, GroupConfig, PrepareConfig, SceneSource, ShardConfig
+from img2prompt.config import GroupConfig, PictureSource, PrepareConfig, SceneSource, ShardConfig
 from img2prompt.data.sources import list_rows, read_picture
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, prepare
@@ -120,7 +120,7 @@ def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
         expected[f"mine/line {number}"] = [fate]
     config = PrepareConfig(
         name="bad",
-        sources=(CsvSource(csv=str(folder / "rows.csv"), name="mine"),),
+        sources=(PictureSource(path=str(folder / "rows.csv"), name="mine"),),
         group=GroupConfig(val_fraction=0.2, test_fraction=0.2),
         shard=ShardConfig(size=32, rows_per_shard=16, rows_per_group=4),
     )
@@ -138,7 +138,7 @@ def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def rejected_rows(made: Prepared) -> list[dict]:
     tables = [
-        made.index.read_table("rejected.parquet"),
+        made.index.read_tables("rejected"),
         made.clean.read_tables("rejected"),
         made.shards.read_tables("rejected/"),
     ]
@@ -252,17 +252,17 @@ def test_a_second_run_finds_everything_finished(case) -> None:
 
 def csv_config(folder: Path, text: str, **columns: str) -> PrepareConfig:
     (folder / "rows.csv").write_text(text)
-    source = CsvSource(csv=str(folder / "rows.csv"), **columns)
+    source = PictureSource(path=str(folder / "rows.csv"), **columns)
     return PrepareConfig(name="bad", sources=(source,))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"rows\.csv has the columns \[\]; needed: \['file', 'prompt'\].*--sources\.N\.file"),
+        ("", r"rows\.csv has the columns \[\]; needed: one of \['file', .*--sources\.N\.file"),
         ("file;prompt\na.png;cat\n", r"columns \['file;prompt'\]; needed.*comma-separated UTF-8"),
-        ("file,caption\na.png,cat\n", r"columns \['file', 'caption'\]; needed.*prompt_column"),
-        ("file,prompt\n", r"no row of \['csv'\] is usable"),
+        ("file,words\na.png,cat\n", r"columns \['file', 'words'\]; needed.*prompt_column"),
+        ("file,prompt\n", r"no row of \['pictures'\] is usable"),
         ("file,prompt\na.png,cat\n", r"no row.*'missing picture': 1.*a\.png does not exist"),
     ],
 )
@@ -272,8 +272,8 @@ def test_csv_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) 
 
 
 def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
-    config = PrepareConfig(name="bad", sources=(CsvSource(csv=str(tmp_path / "absent.csv")),))
-    with pytest.raises(UserError, match=r"absent\.csv is not a file: give the CSV"):
+    config = PrepareConfig(name="bad", sources=(PictureSource(path=str(tmp_path / "absent.csv")),))
+    with pytest.raises(UserError, match=r"absent\.csv does not exist: give the file"):
         prepare.run(config, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -325,7 +325,7 @@ def assert_told(done: subprocess.CompletedProcess, *words: str) -> None:
             ["val_fraction + test_fraction is 2.1; allowed: below 0.9"],
         ),
         (["--shard.encoding", "gif"], ["--shard.encoding", "gif", "('png', 'jpeg')"]),
-        (["photos"], ["'photos' is no preset", "pictures-small: A CSV and its pictures"]),
+        (["photos"], ["'photos' is no preset", "pictures-small: Your pictures"]),
     ],
 )
 def test_wrong_options_on_the_command_line(arguments: list[str], words: list[str]) -> None:
@@ -334,10 +334,10 @@ def test_wrong_options_on_the_command_line(arguments: list[str], words: list[str
 
 @marked
 def test_a_csv_without_columns_on_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("picture,text\na.png,a cat\n")
+    (tmp_path / "rows.csv").write_text("picture,words\na.png,a cat\n")
     csv = str(tmp_path / "rows.csv")
-    done = run_job("pictures", "--sources.0.csv", csv, "--out", str(tmp_path / "out"))
-    columns = "has the columns ['picture', 'text']; needed: ['file', 'prompt']"
+    done = run_job("pictures", "--sources.0.path", csv, "--out", str(tmp_path / "out"))
+    columns = "has the columns ['picture', 'words']; needed: one of ['file', 'file_name', "
     assert_told(done, f"error: {csv} {columns}", "--sources.N.prompt_column")
 
 

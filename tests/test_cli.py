@@ -77,9 +77,9 @@ def test_options_reach_into_sources() -> None:
     found = prepare("--sources.0.prompts", "40", "--sources.0.world", "tower")
     expected = presets.demo_data().sources[0].replace({"prompts": 40, "world": "tower"})
     assert found.config.sources == (expected,)
-    csv = prepare("pictures", "--sources.0.csv", "here.csv", "--shard.size", "224")
+    csv = prepare("pictures", "--sources.0.path", "here.csv", "--shard.size", "224")
     assert csv.config == presets.pictures_data().replace(
-        {"sources": [{**presets.pictures_data().sources[0].to_dict(), "csv": "here.csv"}]}
+        {"sources": [{**presets.pictures_data().sources[0].to_dict(), "path": "here.csv"}]}
         | {"shard.size": 224}
     )
 

@@ -10,13 +10,13 @@ from img2prompt.config import (
     ChainConfig,
     CleanConfig,
     Config,
-    CsvSource,
     EngineConfig,
     EvaluateConfig,
     FeaturesConfig,
     GroupConfig,
     HeadConfig,
     OptimConfig,
+    PictureSource,
     PlanConfig,
     PredictConfig,
     PrepareConfig,
@@ -185,7 +185,7 @@ BAD = [
     (PrepareConfig, {"name": "x", "sources": ()}, "sources is (); allowed: one source or more"),
     (
         PrepareConfig,
-        {"name": "x", "sources": (SceneSource(name="a"), CsvSource(csv="b", name="a"))},
+        {"name": "x", "sources": (SceneSource(name="a"), PictureSource(path="b", name="a"))},
         "sources is ['a', 'a']; allowed: names that differ",
     ),
     (TowerConfig, {"image_size": -1}, "image_size is -1; allowed: 0 or a multiple"),
@@ -262,7 +262,7 @@ def test_only_a_plan_without_learning_is_a_probe(changes: dict[str, Any], frozen
 
 
 def test_sources_come_back_as_what_they_were() -> None:
-    config = PrepareConfig(name="x", sources=(CsvSource(csv="a.csv", name="a"), SceneSource()))
+    config = PrepareConfig(name="x", sources=(PictureSource(path="a.csv", name="a"), SceneSource()))
     assert PrepareConfig.from_json(config.to_json()).sources == config.sources
     with pytest.raises(UserError, match="sources"):
         config.replace({"sources": [{"kind": "tar", "name": "t"}]})

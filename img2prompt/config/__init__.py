@@ -16,14 +16,13 @@ from img2prompt.config.data import (
     TowerConfig,
 )
 from img2prompt.config.jobs import ChainConfig, EvaluateConfig, PredictConfig, SearchConfig
-from img2prompt.config.sources import CsvSource, SceneSource
+from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 
 __all__ = [
     "ChainConfig",
     "CleanConfig",
     "Config",
-    "CsvSource",
     "EngineConfig",
     "EvaluateConfig",
     "FeaturesConfig",
@@ -31,6 +30,7 @@ __all__ = [
     "HeadConfig",
     "IndexConfig",
     "OptimConfig",
+    "PictureSource",
     "PlanConfig",
     "PredictConfig",
     "PrepareConfig",

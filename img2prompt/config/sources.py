@@ -5,20 +5,45 @@ from typing import Literal
 
 from img2prompt.config.base import Config, check
 
+Format = Literal[
+    "auto",
+    "csv",
+    "jsonl",
+    "kaggle",
+    "sidecar",
+    "metadata",
+    "webdataset",
+    "parquet",
+    "diffusiondb",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
-class CsvSource(Config):
-    """Pictures in a folder, listed with their prompts in a CSV file."""
+class PictureSource(Config):
+    """Pictures with their prompts, in a file or folder of one of the known formats."""
 
-    kind: Literal["csv"] = "csv"
-    csv: str
-    """The CSV file, with a header line. Needed columns: `file_column` and `prompt_column`."""
+    kind: Literal["pictures"] = "pictures"
+    path: str
+    """Local path or URI of the file (CSV, JSON lines, tar, Parquet, a DiffusionDB part) or of the
+    folder that holds such files."""
+    format: Format = "auto"
+    """`auto` looks at what lies there. `csv`, `jsonl`: a table of file names and prompts. `kaggle`:
+    `images/` and `prompts.csv`. `sidecar`: `a.txt` beside `a.png`. `metadata`: pictures that carry
+    their prompt themselves. `webdataset`: tars. `parquet`: pictures and prompts in columns.
+    `diffusiondb`: its parts, zipped or not."""
+    name: str = "pictures"
+    """Source name of rows, and the beginning of their ids. Scores are reported by it."""
     pictures: str = ""
-    """Folder that the file names are relative to; empty: the folder of the CSV."""
-    name: str = "csv"
-    """Source name of rows when the CSV has no `source` column."""
-    file_column: str = "file"
-    prompt_column: str = "prompt"
+    """Folder that a table's file names are relative to; empty: the folder of the table."""
+    file_column: str = ""
+    """Column of the file names, or of a Parquet file's pictures; empty: the first that fits of the
+    format's usual names."""
+    prompt_column: str = ""
+    """Column (or JSON key) of the prompts; empty: `prompt`, `caption` or `text`."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.path), "path", self.path, "a file, a folder or a URI")
+        check(bool(self.name), "name", self.name, "one character or more")
 
 
 @dataclass(frozen=True, kw_only=True)

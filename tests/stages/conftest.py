@@ -53,12 +53,12 @@ def _csv_of_scenes(folder: Path) -> str:
 def _config(pictures: str, weights: str) -> "ChainConfig":
     from img2prompt.config import (
         ChainConfig,
-        CsvSource,
         EngineConfig,
         EvaluateConfig,
         FeaturesConfig,
         GroupConfig,
         OptimConfig,
+        PictureSource,
         PlanConfig,
         PrepareConfig,
         SceneSource,
@@ -68,7 +68,7 @@ def _config(pictures: str, weights: str) -> "ChainConfig":
     )
 
     tower, engine = TowerConfig(weights=weights), EngineConfig(kind="plain", workers=1)
-    sources = (SceneSource(prompts=90, size=32, seed=1), CsvSource(csv=pictures, name="files"))
+    sources = (SceneSource(prompts=90, size=32, seed=1), PictureSource(path=pictures, name="files"))
     optim = OptimConfig(epochs=4, batch_size=16, lr=1e-3, head_lr=1e-2)
     return ChainConfig(
         prepare=PrepareConfig(

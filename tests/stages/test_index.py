@@ -3,19 +3,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2prompt.config import CsvSource, PrepareConfig, SceneSource
+from img2prompt.config import PictureSource, PrepareConfig, SceneSource
 from img2prompt.data.sources import INDEX_SCHEMA, REJECTED_SCHEMA
 from img2prompt.errors import UserError
 from img2prompt.stages import index
 
 
-def csv_source(folder: Path, lines: list[str], name: str = "mine") -> CsvSource:
+def csv_source(folder: Path, lines: list[str], name: str = "mine") -> PictureSource:
     Image.new("RGB", (20, 30), "red").save(folder / "a.png")
     (folder / f"{name}.csv").write_text("\n".join(["id,file,prompt", *lines]))
-    return CsvSource(csv=str(folder / f"{name}.csv"), name=name)
+    return PictureSource(path=str(folder / f"{name}.csv"), name=name)
 
 
-def config_of(*sources: CsvSource | SceneSource, **changes) -> PrepareConfig:
+def config_of(*sources: PictureSource | SceneSource, **changes) -> PrepareConfig:
     return PrepareConfig(name="test", sources=sources, **changes)
 
 
@@ -29,7 +29,7 @@ def test_all_sources_in_order_with_rejected_rows(tmp_path: Path) -> None:
     ids = table["id"].to_pylist()
     assert [ids[0], ids[1], ids[-1]] == ["x", "z", "two/a.png"]
     assert set(table["source"].to_pylist()[2:6]) == {"scenes"}
-    rejected = made.read_table("rejected.parquet")
+    rejected = made.read_tables("rejected")
     assert rejected.schema.equals(REJECTED_SCHEMA)
     assert rejected["id"].to_pylist() == ["y", "x"]
     assert made.counts == {"rows": 7, "rejected": {"missing picture": 1, "repeated id": 1}}
@@ -76,7 +76,7 @@ def test_a_killed_index_starts_over_without_leftovers(tmp_path: Path, monkeypatc
             index.run(config, str(tmp_path / "out"))
     (tmp_path / "b.png").unlink()
     made = index.run(config, str(tmp_path / "out"))
-    assert made.names() == ["rejected.parquet", "rows-00000.parquet", "rows-00001.parquet"]
+    assert made.names() == ["rejected-00000.parquet", "rows-00000.parquet", "rows-00001.parquet"]
     assert made.read_tables("rows")["id"].to_pylist() == ["x", "y"]
 
 
@@ -87,7 +87,7 @@ def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:
 
 
 def test_real_pictures(tmp_path: Path, shared_data) -> None:
-    config = config_of(CsvSource(csv=str(shared_data / "pictures.csv"), name="real"))
+    config = config_of(PictureSource(path=str(shared_data / "pictures.csv"), name="real"))
     made = index.run(config, str(tmp_path / "out"))
     assert made.counts == {"rows": 847, "rejected": {}}
     assert len(set(made.read_tables("rows")["prompt"].to_pylist())) == 686

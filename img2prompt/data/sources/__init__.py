@@ -1,10 +1,22 @@
-"""Sources of pictures: one reader a format, all giving the same index rows."""
+"""Sources of pictures: one reader a format, all giving the same index rows.
 
-from collections.abc import Iterator
+Nothing is unpacked and no picture copied: a row says where its picture lies, and `read_pictures`
+reads it there. All formats work on any pyarrow filesystem.
+"""
 
-from img2prompt.artifact import read_bytes
-from img2prompt.config import CsvSource, SceneSource
-from img2prompt.data.sources import csv_folder, scenes
+from collections.abc import Callable, Iterator
+
+from img2prompt.config import PictureSource, SceneSource
+from img2prompt.data.sources import (
+    diffusiondb,
+    files,
+    folder,
+    parquet,
+    scenes,
+    tables,
+    webdataset,
+)
+from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import (
     INDEX_SCHEMA,
@@ -13,9 +25,9 @@ from img2prompt.data.sources.rows import (
     Row,
     count_kinds,
     rejected_table,
-    unique_ids,
     unread_picture,
 )
+from img2prompt.data.sources.unique import unique_ids
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -23,33 +35,63 @@ __all__ = [
     "Rejected",
     "Row",
     "count_kinds",
+    "identity",
     "list_rows",
     "read_picture",
     "read_pictures",
     "rejected_table",
+    "resolve",
     "unique_ids",
     "unread_picture",
 ]
 
+_READERS: dict[str, Callable[[PictureSource], Iterator[Row | Rejected]]] = {
+    "csv": tables.list_pictures,
+    "jsonl": tables.list_pictures,
+    "kaggle": tables.list_pictures,
+    "sidecar": folder.list_sidecars,
+    "metadata": folder.list_metadata,
+    "webdataset": webdataset.list_samples,
+    "parquet": parquet.list_rows,
+    "diffusiondb": diffusiondb.list_rows,
+}
+_TABLES = ("csv", "jsonl", "kaggle")
 
-def list_rows(source: CsvSource | SceneSource) -> Iterator[Row | Rejected]:
+
+def list_rows(source: PictureSource | SceneSource) -> Iterator[Row | Rejected]:
     """Every picture of a source as a row of INDEX_SCHEMA, or as a rejected row.
 
     Raises:
         UserError: the source as a whole cannot be read.
     """
-    if isinstance(source, CsvSource):
-        return csv_folder.list_pictures(source)
-    return scenes.list_scenes(source)
+    if isinstance(source, SceneSource):
+        return scenes.list_scenes(source)
+    resolved = resolve(source)
+    return _READERS[resolved.format](resolved)
+
+
+def identity(source: PictureSource) -> str:
+    """16 hex digits that change when what the source tells changes.
+
+    Of a table its content counts, of all else names, sizes and times of the files.
+
+    Raises:
+        UserError: the source does not exist.
+    """
+    resolved = resolve(source)
+    if resolved.format in _TABLES:
+        return tables.digest(resolved)
+    return files.digest(resolved.path)
 
 
 def read_picture(uri: str, member: str) -> bytes:
-    """The bytes of an index row's picture: a file (`member` is empty) or a drawn scene.
+    """The bytes of an index row's picture.
 
     Raises:
         OSError: the file is gone or cannot be read.
+        ValueError: it lies in a container that is damaged.
     """
-    if uri.startswith(scenes.SCHEME):
-        return scenes.read_scene(uri, member)
-    assert not member, f"no source writes member {member!r} for {uri}"
-    return read_bytes(uri)
+    (found,) = read_pictures([(uri, member)])
+    if isinstance(found, Exception):
+        raise found
+    return found

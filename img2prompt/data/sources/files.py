@@ -5,10 +5,12 @@ A place is a local path or a URI. What lies in a URI's folder is named with perc
 """
 
 import errno
+import hashlib
 import io
 import logging
 import posixpath
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 FIRST_WAIT = 0.5
 """Seconds, doubled after each attempt and mixed at random, so that workers do not knock at once."""
+
+LARGEST_BYTES = 1 << 30
+"""No picture is larger; what claims to be would fill a worker's memory."""
 
 _PASSING = {
     errno.EAGAIN,
@@ -122,6 +127,11 @@ class SteadyFile(io.RawIOBase):
         self._at = 0
         self.size: int = self._steadily(lambda file: file.size())
 
+    @property
+    def local(self) -> bool:
+        """Whether reading here and there costs little."""
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
     def readable(self) -> bool:
         return True
 
@@ -140,16 +150,17 @@ class SteadyFile(io.RawIOBase):
 
     def read_at(self, size: int, offset: int) -> bytes:
         """`size` bytes from `offset`, or fewer at the end of the file: one request."""
-        return self._steadily(lambda file: file.read_at(size, offset))
+        size = min(size, self.size - offset)
+        return self._steadily(lambda file: file.read_at(size, offset)) if size > 0 else b""
 
     def readinto(self, buffer) -> int:
-        data = self.read_at(min(len(buffer), max(0, self.size - self._at)), self._at)
+        data = self.read_at(len(buffer), self._at)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
 
     def readall(self) -> bytes:
-        data = self.read_at(max(0, self.size - self._at), self._at)
+        data = self.read_at(self.size, self._at)
         self._at += len(data)
         return data
 
@@ -176,29 +187,96 @@ class SteadyFile(io.RawIOBase):
 
 
 def read_bytes(uri: str) -> bytes:
-    """All of a file.
+    """All of a file that holds a picture or a table of one part's prompts.
 
     Raises:
         OSError: the file is gone or cannot be read.
+        ValueError: it is larger than any picture.
     """
     with SteadyFile(uri) as file:
+        refuse_large(file.size)
         return file.readall()
 
 
-def walk(folder: str) -> Iterator[tuple[str, pafs.FileInfo]]:
-    """Name (relative, folders end with `/`) and facts of all that lies in a folder, in order.
+def refuse_large(size: int) -> None:
+    if size > LARGEST_BYTES:
+        raise ValueError(f"{size} bytes; allowed: at most {LARGEST_BYTES}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a folder holds."""
+
+    name: str
+    """Relative to where the walk began; a folder's ends with `/`."""
+    size: int
+    changed: int
+    """Nanoseconds since 1970; 0 where the filesystem does not say."""
+
+
+def walk(folder: str) -> Iterator[Entry]:
+    """All that lies in a folder and its folders, in order.
 
     The entries of a folder come before those of its folders, so a glance at the first few shows
-    the layout. Memory is that of the largest folder.
+    the layout. Memory is that of the largest folder. A name that is no UTF-8 comes with escapes:
+    it cannot be opened, and so is not passed over in silence.
+
+    Raises:
+        OSError: the folder cannot be listed (FileNotFoundError when it is not there).
     """
     fs, root = open_uri(folder)
     waiting = [""]
     while waiting:
         here = waiting.pop()
-        selector = pafs.FileSelector(posixpath.join(root, here))
-        infos = steadily(fs, lambda selector=selector: fs.get_file_info(selector))
-        infos.sort(key=lambda info: info.base_name)
-        for info in infos:
-            end = "" if info.is_file else "/"
-            yield here + info.base_name + end, info
-        waiting += [f"{here}{info.base_name}/" for info in reversed(infos) if not info.is_file]
+        entries = sorted(_list(fs, root, here), key=lambda entry: entry.name)
+        yield from entries
+        waiting += [entry.name for entry in reversed(entries) if entry.name.endswith("/")]
+
+
+def _list(fs: pafs.FileSystem, root: str, here: str) -> Iterator[Entry]:
+    # Only the root must be there: a folder may vanish, or have a name that cannot be opened.
+    selector = pafs.FileSelector(posixpath.join(root, here), allow_not_found=bool(here))
+    for info in steadily(fs, lambda: fs.get_file_info(selector)):
+        try:
+            name = info.base_name
+        except UnicodeDecodeError as error:
+            name = error.object.decode("utf-8", "backslashreplace").rpartition("/")[2]
+        end = "" if info.is_file else "/"
+        yield Entry(here + name + end, info.size or 0, info.mtime_ns or 0)
+
+
+def is_file(uri: str) -> bool:
+    """Whether there is a file (True) or a folder (False).
+
+    Raises:
+        FileNotFoundError: there is neither.
+        OSError: the filesystem does not answer.
+    """
+    fs, path = open_uri(uri)
+    info = steadily(fs, lambda: fs.get_file_info(path))
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(f"{uri} does not exist")
+    return info.is_file
+
+
+def names(folder: str) -> list[str]:
+    """Names of the files and folders (ending with `/`) in a folder; none when it is not there."""
+    fs, root = open_uri(folder)
+    if steadily(fs, lambda: fs.get_file_info(root)).type != pafs.FileType.Directory:
+        return []
+    return sorted(entry.name for entry in _list(fs, root, ""))
+
+
+def digest(uri: str) -> str:
+    """16 hex digits of what lies in a file or folder: names, sizes and times of change."""
+    found = hashlib.sha256()
+    for entry in _self(uri) if is_file(uri) else walk(uri):
+        if not entry.name.endswith("/"):
+            found.update(f"{entry.name}\0{entry.size}\0{entry.changed}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def _self(uri: str) -> Iterator[Entry]:
+    fs, path = open_uri(uri)
+    info = steadily(fs, lambda: fs.get_file_info(path))
+    yield Entry("", info.size or 0, info.mtime_ns or 0)

@@ -1,11 +1,16 @@
 """What every source gives: index rows, or rejected rows with a reason."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
+
+from img2prompt.data import images
+from img2prompt.data.sources.metadata.base import number, whole
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -18,12 +23,32 @@ INDEX_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("generator", pa.string()),
         ("seed", pa.int64()),
+        ("steps", pa.int32()),
+        ("cfg", pa.float32()),
+        ("sampler", pa.string()),
+        ("nsfw", pa.float32()),
     ]
 )
-"""One picture: `uri` and `member` (a part of the file, or empty) are for `read_picture`, width and
-height in pixels, `generator` may be empty and `seed` null."""
+"""One picture: `uri` and `member` (a part of the file, or empty) are for `read_pictures`, width and
+height in pixels of the upright picture. Unknown settings are null, or empty where they are text;
+`nsfw` is the largest of the source's scores, 0 (harmless) to 1, 2 for DiffusionDB's blurred."""
 
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
+
+LARGEST_MEGAPIXELS = 1000.0
+"""A header that claims more is damaged or hostile; what is worth training on is decided later."""
+
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+"""Where a table's prompt is looked for when no column is named; the first that is there."""
+
+_STEPS = ("steps", "step")
+_CFG = ("cfg", "cfg_scale", "guidance_scale")
+_NSFW = ("nsfw", "image_nsfw", "prompt_nsfw")
+SETTINGS = ("generator", "seed", *_STEPS, *_CFG, "sampler", *_NSFW)
+"""Columns that are kept beside the prompt, where a table has them."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -41,7 +66,91 @@ class Rejected:
 
 
 Row = dict[str, Any]
-"""A row of INDEX_SCHEMA."""
+"""A row of INDEX_SCHEMA. Between a reader and `with_sizes`, width and height may still be 0."""
+
+
+def new_row(
+    row_id: str,
+    source: str,
+    prompt: Any,
+    uri: str,
+    member: str = "",
+    *,
+    settings: Mapping[str, Any] = _NOTHING,
+    size: tuple[int, int] = (0, 0),
+) -> Row | Rejected:
+    """The row of a picture, or why its prompt cannot be used.
+
+    `settings` are whatever the source tells besides: names of SETTINGS are kept, in the types of
+    INDEX_SCHEMA; values that do not fit count as unknown. `size`: width and height in pixels.
+    """
+    if reason := _prompt_reason(prompt):
+        return Rejected(row_id, reason)
+    return {
+        "id": printable(row_id),
+        "source": printable(source),
+        "prompt": prompt,
+        "uri": uri,
+        "member": member,
+        "width": size[0],
+        "height": size[1],
+        "generator": _text(settings.get("generator")),
+        "seed": whole(settings.get("seed")),
+        "steps": _small(_first(settings, _STEPS)),
+        "cfg": number(_first(settings, _CFG)),
+        "sampler": _text(settings.get("sampler")),
+        "nsfw": _largest(settings),
+    }
+
+
+def _prompt_reason(prompt: Any) -> str | None:
+    if prompt is None:
+        return "empty prompt: None; allowed: visible text"
+    if not isinstance(prompt, str):
+        return f"no text: the prompt is {str(prompt)[:80]!r}; allowed: text"
+    if not prompt.strip():
+        return f"empty prompt: {prompt[:80]!r}; allowed: visible text"
+    return undecodable("prompt", prompt)
+
+
+def undecodable(column: str, text: str) -> str | None:
+    """The reason when a text holds what no UTF-8 stands for (read with `surrogateescape`)."""
+    found = _SURROGATE.search(text)
+    if found is None:
+        return None
+    code, at = ord(found[0]), found.start() + 1
+    what = f"byte {code & 0xFF:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character {code:#x}"
+    return f"undecodable {column}: {what} at character {at}; allowed: UTF-8"
+
+
+def printable(text: str) -> str:
+    """The text, with what is no UTF-8 written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _first(settings: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((settings[name] for name in names if settings.get(name) is not None), None)
+
+
+def _text(value: Any) -> str:
+    return printable(value) if isinstance(value, str) else ""
+
+
+def _small(value: Any) -> int | None:
+    found = whole(value)
+    return found if found is not None and abs(found) < 2**31 else None
+
+
+def _largest(settings: Mapping[str, Any]) -> float | None:
+    scores = [number(settings.get(name)) for name in _NSFW]
+    return max((score for score in scores if score is not None), default=None)
+
+
+def sized(row: Row, width: int, height: int) -> Row | Rejected:
+    """The row with its picture's size, unless the header claims too much."""
+    if reason := images.size_reason(width, height, LARGEST_MEGAPIXELS):
+        return Rejected(row["id"], f"picture size: {reason}")
+    return {**row, "width": width, "height": height}
 
 
 def unread_picture(row_id: str, where: str, error: Exception) -> Rejected:
@@ -51,25 +160,12 @@ def unread_picture(row_id: str, where: str, error: Exception) -> Rejected:
     return Rejected(row_id, f"unreadable picture: {where}: {error}")
 
 
-def unique_ids(rows: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
-    """The same rows, where every further row of an id is rejected."""
-    seen = set()
-    for row in rows:
-        if isinstance(row, Rejected):
-            yield row
-        elif row["id"] in seen:
-            yield Rejected(row["id"], f"repeated id: {row['id']!r}; allowed: one row an id")
-        else:
-            seen.add(row["id"])
-            yield row
-
-
-def rejected_table(rejected: list[Rejected]) -> pa.Table:
+def rejected_table(rejected: Iterable[Rejected]) -> pa.Table:
     """Rejected rows as a table of REJECTED_SCHEMA."""
-    rows = [{"id": row.id, "reason": row.reason} for row in rejected]
+    rows = [{"id": printable(row.id), "reason": printable(row.reason)} for row in rejected]
     return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
 
-def count_kinds(rejected: list[Rejected]) -> dict[str, int]:
+def count_kinds(rejected: Iterable[Rejected]) -> dict[str, int]:
     """Rejected rows by kind, the most frequent first."""
     return dict(Counter(row.kind for row in rejected).most_common())

@@ -1,34 +1,33 @@
 """The embedded demo set as a source: pictures are drawn when they are read."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from img2prompt.config import SceneSource
 from img2prompt.data.scenes import compose, draw
 from img2prompt.data.scenes.compose import World
+from img2prompt.data.sources.rows import Rejected, Row, new_row
 
 SCHEME = "scenes:"
 
 
-def list_scenes(source: SceneSource) -> Iterator[dict[str, Any]]:
+def list_scenes(source: SceneSource) -> Iterator[Row | Rejected]:
     """Index rows; `uri` names world, seed and size, `member` the scene and its copy."""
     uri = f"{SCHEME}{source.world}/{source.seed}/{source.size}"
     for number in range(source.prompts):
         prompt = compose(source.world, source.seed, number).prompt
         for copy in range(source.pictures_per_prompt):
-            yield {
-                "id": f"{source.name}/{number:06d}-{copy}",
-                "source": source.name,
-                "prompt": prompt,
-                "uri": uri,
-                "member": f"{number}/{copy}",
-                "width": source.size,
-                "height": source.size,
-                "generator": f"scenes-{source.world}",
-                "seed": source.seed,
-            }
+            yield new_row(
+                f"{source.name}/{number:06d}-{copy}",
+                source.name,
+                prompt,
+                uri,
+                f"{number}/{copy}",
+                settings={"generator": f"scenes-{source.world}", "seed": source.seed},
+                size=(source.size, source.size),
+            )
 
 
 def read_scene(uri: str, member: str) -> bytes:

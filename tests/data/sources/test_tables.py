@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from img2prompt.config import CsvSource
-from img2prompt.data.sources import INDEX_SCHEMA, Rejected, list_rows, read_picture
-from img2prompt.data.sources.csv_folder import digest
+from img2prompt.config import PictureSource
+from img2prompt.data.sources import INDEX_SCHEMA, Rejected, identity, list_rows, read_picture
 from img2prompt.errors import UserError
 
 
@@ -24,11 +23,11 @@ def picture(path: Path, width: int = 5, height: int = 3) -> Path:
 
 def rows_of(folder: Path, content: bytes, **changes: str) -> list:
     (folder / "list.csv").write_bytes(content)
-    return list(list_rows(CsvSource(csv=str(folder / "list.csv"), **changes)))
+    return list(list_rows(PictureSource(path=str(folder / "list.csv"), **changes)))
 
 
 def test_real_pictures(shared_data) -> None:
-    rows = list(list_rows(CsvSource(csv=str(shared_data / "pictures.csv"), name="real")))
+    rows = list(list_rows(PictureSource(path=str(shared_data / "pictures.csv"), name="real")))
     with open(shared_data / "pictures.csv", newline="", encoding="utf-8") as file:
         expected = list(csv.DictReader(file))
     assert len(rows) == len(expected) == 847
@@ -62,6 +61,10 @@ def test_every_optional_column_is_kept(tmp_path: Path) -> None:
             "height": 4,
             "generator": "sd2",
             "seed": 42,
+            "steps": None,
+            "cfg": None,
+            "sampler": "",
+            "nsfw": None,
         }
     ]
 
@@ -99,20 +102,20 @@ def test_bom_quotes_newlines_and_blank_lines(tmp_path: Path) -> None:
     )
     row, bad = rows_of(tmp_path, content)
     assert row["prompt"] == 'a "red" cat,\nsitting'
-    assert bad == Rejected("csv/line 5", "bad CSV: 4 cells; the header has 2")
+    assert bad == Rejected("pictures/line 5", "bad CSV: 4 cells; the header has 2")
 
 
 def test_compressed_csv(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"file,prompt\na.png,a cat\n"))
-    (row,) = list_rows(CsvSource(csv=str(tmp_path / "list.csv.gz")))
+    (row,) = list_rows(PictureSource(path=str(tmp_path / "list.csv.gz")))
     assert row["prompt"] == "a cat"
 
 
 def test_a_uri_works_like_a_path(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "list.csv").write_bytes(b"file,prompt\na.png,a cat\n")
-    (row,) = list_rows(CsvSource(csv=f"file://{tmp_path}/list.csv"))
+    (row,) = list_rows(PictureSource(path=f"file://{tmp_path}/list.csv"))
     assert row["uri"] == f"file://{tmp_path}/a.png"
     assert read_picture(row["uri"], "") == (tmp_path / "a.png").read_bytes()
 
@@ -121,7 +124,7 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "list.csv").write_bytes(b"file,prompt\na.png,a cat\n")
     monkeypatch.chdir(tmp_path)
-    (row,) = list_rows(CsvSource(csv="list.csv"))
+    (row,) = list_rows(PictureSource(path="list.csv"))
     assert row["uri"] == str(tmp_path / "a.png")
 
 
@@ -153,16 +156,16 @@ def test_bad_rows_are_rejected_and_the_rest_is_read(tmp_path: Path) -> None:
     assert (first["prompt"], last["prompt"]) == ("a cat", "last")
     found = [(row.id, row.kind, row.reason) for row in bad]
     assert [(row_id, kind) for row_id, kind, _ in found] == [
-        ("csv/absent.png", "missing picture"),
-        ("csv/empty.png", "unreadable picture"),
-        ("csv/text.png", "unreadable picture"),
-        ("csv/folder.png", "unreadable picture"),
-        ("csv/huge.png", "picture size"),
-        ("csv/good.png", "empty prompt"),
-        ("csv/line 9", "undecodable prompt"),
-        ("csv/line 10", "no picture"),
-        ("csv/line 11", "bad CSV"),
-        ("csv/bad\0name.png", "unreadable picture"),
+        ("pictures/absent.png", "missing picture"),
+        ("pictures/empty.png", "unreadable picture"),
+        ("pictures/text.png", "unreadable picture"),
+        ("pictures/folder.png", "unreadable picture"),
+        ("pictures/huge.png", "picture size"),
+        ("pictures/good.png", "empty prompt"),
+        ("pictures/line 9", "undecodable prompt"),
+        ("pictures/line 10", "no picture"),
+        ("pictures/line 11", "bad CSV"),
+        ("pictures/bad\0name.png", "unreadable picture"),
     ]
     reasons = [reason for *_, reason in found]
     for reason, value in zip(
@@ -178,7 +181,7 @@ def test_a_broken_quote_costs_its_own_lines_only(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     content = b'file,prompt\na.png,"a "red" cat"\na.png,two\na.png,"never\nclosed\n'
     broken, row, open_quote = rows_of(tmp_path, content)
-    assert (broken.id, broken.kind) == ("csv/line 2", "bad CSV")
+    assert (broken.id, broken.kind) == ("pictures/line 2", "bad CSV")
     assert row["prompt"] == "two"
     assert open_quote.reason.startswith("bad CSV: lines 4 to 5: ")
 
@@ -201,13 +204,13 @@ def test_missing_columns_name_file_columns_and_option(tmp_path: Path, content: b
 
 
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent.csv is not a file"):
-        list(list_rows(CsvSource(csv=str(tmp_path / "absent.csv"))))
+    with pytest.raises(UserError, match=r"absent.csv does not exist"):
+        list(list_rows(PictureSource(path=str(tmp_path / "absent.csv"))))
 
 
 def test_digest_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"x" * 3_000_000)
     expected = hashlib.sha256(b"x" * 3_000_000).hexdigest()[:16]
-    assert digest(CsvSource(csv=str(tmp_path / "a.csv"))) == expected
-    with pytest.raises(UserError, match=r"absent.csv is not a file"):
-        digest(CsvSource(csv=str(tmp_path / "absent.csv")))
+    assert identity(PictureSource(path=str(tmp_path / "a.csv"))) == expected
+    with pytest.raises(UserError, match=r"absent.csv does not exist"):
+        identity(PictureSource(path=str(tmp_path / "absent.csv")))

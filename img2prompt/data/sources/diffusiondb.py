@@ -1,0 +1,171 @@
+"""DiffusionDB 2M and Large: parts of 1,000 pictures, as folders or zips, each with its JSON.
+
+With `metadata.parquet` (`metadata-large.parquet`) its rows are the index: sizes and NSFW scores
+come from it, and of the pictures nothing is read. Without it the parts' own JSON tells prompt,
+seed, steps, cfg and sampler. The layout, the sampler numbers and the meaning of the scores stand in
+the README of github.com/poloclub/diffusiondb.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+from img2prompt.config import PictureSource
+from img2prompt.data.sources import files
+from img2prompt.data.sources.containers import DAMAGES, Parquet
+from img2prompt.data.sources.metadata.base import whole
+from img2prompt.data.sources.parts import (
+    Look,
+    Part,
+    find_parts,
+    look,
+    look_at_names,
+    part_name,
+    read_json,
+)
+from img2prompt.data.sources.rows import Rejected, Row, new_row, sized
+from img2prompt.data.sources.threads import in_order, in_turn, with_sizes
+
+logger = logging.getLogger(__name__)
+
+TABLES = ("metadata.parquet", "metadata-large.parquet")
+LARGE = "diffusiondb-large-part-"
+SAMPLERS = {
+    1: "ddim",
+    2: "plms",
+    3: "k_euler",
+    4: "k_euler_ancestral",
+    5: "k_heun",
+    6: "k_dpm_2",
+    7: "k_dpm_2_ancestral",
+    8: "k_lms",
+    9: "others",
+}
+_NEEDED = ("image_name", "prompt", "part_id")
+_COLUMNS = (
+    *_NEEDED,
+    *("seed", "step", "cfg", "sampler", "width", "height", "image_nsfw", "prompt_nsfw"),
+)
+_JSON_KEYS = {"seed": "se", "steps": "st", "cfg": "c", "sampler": "sa"}
+_ROWS_AT_ONCE = 8192
+
+Parts = Mapping[int, Part]
+
+
+def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
+    """Index rows of both subsets, or of what of them is there."""
+    for table, parts in _subsets(source.path):
+        if table:
+            yield from with_sizes(_Table(table, parts, source).rows())
+        else:
+            found = in_turn(lambda part: _part_rows(part, source), parts.values())
+            yield from with_sizes(found)
+
+
+def _subsets(path: str) -> list[tuple[str, Parts]]:
+    """Table (or none) and parts of the subsets in a place; the numbers of their parts collide."""
+    parts = find_parts(path)
+    large = {part.number: part for part in parts if part.folder.startswith(LARGE)}
+    small = {part.number: part for part in parts if not part.folder.startswith(LARGE)}
+    there = set(files.names(path)) & set(TABLES)
+    if TABLES[1] in there and not large and TABLES[0] not in there:
+        small, large = {}, small  # Large without its two folders
+    subsets = zip(TABLES, (small, large), strict=True)
+    return [
+        (files.inside(path, table) if table in there else "", found)
+        for table, found in subsets
+        if found or table in there
+    ]
+
+
+class _Table:
+    """A metadata table, read in pieces, and the parts that hold its pictures."""
+
+    def __init__(self, uri: str, parts: Parts, source: PictureSource) -> None:
+        self.uri, self.parts, self.source = uri, parts, source
+        self.listed: Counter[int] = Counter()
+
+    def rows(self) -> Iterator[Row | Rejected]:
+        """A row for each row of the table; what it does not tell is told at the end."""
+        looks = dict(zip(self.parts, in_order(look, self.parts.values()), strict=True))
+        base = f"{self.source.name}/{self.uri.rpartition('/')[2]}"
+        try:
+            with closing(Parquet(self.uri)) as opened:
+                there = opened.table.schema_arrow.names
+                if not set(_NEEDED) <= set(there):
+                    yield Rejected(base, f"no prompt: {self.uri} has {there}; needed: {_NEEDED}")
+                    return
+                columns = [name for name in _COLUMNS if name in there]
+                for batch in opened.table.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                    for told in batch.to_pylist():
+                        yield self._row(told, looks)
+        except (OSError, *DAMAGES, ValueError) as error:
+            yield Rejected(
+                base,
+                f"damaged Parquet: {self.uri}: {error}; its further rows are lost. Download it "
+                "again, or move it away to read the parts' JSON (which knows no NSFW scores)",
+            )
+        yield from self._unlisted(looks)
+
+    def _row(self, told: Mapping[str, Any], looks: Mapping[int, Look]) -> Row | Rejected:
+        number, name = told["part_id"], str(told["image_name"])
+        row_id = f"{self.source.name}/{name}"
+        self.listed[number] += 1
+        part = self.parts.get(number)
+        if part is None:
+            return Rejected(
+                row_id,
+                f"missing part: {part_name(number)} is not in {self.source.path}, neither as zip "
+                "nor as folder; download it",
+            )
+        if reason := looks[number].reason(name):
+            return Rejected(row_id, reason)
+        uri, member = part.place(looks[number].prefix, name)
+        settings = {**told, "sampler": _sampler(told.get("sampler"))}
+        row = new_row(row_id, self.source.name, told["prompt"], uri, member, settings=settings)
+        size = tuple(whole(told.get(key)) or 0 for key in ("width", "height"))
+        return sized(row, *size) if isinstance(row, dict) and all(size) else row
+
+    def _unlisted(self, looks: Mapping[int, Look]) -> Iterator[Rejected]:
+        missing = sum(number not in self.parts for number in self.listed)
+        if missing:
+            logger.warning(
+                "%s: %d of its %d parts are not there", self.uri, missing, len(self.listed)
+            )
+        for number, found in looks.items():
+            more = len(found.pictures) - self.listed[number]
+            if more > 0:
+                reason = f"no prompt: {found.part.uri} holds {more} pictures more than {self.uri}"
+                yield Rejected(f"{self.source.name}/{part_name(number)}", f"{reason} lists")
+
+
+def _sampler(value: Any) -> Any:
+    return SAMPLERS.get(value, "") if isinstance(value, int) else value
+
+
+def _part_rows(part: Part, source: PictureSource) -> Iterator[Row | Rejected]:
+    """The rows of a part by its own JSON, without sizes."""
+    base = f"{source.name}/{part_name(part.number)}"
+    found, names = look_at_names(part)
+    if found.loss:
+        yield Rejected(base, found.loss)
+        return
+    try:
+        prompts = read_json(part, found)
+    except (OSError, ValueError) as error:
+        yield Rejected(base, f"no prompt: {part.uri}: {error}")
+        return
+    for name, told in prompts.items():
+        row_id = f"{source.name}/{name}"
+        uri, member = part.place(found.prefix, name)
+        if reason := found.reason(name):
+            yield Rejected(row_id, reason)
+        elif not isinstance(told, dict):
+            yield Rejected(row_id, f"no prompt: {part.json} has {str(told)[:40]!r} for it")
+        else:
+            settings = {key: told.get(short) for key, short in _JSON_KEYS.items()}
+            yield new_row(row_id, source.name, told.get("p"), uri, member, settings=settings)
+    for name in sorted(set(names) - prompts.keys()):
+        yield Rejected(f"{source.name}/{name}", f"no prompt: {part.json} does not list it")

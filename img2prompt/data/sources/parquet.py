@@ -1,0 +1,140 @@
+"""Parquet files in the Hugging Face image layout: a column of pictures and one of prompts.
+
+Pictures are a struct with the field `bytes` (and `path`, for pictures that lie beside the file), or
+plain bytes. Their headers are read in the same pass, unless the table has `width` and `height`.
+"""
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import pyarrow as pa
+
+from img2prompt.config import PictureSource
+from img2prompt.data import images
+from img2prompt.data.sources import files
+from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
+from img2prompt.data.sources.metadata.base import whole
+from img2prompt.data.sources.rows import (
+    PROMPT_COLUMNS,
+    SETTINGS,
+    Rejected,
+    Row,
+    new_row,
+    sized,
+    unread_picture,
+)
+from img2prompt.data.sources.threads import in_turn, with_sizes
+
+_ROWS_AT_ONCE = 16
+_SIZES = ("width", "height")
+
+
+def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
+    """Index rows of all Parquet files, in the order of their names and rows."""
+    found = in_turn(lambda name: _file_rows(name, source), _tables(source.path))
+    return with_sizes(found)
+
+
+def _tables(path: str) -> Iterator[str]:
+    if files.is_file(path):
+        return iter([""])
+    return (entry.name for entry in files.walk(path) if entry.name.endswith(".parquet"))
+
+
+def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
+    uri = files.inside(source.path, name) if name else source.path
+    base = f"{source.name}/{name or uri.rpartition('/')[2]}"
+    try:
+        with closing(Parquet(uri)) as opened:
+            schema = opened.table.schema_arrow
+            picture = source.file_column or _picture_column(schema)
+            prompt = source.prompt_column or _prompt_column(schema)
+            if picture not in schema.names or prompt not in schema.names:
+                yield Rejected(base, _lacking(uri, schema))
+                return
+            layout = _Layout(uri, base, source.name, picture, prompt, schema)
+            for group in range(opened.table.num_row_groups):
+                yield from layout.group_rows(opened, group)
+    except (OSError, ValueError) as error:
+        yield Rejected(base, f"unreadable Parquet: {uri}: {error}")
+
+
+def _picture_column(schema: pa.Schema) -> str:
+    """The first column that can hold pictures; empty when there is none."""
+    return next((field.name for field in schema if _holds_bytes(field.type)), "")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _prompt_column(schema: pa.Schema) -> str:
+    return next((name for name in PROMPT_COLUMNS if name in schema.names), "")
+
+
+def _lacking(uri: str, schema: pa.Schema) -> str:
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)[:500]
+    return (
+        f"no picture: {uri} has the columns {columns}; needed: one of pictures (bytes, or a struct "
+        "with bytes) and one of prompts (--sources.N.file_column and --sources.N.prompt_column)"
+    )
+
+
+class _Layout:
+    """Where a file keeps what, and how its rows become index rows."""
+
+    def __init__(
+        self, uri: str, base: str, source: str, picture: str, prompt: str, schema: pa.Schema
+    ) -> None:
+        self.uri, self.base, self.source = uri, base, source
+        self.picture, self.prompt = picture, prompt
+        sizes = _SIZES if set(_SIZES) <= set(schema.names) else ()
+        told = [name for name in SETTINGS if name in schema.names]
+        self.texts = [*dict.fromkeys([prompt, *told, *sizes])]
+        # With sizes told, the pictures need not be read.
+        self.columns = self.texts if sizes else [*self.texts, picture]
+
+    def group_rows(self, opened: Parquet, group: int) -> Iterator[Row | Rejected]:
+        """The rows of a row group; what lies after a damage in it is one rejected row."""
+        number = 0
+        try:
+            for batch in opened.table.iter_batches(_ROWS_AT_ONCE, [group], self.columns):
+                cells = batch.column(self.picture) if len(self.columns) > len(self.texts) else None
+                for at, told in enumerate(batch.select(self.texts).to_pylist()):
+                    yield self._row(told, group, number, cells[at] if cells else None)
+                    number += 1
+        except (OSError, *DAMAGES) as error:
+            rows = opened.table.metadata.row_group(group).num_rows
+            reason = f"damaged Parquet: {self.uri}: row group {group}, rows {number} to {rows - 1}"
+            yield Rejected(f"{self.base}/{group}", f"{reason}: {error}; copy or download it again")
+
+    def _row(
+        self, told: Mapping[str, Any], group: int, number: int, cell: pa.Scalar | None
+    ) -> Row | Rejected:
+        row_id, place = f"{self.base}/{group}/{number}", f"{group}/{number}/{self.picture}"
+        prompt, size = told[self.prompt], tuple(whole(told.get(name)) or 0 for name in _SIZES)
+        if cell is None:
+            row = new_row(row_id, self.source, prompt, self.uri, place, settings=told)
+            return sized(row, *size) if isinstance(row, dict) and all(size) else row
+        data = picture_bytes(cell)
+        if data is None:
+            return self._elsewhere(row_id, prompt, cell, told)
+        row = new_row(row_id, self.source, prompt, self.uri, place, settings=told)
+        try:
+            return sized(row, *images.probe(data)) if isinstance(row, dict) else row
+        except images.BadPicture as error:
+            return unread_picture(row_id, f"{self.uri} {place}", error)
+
+    def _elsewhere(
+        self, row_id: str, prompt: Any, cell: pa.Scalar, told: Mapping[str, Any]
+    ) -> Row | Rejected:
+        """The row of a picture that is a path: relative to the folder of the table."""
+        path = cell["path"].as_py() if "path" in cell else None
+        if not path:
+            return Rejected(row_id, f"no picture: column {self.picture!r} is empty")
+        uri = files.inside(posixpath.dirname(self.uri), path)
+        return new_row(row_id, self.source, prompt, uri, settings=told)
