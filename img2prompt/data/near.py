@@ -33,8 +33,8 @@ PAIRS_AT_ONCE = 8192
 """Candidates checked at once: their vectors (25 MB for 384) stay in the cache."""
 
 _STRIP = 256
-_ROWS_AT_ONCE = 8192
-_SAMPLE = 4096
+_ROWS_AT_ONCE = 1024
+_SAMPLE = 2048
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Row numbers (P,), (P,)."""

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from img2prompt.data.dedupe import BLOCK
-from img2prompt.data.near import Near, chunks, near
+from img2prompt.data.near import TILE, Near, chunks, near
 from img2prompt.data.nearest import Job, Spread, here, nearest
 from img2prompt.data.vectors import check_unit
 from img2prompt.errors import UserError
@@ -49,14 +49,16 @@ def components(
 
 def _forest(pairs: Near, threshold: float, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Edges that join the rows and others of a job as all of its edges do, one a row at most."""
+    rows, others = job
     floor = np.broadcast_to(threshold, len(pairs))
     parent = np.arange(len(pairs))
-    for row, other in pairs.candidates(*job, floor):
-        apart = (other < row) & (_roots(parent, row) != _roots(parent, other))
-        _join(parent, *pairs.at_least(row[apart], other[apart], floor)[:2])
-    rows = np.union1d(*job)
-    roots = _roots(parent, rows)
-    return rows[rows != roots], roots[rows != roots]
+    for some in chunks(rows, TILE):
+        for row, other in pairs.candidates(some, others[others < some[-1]], floor):
+            apart = (other < row) & (_roots(parent, row) != _roots(parent, other))
+            _join(parent, *pairs.at_least(row[apart], other[apart], floor)[:2])
+    ends = np.union1d(rows, others)
+    roots = _roots(parent, ends)
+    return ends[ends != roots], roots[ends != roots]
 
 
 def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -7,23 +7,32 @@ for training and scoring: a dropped one may be near prompts of other splits.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
+import torch
 
+from img2prompt import runtime
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import GroupConfig
 from img2prompt.data.dedupe import KeepFirst, keep_first
+from img2prompt.data.nearest import Job
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.split import HELD_OUT, assign, components, leak_report
 from img2prompt.data.vectors import matrix
+from img2prompt.stages.tasks import run_bounded
 
 logger = logging.getLogger(__name__)
 
 STAGE = "groups"
 LEAKS = "leaks.json"
+SPREAD_ROWS = 200_000
+"""From so many prompts on (7 seconds on two cores), comparing is worth sharing with workers."""
+
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -50,19 +59,48 @@ def run(config: GroupConfig, targets: Artifact, out: str) -> Artifact:
         return finished
     prompts = targets.read_tables("rows", ["prompt_id", "prompt", "pictures", "target"])
     vectors = matrix(prompts["target"])
-    found = keep_first(vectors, config.duplicate_cosine)
+    place = partial(_placed, prompts=len(vectors))
+    found = place(keep_first)(vectors, config.duplicate_cosine)
     logger.info("groups: %d of %d prompts kept", len(found.kept), len(vectors))
-    labels = components(vectors[found.kept], config.split_cosine)
+    labels = place(components)(vectors[found.kept], config.split_cosine)
     pictures = prompts["pictures"].to_numpy()[found.kept]
     split = assign(labels, pictures, config.val_fraction, config.test_fraction, config.seed)
     draft.write_table("rows-00000.parquet", _table(prompts["prompt_id"], found, labels, split))
-    leaks = _leaks(vectors, prompts["prompt"].take(pa.array(found.kept)), found.kept, split)
+    texts = prompts["prompt"].take(pa.array(found.kept))
+    leaks = _leaks(place(leak_report), vectors, texts, found.kept, split)
     draft.write_bytes(LEAKS, json.dumps(leaks, indent=2).encode())
     counts = _counts(found, labels, split, pictures)
     logger.info("groups: %s", counts)
     return draft.publish(
         **counts, **{f"train_to_{name}": leaks[name]["largest_cosine"] for name in HELD_OUT}
     )
+
+
+def _placed(compare: Callable[..., Any], prompts: int) -> Callable[..., Any]:
+    """A function that compares vectors, where that is fastest: here when they are few or a GPU is
+    at hand, on a worker with a GPU, or its jobs on all CPU workers. The answer is the same."""
+    if prompts < SPREAD_ROWS or torch.cuda.is_available() or not ray.is_initialized():
+        return compare
+    if runtime.resources().gpus:
+        on_gpu = ray.remote(num_gpus=1)(compare)
+        return lambda *arguments: ray.get(on_gpu.remote(*arguments))
+    return partial(compare, spread=over_workers)
+
+
+def over_workers(function: Callable[[Job], Any]) -> Callable[[Iterable[Job]], Iterator[Any]]:
+    """Call a function for many jobs in Ray tasks; what it holds is sent once to each machine."""
+    shared = ray.put(function)
+
+    def run(jobs: Iterable[Job]) -> Iterator[Any]:
+        started = (_call.remote(shared, job) for job in jobs)
+        return run_bounded(started, runtime.resources().cpus)
+
+    return run
+
+
+@ray.remote
+def _call(function: Callable[[Job], Any], job: Job) -> Any:
+    return function(job)
 
 
 def _table(
@@ -83,13 +121,17 @@ def _table(
 
 
 def _leaks(
-    vectors: np.ndarray, texts: pa.ChunkedArray, kept: np.ndarray, split: np.ndarray
+    report: Callable[..., dict[str, Any]],
+    vectors: np.ndarray,
+    texts: pa.ChunkedArray,
+    kept: np.ndarray,
+    split: np.ndarray,
 ) -> dict[str, Any]:
     """How near the kept training prompts come to those of each held-out split."""
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     prompts = {name: texts.take(pa.array(rows[name])).to_pylist() for name in SPLITS}
     return {
-        name: leak_report(
+        name: report(
             vectors[kept[rows["train"]]],
             vectors[kept[rows[name]]],
             prompts["train"],

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
-from img2prompt.data.dedupe import keep_first
+from img2prompt.data import dedupe, near
+from img2prompt.data.dedupe import KeepFirst, keep_first
+from img2prompt.data.vectors import exact_cosine
 
 BLOCKS = [1, 7, 1000]
 
@@ -36,6 +39,29 @@ def brute_force(vectors: np.ndarray, threshold: float) -> tuple[list, list, list
         keeper.append(best)
         score.append(1.0 if best == number else best_score)
     return kept, keeper, score
+
+
+def quick_brute_force(vectors: np.ndarray, threshold: float) -> KeepFirst:
+    """The same for thousands of rows: float64 products, and one pair at a time where they tie."""
+    wide = vectors.astype(np.float64)
+    cosines = np.tril(wide @ wide.T, -1)
+    assert np.abs(cosines - threshold).min() > 1e-12
+    kept = np.zeros(len(wide), bool)
+    keeper, score = np.arange(len(wide)), np.ones(len(wide))
+    for row, cosine in enumerate(cosines):
+        among = np.flatnonzero(kept & (cosine >= threshold))
+        kept[row] = not len(among)
+        if len(among):
+            among = among[cosine[among] > cosine[among].max() - 1e-12]
+            exact = [exact_cosine(vectors[[row]], vectors[[other]])[0] for other in among]
+            keeper[row], score[row] = among[np.argmax(exact)], max(exact)
+    return KeepFirst(np.flatnonzero(kept), keeper, score)
+
+
+def assert_equal(found: KeepFirst, expected: KeepFirst) -> None:
+    assert found.kept.tolist() == expected.kept.tolist()
+    assert found.keeper.tolist() == expected.keeper.tolist()
+    assert found.score.tolist() == expected.score.tolist()
 
 
 def assert_same(vectors: np.ndarray, threshold: float, block: int) -> list[int]:
@@ -94,17 +120,66 @@ def test_float64_decides_at_every_observed_score(block: int) -> None:
         assert_same(vectors, float(np.nextafter(score, 2)), block)
 
 
-def test_a_hub_of_6000_near_copies_is_one_prompt() -> None:
+@pytest.mark.parametrize("where", [0, 150])
+def test_a_hub_of_6000_near_copies_is_one_prompt(where: int) -> None:
     rng = np.random.default_rng(0)
-    hub = unit(rng.normal(size=(1, 32)))
-    copies = unit(hub + 0.02 * rng.normal(size=(6000, 32)))
-    others = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
-    others = others[np.abs(others @ hub[0]) < 0.5]
-    found = keep_first(np.concatenate([hub, copies, others]), 0.85, block=1000)
-    assert found.kept.tolist() == [0, *range(6001, 6001 + len(others))]
-    assert (found.keeper[1:6001] == 0).all()
-    expected = copies.astype(np.float64) @ hub[0].astype(np.float64)
-    np.testing.assert_allclose(found.score[1:6001], expected, atol=1e-12)
+    hub = unit(rng.normal(size=(1, 384)))
+    copies = unit(hub + 0.01 * rng.normal(size=(6000, 384)))
+    others = np.linalg.qr(rng.normal(size=(384, 384)))[0].astype(np.float32)
+    others = others[np.abs(others @ hub[0]) < 0.5][:300]
+    found = keep_first(np.concatenate([others[:where], hub, copies, others[where:]]), 0.85)
+    after = where + 6001
+    assert found.kept.tolist() == [*range(where + 1), *range(after, after + len(others) - where)]
+    assert (found.keeper[where:after] == where).all()
+    assert found.score[where + 1 : after].tolist() == exact_cosine(hub, copies).tolist()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_pairs_within_a_millionth_of_the_threshold(block: int) -> None:
+    # Each row has its own plane with one fixed row, at an angle whose cosine is near the threshold.
+    rng = np.random.default_rng(1)
+    axes = np.linalg.qr(rng.normal(size=(384, 384)))[0]
+    cosine = 0.85 + rng.uniform(-1e-6, 1e-6, size=383) * 10.0 ** rng.integers(-3, 1, size=383)
+    rows = cosine[:, None] * axes[0] + np.sqrt(1 - cosine**2)[:, None] * axes[1:]
+    kept = assert_same(np.concatenate([axes[:1], rows]).astype(np.float32), 0.85, block)
+    assert 100 < len(kept) < 300
+
+
+def adversary(kind: str) -> np.ndarray:
+    """Vectors whose pairs are as near to the threshold, or as hard to tell apart, as can be."""
+    rng = np.random.default_rng(2)
+    if kind == "random":
+        return unit(rng.normal(size=(2500, 384)))
+    if kind == "low rank":
+        return unit(rng.normal(size=(2500, 5)) @ rng.normal(size=(5, 384)))
+    if kind == "unlike the sample":
+        # The sample, every other row, sees only the first half of the dimensions.
+        halves = rng.normal(size=(5000, 2, 24)) * 0.02
+        halves[::2, 0] += rng.normal(size=(2500, 24))
+        halves[1::2, 1] += rng.normal(size=(2500, 24)) + 2
+        return unit(halves.reshape(5000, 48))
+    cosine = float(kind.removeprefix("all near "))
+    rest = np.sqrt(1 - cosine) * unit(rng.normal(size=(2500, 383)))
+    return unit(np.concatenate([np.full((2500, 1), np.sqrt(cosine)), rest], axis=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "random",
+        "low rank",
+        "unlike the sample",
+        "all near 0.846",
+        "all near 0.85",
+        "all near 0.854",
+    ],
+)
+def test_adversaries(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "_has_bf16", lambda: precision == "bf16")
+    vectors = adversary(kind)
+    assert_equal(keep_first(vectors, 0.85), quick_brute_force(vectors, 0.85))
 
 
 def test_identical_vectors_in_blocks_and_across_them() -> None:
@@ -132,12 +207,65 @@ def test_a_bad_shape_is_named() -> None:
         keep_first(np.ones(3, np.float32), 0.85)
 
 
-def test_real_prompts_keep_the_rule(shared_data) -> None:
+def test_small_edits_of_a_prompt_are_dropped() -> None:
     text = pytest.importorskip("img2prompt.model.text")
-    lines = (shared_data / "prompts" / "real_prompts.txt").read_text().splitlines()[:400]
-    vectors = text.PromptEncoder().encode(lines)
-    found = keep_first(vectors, 0.85, block=300)
-    kept, keeper, _ = brute_force(vectors, 0.85)
-    assert found.kept.tolist() == kept
-    assert found.keeper.tolist() == keeper
-    assert 200 < len(kept) < 400
+    prompts = [
+        "a portrait of an old fisherman, oil on canvas, by rembrandt, highly detailed",
+        "a red fox in the snow, winter forest, golden hour, 35 mm photograph",
+        "a portrait of an old fisherman, oil on canvas, by rembrandt, highly detailed",
+        "A Portrait of an OLD Fisherman, oil on canvas, by Rembrandt, highly detailed",
+        "a portrait of an old  fisherman , oil on canvas, by rembrandt, highly detailed ",
+        "a portrait of an old fisherman, oil on canvas, by rembrandt, very detailed",
+        "a red fox in the snow, winter forest, golden hour, 50 mm photograph",
+        "isometric render of a tiny coffee shop, blender, pastel colors",
+    ]
+    found = keep_first(text.PromptEncoder().encode(prompts), 0.85)
+    assert found.kept.tolist() == [0, 1, 7]
+    assert found.keeper.tolist() == [0, 1, 0, 0, 0, 0, 1, 7]
+    assert (found.score[2:4] > 1 - 1e-6).all()
+    assert 0.85 < found.score[5] < 1 - 1e-6
+
+
+@pytest.fixture(scope="module")
+def real_vectors(shared_data) -> np.ndarray:
+    """1,500 prompts and 3,000 flavours; from where many flavours resemble each other."""
+    text = pytest.importorskip("img2prompt.model.text")
+    prompts = (shared_data / "prompts" / "real_prompts.txt").read_text().splitlines()[:1500]
+    flavors = (shared_data / "prompts" / "flavors.txt").read_text().splitlines()[:3000]
+    return text.PromptEncoder().encode(prompts + flavors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", [0.7, 0.85, 0.95])
+def test_real_texts_equal_brute_force(real_vectors: np.ndarray, threshold: float) -> None:
+    found = keep_first(real_vectors, threshold)
+    assert_equal(found, quick_brute_force(real_vectors, threshold))
+    assert 1000 < len(found.kept) < 4400
+
+
+@pytest.mark.slow
+def test_blocks_threads_tiles_and_the_file_do_not_matter(
+    real_vectors: np.ndarray, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = keep_first(real_vectors, 0.85)
+    np.save(tmp_path / "vectors.npy", real_vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    threads = torch.get_num_threads()
+    try:
+        for number, block, tile in ((1, 500, 256), (2, 3000, 700), (3, 65536, 64)):
+            torch.set_num_threads(number)
+            for module in (near, dedupe):
+                monkeypatch.setattr(module, "TILE", tile)
+            monkeypatch.setattr(near, "PAIRS_AT_ONCE", 100 * number)
+            assert_equal(keep_first(mapped, 0.85, block), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(rows=20_000, clusters=3000, spread=0.6, seed=4, size=384)
+    found = keep_first(vectors, 0.85)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert_equal(found, keep_first(vectors, 0.85))

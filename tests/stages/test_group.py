@@ -1,13 +1,20 @@
 import json
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from img2prompt import runtime
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import GroupConfig, TargetsConfig
+from img2prompt.data.dedupe import keep_first
+from img2prompt.data.nearest import Job, nearest
 from img2prompt.data.prompts import normalise, prompt_id
+from img2prompt.data.split import components
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
@@ -119,3 +126,69 @@ def test_prompts_that_are_all_alike_say_what_to_change(tmp_path: Path) -> None:
     made = targets_of(tmp_path, ["a", "b", "c", "d"], vectors)
     with pytest.raises(UserError, match=r"2 groups.*split_cosine"):
         group.run(GroupConfig(), made, str(tmp_path / "groups"))
+
+
+def flat(found: object) -> list:
+    """Arrays of a result, as lists."""
+    parts = vars(found).values() if hasattr(found, "__dict__") else [found]
+    return [np.asarray(part).tolist() for part in parts]
+
+
+@pytest.fixture(scope="module")
+def similar() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 48))[rng.integers(300, size=1500)]
+    rows += 0.3 * rng.normal(size=rows.shape)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_any_number_of_workers_gives_the_same(
+    cluster, similar: np.ndarray, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "resources", lambda: runtime.Resources(workers, 0))
+    spread = group.over_workers
+    found = keep_first(similar, 0.85, 200, spread)
+    assert flat(found) == flat(keep_first(similar, 0.85))
+    assert 300 < len(found.kept) < 1200
+    labels = components(similar, 0.8, 200, spread)
+    assert flat(labels) == flat(components(similar, 0.8))
+    halves = similar[:600], similar[600:]
+    assert flat(nearest(*halves, 200, spread)) == flat(nearest(*halves, 10_000))
+
+
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced(cluster, similar: np.ndarray, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def dying(function: partial) -> object:
+        def die_at_the_fifth(job: Job) -> object:
+            with calls.open("a") as file:
+                file.write("x")
+            assert not function.args[0].vectors.flags.writeable, "copied, not shared"
+            if calls.stat().st_size == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(job)
+
+        return group.over_workers(die_at_the_fifth)
+
+    found = keep_first(similar, 0.85, 200, dying)
+    assert flat(found) == flat(keep_first(similar, 0.85))
+    assert calls.stat().st_size > 5
+
+
+@pytest.mark.ray
+def test_many_prompts_are_compared_by_workers(
+    cluster, tmp_path: Path, real_targets, real_groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    spread = group.over_workers
+    monkeypatch.setattr(group, "over_workers", lambda f: used.append(f) or spread(f))
+    monkeypatch.setattr(group, "SPREAD_ROWS", 500)
+    found = group.run(GroupConfig(), real_targets, str(tmp_path / "groups"))
+    assert len(used) == 4
+    assert found.read_tables("rows").equals(real_groups.read_tables("rows"))
+    leaks = [Path(groups.path(group.LEAKS)).read_bytes() for groups in (found, real_groups)]
+    assert leaks[0] == leaks[1]
+    assert found.counts == real_groups.counts
