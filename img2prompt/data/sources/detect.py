@@ -109,7 +109,8 @@ class _Names:
 
 
 def _is_diffusiondb(names: _Names) -> bool:
-    return any(PART.fullmatch(name.rstrip("/").rpartition("/")[2]) for name in names.names)
+    files_and_folders = (name.rstrip("/").rpartition("/")[2] for name in names.names)
+    return any(PART.fullmatch(name.removesuffix(".json")) for name in files_and_folders)
 
 
 def _is_kaggle(names: _Names) -> bool:

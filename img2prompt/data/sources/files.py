@@ -62,12 +62,6 @@ def inside(folder: str, name: str) -> str:
     return posixpath.join(folder, quote(name) if _escapes(folder) else name)
 
 
-def relative(folder: str, uri: str) -> str:
-    """The name that `inside` made `uri` from."""
-    name = uri.removeprefix(folder).lstrip("/")
-    return unquote(name) if _escapes(folder) else name
-
-
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """Filesystem and path of a file; one filesystem serves all files of a folder."""
     folder, name = posixpath.split(uri)
@@ -144,7 +138,7 @@ class SteadyFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError(f"position {base + offset} is before the start of {self._path}")
+            raise OSError(errno.EINVAL, f"position {base + offset} in {self._path}")
         self._at = base + offset
         return self._at
 

@@ -148,17 +148,20 @@ def _row(
     place: Callable[[str], str],
     source: PictureSource,
 ) -> Row | Rejected:
-    column = {kind: _present(named, names) for kind, names in (("f", files_of), ("p", prompts))}
-    for name in (column["f"], column["p"], *_TEXTS):
+    file_column, prompt_column = _present(named, files_of), _present(named, prompts)
+    for name in (file_column, prompt_column, *_TEXTS):
         if reason := undecodable(name, str(named.get(name, ""))):
             return Rejected(where, reason)
-    file = named.get(column["f"])
+    file = named.get(file_column)
     if not file or not isinstance(file, str):
-        return Rejected(where, f"no picture: column {column['f']!r} is empty")
+        found = f"{file!r}; allowed: a file name" if file else "empty"
+        return Rejected(where, f"no picture: column {file_column!r} is {found}")
+    if prompt_column not in named:
+        return Rejected(where, f"no prompt: none of {list(prompts)} is in {[*named]}")
     return new_row(
         str(named.get("id") or f"{source.name}/{file}"),
         str(named.get("source") or source.name),
-        named.get(column["p"]),
+        named[prompt_column],
         place(file),
         settings={name: named[name] for name in SETTINGS if name in named},
     )

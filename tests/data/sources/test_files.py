@@ -1,0 +1,102 @@
+import errno
+import io
+import logging
+
+import pytest
+from source_places import FlakyFiles, Place, encoded, read_all
+
+from img2prompt.data.sources import files
+from img2prompt.data.sources.files import SteadyFile, inside, locate
+
+PICTURE = encoded(30, 20)
+
+
+@pytest.mark.parametrize("name", ["a.png", "in/a b#1%20?.png", "caf\u00e9.png"])
+def test_any_name_can_be_opened(place, name: str) -> None:
+    place.write("list.csv", b"file,prompt\n" + name.encode() + b",a cat\n")
+    place.write(name, PICTURE)
+    uri = place.root if "://" in place.root else f"file://{place.root}"
+    for root in (place.root, uri):
+        (row,), rejected = Place(root).list("list.csv")
+        assert not rejected
+        assert row["id"] == f"pictures/{name}"
+        assert read_all([row]) == [PICTURE]
+
+
+def test_absolute_names_stay() -> None:
+    assert inside("/data", "/other/a.png") == "/other/a.png"
+    assert inside("s3://bucket/set", "s3://other/a.png") == "s3://other/a.png"
+
+
+def test_like_a_file(place) -> None:
+    data = bytes(range(256)) * 500
+    uri = place.write("data.bin", data)
+    with SteadyFile(uri) as steady:
+        plain = io.BytesIO(data)
+        for offset, whence, size in [(5, 0, 10), (3, 1, 100), (-7, 2, 50), (0, 0, -1), (10, 2, 4)]:
+            assert steady.seek(offset, whence) == plain.seek(offset, whence)
+            assert steady.read(size) == plain.read(size)
+            assert steady.tell() == plain.tell()
+        assert steady.read_at(10, len(data) + 5) == b""
+        with pytest.raises(OSError, match=r"position -1"):
+            steady.seek(-1)
+
+
+def test_passing_errors_are_tried_again(flaky, caplog) -> None:
+    flaky.write("a.csv", b"file,prompt\na.png,a cat\n")
+    flaky.write("a.png", PICTURE)
+    FlakyFiles.errors[:] = [OSError("AWS Error NETWORK_CONNECTION"), ConnectionResetError("gone")]
+    with caplog.at_level(logging.WARNING):
+        (row,), rejected = flaky.list("a.csv")
+    assert not rejected
+    assert "ConnectionResetError: gone" in caplog.text
+    FlakyFiles.errors[:] = [OSError(errno.EIO, "I/O error")] * (files.ATTEMPTS - 1)
+    assert read_all([row]) == [PICTURE]
+
+
+def test_errors_that_do_not_pass_are_rejected(flaky) -> None:
+    for name in ("a", "b", "c"):
+        flaky.write(f"{name}.png", PICTURE)
+        flaky.write(f"{name}.txt", b"a cat")
+    rows, _ = flaky.list()
+    FlakyFiles.errors[:] = [TimeoutError("too slow")] * files.ATTEMPTS
+    first, second, third = read_all(rows)
+    assert isinstance(first, TimeoutError)
+    assert (second, third) == (PICTURE, PICTURE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "no"),
+        FileNotFoundError(errno.ENOENT, "no"),
+        OSError("AWS Error ACCESS_DENIED"),
+        OSError(errno.ENAMETOOLONG, "long"),
+        ValueError("bug"),
+    ],
+)
+def test_what_waiting_does_not_mend_is_tried_once(flaky, error: Exception) -> None:
+    uri = flaky.write("a.png", PICTURE)
+    FlakyFiles.errors[:] = [error, error]
+    with pytest.raises(type(error)):
+        files.read_bytes(uri)
+    assert FlakyFiles.errors == [error]
+
+
+def test_a_huge_file_is_not_read(place, monkeypatch) -> None:
+    monkeypatch.setattr(files, "LARGEST_BYTES", 100)
+    uri = place.write("a.png", b"x" * 101)
+    with pytest.raises(ValueError, match="101 bytes; allowed: at most 100"):
+        files.read_bytes(uri)
+
+
+def test_walk_and_digest(place) -> None:
+    for name in ("b.txt", "a/z.txt", "a/b/c.txt", "c/d.txt"):
+        place.write(name, name.encode())
+    names = [entry.name for entry in files.walk(place.root)]
+    assert names == ["a/", "b.txt", "c/", "a/b/", "a/z.txt", "a/b/c.txt", "c/d.txt"]
+    assert files.names(place.root) == ["a/", "b.txt", "c/"]
+    before = files.digest(place.root)
+    assert files.digest(place.root) == before
+    place.write("a/b/new.txt", b"")
+    assert files.digest(place.root) != before
