@@ -49,17 +49,23 @@ class StepTimes:
     def __init__(self, what: str, slots: Mapping[str, int]) -> None:
         self._what = what
         self._slots = dict(slots)
-        self._busy = dict.fromkeys(slots, 0.0)
+        self.busy = dict.fromkeys(slots, 0.0)
         self._rows = 0
         self._began = time.perf_counter()
 
     def add(self, step: str, seconds: float) -> None:
-        self._busy[step] += seconds
+        self.busy[step] += seconds
+
+    def add_rows(self, rows: int, seconds: Mapping[str, float]) -> None:
+        """Rows that a worker has finished, with the seconds of its steps."""
+        self._rows += rows
+        for step, busy in seconds.items():
+            self.add(step, busy)
 
     def add_columns(self, table: pa.Table) -> None:
         """Rows with their own seconds in the columns `STEP_s`."""
         self._rows += table.num_rows
-        for step in self._busy:
+        for step in self.busy:
             if f"{step}_s" in table.column_names:
                 self.add(step, float(table[f"{step}_s"].to_numpy().sum()))
 
@@ -73,12 +79,12 @@ class StepTimes:
     def report(self) -> dict[str, Any]:
         """Ready for JSON: seconds by step, images/s, share of the time busy, and the bottleneck."""
         wall = max(time.perf_counter() - self._began, 1e-9)
-        share = {step: busy / (wall * self._slots[step]) for step, busy in self._busy.items()}
+        share = {step: busy / (wall * self._slots[step]) for step, busy in self.busy.items()}
         return {
             "wall_s": wall,
             "rows": self._rows,
             "images_per_s": self._rows / wall,
-            "busy_s": self._busy,
+            "busy_s": self.busy,
             "at_once": self._slots,
             "busy_share": share,
             "bottleneck": max(share, key=share.__getitem__),
@@ -89,7 +95,7 @@ class StepTimes:
         found = self.report()
         steps = ", ".join(
             f"{step} {busy:.1f} s ({found['busy_share'][step]:.0%} of {self._slots[step]})"
-            for step, busy in self._busy.items()
+            for step, busy in self.busy.items()
         )
         logger.info(
             "%s: %d rows in %.1f s, %.0f images/s; %s; bottleneck: %s",

@@ -1,17 +1,24 @@
 """index/ + clean/ + targets/ + groups/ -> shards/{train,val,test}/: the one copy of the pictures.
 
-Each file is one Ray task: read, decode, resize, encode, write. Files that have a receipt are not
-made again. A picture that cannot be read becomes a row of `rejected/` with its reason.
+Each file is one Ray task: read, decode, resize, encode, write. Rows stay in the order of the index,
+so that an archive is read from front to back and each of its bytes about once; training mixes them
+(`data/order.py`). Files that have a receipt are not made again. A picture that cannot be read
+becomes a row of `rejected/` with its reason.
+
+Memory: the driver holds the vectors of the kept prompts (1.5 KB each) and one file of the index, a
+worker one shard.
 """
 
-import hashlib
+import json
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from img2prompt import runtime
 from img2prompt.artifact import Artifact, Draft, join
 from img2prompt.config import CleanConfig, ShardConfig
 from img2prompt.data import images
@@ -19,16 +26,20 @@ from img2prompt.data.shards import SCHEMA, SPLITS
 from img2prompt.data.sources import (
     Rejected,
     count_kinds,
-    read_picture,
+    read_pictures,
     rejected_table,
     unread_picture,
 )
+from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
-from img2prompt.stages.progress import Progress
+from img2prompt.stages.progress import Progress, StepTimes
+from img2prompt.stages.tasks import run_bounded
 
 logger = logging.getLogger(__name__)
 
 STAGE = "shards"
+TIMINGS = "timings.json"
+STEPS = ("read", "decode", "encode", "write")
 
 
 def run(
@@ -54,65 +65,114 @@ def run(
     draft = Draft.open(out, STAGE, config, inputs)
     if finished := draft.finished():
         return finished
-    parts = dict(_parts(_rows(index, clean, targets, groups), config.rows_per_shard))
-    pending = [name for name in parts if name not in draft.receipts()]
-    make = ray.remote(_make).options(num_cpus=1)
-    coming = [make.remote(draft, name, parts[name], config, limits) for name in pending]
-    progress = Progress("shards", total=sum(parts[name].num_rows for name in pending))
-    while coming:
-        ready, coming = ray.wait(coming)
-        progress.add(sum(ray.get(ready)))
+    parts = _parts(_rows(index, clean, targets, groups), config)
+    _write(draft, config, limits, parts, targets, sum(groups.counts["pictures_by_split"].values()))
     return _publish(draft)
 
 
-def _rows(index: Artifact, clean: Artifact, targets: Artifact, groups: Artifact) -> pa.Table:
-    """One row a picture that is used: where it lies, its prompt, target and split."""
-    kept = groups.read_tables("rows", columns=["prompt_id", "kept", "split"])
-    kept = kept.filter(kept["kept"]).drop_columns(["kept"])
-    rows = clean.read_tables("rows", columns=["id", "prompt_id"])
-    places = index.read_tables("rows", columns=["id", "source", "uri", "member"])
+def _write(
+    draft: Draft,
+    config: ShardConfig,
+    limits: CleanConfig,
+    parts: Iterator[tuple[str, pa.Table]],
+    targets: Artifact,
+    pictures: int,
+) -> None:
+    """Make the files that have no receipt yet, and say where the time went."""
+    done = draft.receipts()
+    vectors = matrix(targets.read_tables("rows", columns=["target"])["target"])
+    make, cpus = ray.remote(_make).options(num_cpus=1), runtime.resources().cpus
+    started = (
+        make.remote(draft, name, _with_targets(part, vectors), config, limits)
+        for name, part in parts
+        if name not in done
+    )
+    progress = Progress("shards", pictures - sum(receipt.rows for receipt in done.values()))
+    times = StepTimes("shards", dict.fromkeys(STEPS, int(cpus)))
+    for rows, seconds in run_bounded(started, cpus):
+        progress.add(rows)
+        times.add_rows(rows, seconds)
+    draft.write_bytes(TIMINGS, json.dumps(times.log(), indent=2).encode(), rows=0)
+
+
+def _rows(
+    index: Artifact, clean: Artifact, targets: Artifact, groups: Artifact
+) -> Iterator[pa.Table]:
+    """Pictures that are used, in the order of the index: where each lies, its prompt and split.
+
+    `answer` is the number of its target. One table for each file of the index.
+    """
+    prompts = groups.read_tables("rows", columns=["prompt_id", "kept", "split"])
+    prompts = prompts.filter(prompts["kept"]).drop_columns(["kept"])
     answers = targets.read_tables("rows", columns=["prompt_id"])
     answers = answers.append_column("answer", pa.array(np.arange(answers.num_rows)))
-    rows = rows.join(kept, "prompt_id", join_type="inner").join(places, "id", join_type="inner")
-    rows = rows.join(answers, "prompt_id", join_type="inner").combine_chunks()
-    # Joins cannot carry list columns, so the targets are taken by number.
-    vectors = targets.read_tables("rows", columns=["target"])["target"].combine_chunks()
-    rows = rows.append_column("target", vectors.take(rows["answer"].combine_chunks()))
-    keys = [hashlib.sha256(name.encode()).hexdigest() for name in rows["id"].to_pylist()]
-    return rows.take(np.argsort(np.array(keys), kind="stable"))
+    prompts = prompts.join(answers, "prompt_id", join_type="inner").combine_chunks()
+    for name in clean.names("rows"):
+        fit = clean.read_table(name, columns=["id", "prompt_id"])
+        places = index.read_table(name, columns=["id", "source", "uri", "member"])
+        places = places.append_column("place", pa.array(np.arange(places.num_rows)))
+        rows = fit.join(prompts, "prompt_id", join_type="inner").join(
+            places, "id", join_type="inner"
+        )
+        yield rows.sort_by("place").combine_chunks()
 
 
-def _parts(rows: pa.Table, rows_per_shard: int) -> list[tuple[str, pa.Table]]:
-    """Files of each split by name; rows are already in a mixed, repeatable order."""
-    parts = []
-    for split in SPLITS:
-        chosen = rows.filter(pc.field("split") == split)
-        for number, start in enumerate(range(0, chosen.num_rows, rows_per_shard)):
-            name = f"{split}/{number:05d}.parquet"
-            parts.append((name, chosen.slice(start, rows_per_shard).combine_chunks()))
-    return parts
+def _parts(tables: Iterator[pa.Table], config: ShardConfig) -> Iterator[tuple[str, pa.Table]]:
+    """Files by name, each of neighbouring rows of one split; the last of a split may be shorter."""
+    waiting: dict[str, pa.Table] = {}
+    written = dict.fromkeys(SPLITS, 0)
+
+    def cut(split: str, least: int) -> Iterator[tuple[str, pa.Table]]:
+        while waiting[split].num_rows >= least:
+            part = waiting[split].slice(0, config.rows_per_shard).combine_chunks()
+            waiting[split] = waiting[split].slice(config.rows_per_shard)
+            yield f"{split}/{written[split]:05d}.parquet", part
+            written[split] += 1
+
+    for table in tables:
+        for split in SPLITS:
+            rows = table.filter(pc.field("split") == split)
+            waiting[split] = pa.concat_tables(
+                [waiting[split], rows] if split in waiting else [rows]
+            )
+            yield from cut(split, config.rows_per_shard)
+    for split in waiting:
+        yield from cut(split, 1)
 
 
-def _make(draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig) -> int:
-    """Write one shard; returns the rows it looked at."""
+def _with_targets(rows: pa.Table, vectors: np.ndarray) -> pa.Table:
+    return rows.append_column("target", vector_column(vectors[rows["answer"].to_numpy()]))
+
+
+def _make(
+    draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig
+) -> tuple[int, dict[str, float]]:
+    """Write one shard; returns the rows it looked at and the seconds of each step."""
+    times = StepTimes(name, dict.fromkeys(STEPS, 1))
     encoded: list[bytes | None] = []
     rejected: list[Rejected] = []
-    for row in rows.select(["id", "uri", "member"]).to_pylist():
+    places = list(zip(rows["uri"].to_pylist(), rows["member"].to_pylist(), strict=True))
+    pictures = read_pictures(places)
+    for row_id, (uri, member) in zip(rows["id"].to_pylist(), places, strict=True):
+        with times.measure("read"):
+            data = next(pictures)
         try:
-            data = read_picture(row["uri"], row["member"])
-            image = images.decode(data, limits.max_megapixels, limits.min_side)
-            encoded.append(
-                images.encode(images.resize(image, config.size, config.fit), config.encoding)
-            )
-        except (images.BadPicture, OSError) as error:
+            if isinstance(data, Exception):
+                raise data
+            with times.measure("decode"):
+                image = images.decode(data, limits.max_megapixels, limits.min_side)
+                image = images.resize(image, config.size, config.fit)
+            with times.measure("encode"):
+                encoded.append(images.encode(image, config.encoding))
+        except (images.BadPicture, OSError, ValueError) as error:
             encoded.append(None)
-            where = f"{row['uri']} {row['member']}".strip()
-            rejected.append(unread_picture(row["id"], where, error))
-    draft.write_table(f"rejected/{name}", rejected_table(rejected))
-    table = rows.append_column("image", pa.array(encoded, pa.binary()))
-    table = table.filter(pc.field("image").is_valid()).select(SCHEMA.names).cast(SCHEMA)
-    draft.write_table(name, table, config.rows_per_group)
-    return rows.num_rows
+            rejected.append(unread_picture(row_id, f"{uri} {member}".strip(), error))
+    with times.measure("write"):
+        draft.write_table(f"rejected/{name}", rejected_table(rejected))
+        table = rows.append_column("image", pa.array(encoded, pa.binary()))
+        table = table.filter(pc.field("image").is_valid()).select(SCHEMA.names).cast(SCHEMA)
+        draft.write_table(name, table, config.rows_per_group)
+    return rows.num_rows, times.busy
 
 
 def _publish(draft: Draft) -> Artifact:
@@ -120,7 +180,7 @@ def _publish(draft: Draft) -> Artifact:
     names = [name for name in receipts if name.startswith("rejected/")]
     rejected = [Rejected(**row) for name in names for row in draft.read_table(name).to_pylist()]
     counts = {split: 0 for split in SPLITS}
-    for name in receipts.keys() - names:
+    for name in receipts.keys() - {*names, TIMINGS}:
         counts[name.split("/")[0]] += receipts[name].rows
     kinds = count_kinds(rejected)
     if not all(counts.values()):

