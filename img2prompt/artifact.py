@@ -7,6 +7,7 @@ finished by its receipts, a finished one is skipped, and one whose config or inp
 refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerprints are ours.
 """
 
+import errno
 import hashlib
 import json
 import posixpath
@@ -27,6 +28,9 @@ MANIFEST = "manifest.json"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 RECEIPTS = "receipts"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a full quota, a file above the process's limit."""
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -65,13 +69,24 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file so that a reader sees all of it or nothing."""
+    """Write a file so that a reader sees all of it or nothing; a full disk is a UserError."""
     fs, path = open_uri(uri)
     fs.create_dir(posixpath.dirname(path), recursive=True)
     local = isinstance(fs, pafs.LocalFileSystem)
     aside = f"{path}.aside" if local else path
-    with fs.open_output_stream(aside) as stream:
-        stream.write(data)
+    try:
+        with fs.open_output_stream(aside) as stream:
+            stream.write(data)
+    except OSError as error:
+        if local:
+            Path(aside).unlink(missing_ok=True)
+        if error.errno not in FULL:
+            raise
+        size = len(data) if isinstance(data, bytes) else data.size
+        raise UserError(
+            f"{uri}: no room for {size} bytes ({error}). Free space there and run the same command "
+            "again: it goes on with what is finished"
+        ) from error
     if local:
         fs.move(aside, path)
 

@@ -2,6 +2,8 @@ import hashlib
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +180,35 @@ def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> 
     write_bytes(path, b"second")
     assert read_bytes(path) == b"second"
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file.bin"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from img2prompt.artifact import Draft
+from img2prompt.config import TargetsConfig
+from img2prompt.errors import UserError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+draft = Draft.open(sys.argv[1], "targets", TargetsConfig(), {})
+draft.write_bytes("small", b"x" * 100)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    draft.write_bytes("large", b"x" * 10_000)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_says_so_and_leaves_nothing_half(tmp_path: Path) -> None:
+    """The process's limit on the size of a file stands for the disk."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert "large: no room for 10000 bytes" in done.stdout, done.stderr
+    assert "run the same command again" in done.stdout
+    assert not list(tmp_path.rglob("*large*"))
+    draft = Draft.open(str(tmp_path), "targets", TargetsConfig(), {})
+    assert set(draft.receipts()) == {"small"}
 
 
 def test_another_run_is_refused_with_all_differences(folder: str) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
+
+from img2prompt.errors import UserError
 
 AHEAD = 2
 """Tasks under way for each worker: one that runs and one whose input is already there."""
@@ -29,4 +32,9 @@ def _first(coming: list[ray.ObjectRef]) -> Any:
     """Take the result that is there first out of `coming`."""
     (ready,), _ = ray.wait(coming, num_returns=1)
     coming.remove(ready)
-    return ray.get(ready)
+    try:
+        return ray.get(ready)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):  # said to the user, without Ray's traceback
+            raise error.cause from None
+        raise

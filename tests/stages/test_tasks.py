@@ -1,6 +1,7 @@
 import pytest
 import ray
 
+from img2prompt.errors import UserError
 from img2prompt.stages.tasks import AHEAD, run_bounded
 
 pytestmark = pytest.mark.ray
@@ -29,6 +30,15 @@ def test_what_a_task_raises_is_raised(cluster) -> None:
 
     with pytest.raises(ValueError, match="number 7"):
         list(run_bounded([ray.remote(fail).remote(7)], workers=1))
+
+
+def test_what_the_user_must_know_comes_without_a_traceback(cluster) -> None:
+    def fail():
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError) as caught:
+        list(run_bounded([ray.remote(fail).remote()], workers=1))
+    assert str(caught.value) == "the disk is full"
 
 
 def test_nothing_to_do_is_done(cluster) -> None:
