@@ -22,6 +22,7 @@ from img2prompt.data.sources import (
     identity,
     list_rows,
     rejected_table,
+    resolve,
     unique_ids,
 )
 from img2prompt.errors import UserError
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 STAGE = "index"
 ROWS_PER_FILE = 100_000
+_ROWS_AT_ONCE = 4096
 
 
 def run(config: PrepareConfig, out: str) -> Artifact:
@@ -39,7 +41,8 @@ def run(config: PrepareConfig, out: str) -> Artifact:
         UserError: a source cannot be read, or no row is usable.
     """
     own = IndexConfig(sources=config.sources)
-    inputs = {s.name: identity(s) for s in own.sources if isinstance(s, PictureSource)}
+    sources = [resolve(s) if isinstance(s, PictureSource) else s for s in own.sources]
+    inputs = {s.name: identity(s) for s in sources if isinstance(s, PictureSource)}
     draft = Draft.open(out, STAGE, own, inputs)
     if finished := draft.finished():
         return finished
@@ -48,11 +51,11 @@ def run(config: PrepareConfig, out: str) -> Artifact:
     rejected = _Pieces(draft, "rejected", rejected_table)
     kinds: Counter[str] = Counter()
     examples: list[Rejected] = []
-    for row in unique_ids(chain.from_iterable(map(list_rows, own.sources))):
+    for row in unique_ids(chain.from_iterable(map(list_rows, sources))):
         if isinstance(row, Rejected):
             rejected.add(row)
             kinds[row.kind] += 1
-            examples = examples or [row]
+            examples = [*examples, row][:3]
         else:
             rows.add(row)
     rejected.write()
@@ -65,8 +68,9 @@ def _publish(
 ) -> Artifact:
     logger.info("index: %d rows, rejected %s", rows, kinds)
     if not rows:
+        names = [source["name"] for source in draft.config["sources"]]
         told = "".join(f"\n  {row.id}: {row.reason}" for row in examples)
-        raise UserError(f"no row of {[*draft.inputs]} is usable: {kinds}{told}")
+        raise UserError(f"no row of {names} is usable: {kinds}{told}")
     return draft.publish(rows=rows, rejected=kinds)
 
 
@@ -82,19 +86,28 @@ class _Pieces:
     name: str
     table: Callable[[list[Any]], pa.Table]
     count: int = 0
-    waiting: list[Any] = field(default_factory=list)
+    loose: list[Any] = field(default_factory=list)
+    packed: list[pa.Table] = field(default_factory=list)
+    """The same rows as tables, in which they are a fifth as large."""
 
     def add(self, row: Row | Rejected) -> None:
-        self.waiting.append(row)
-        if len(self.waiting) == ROWS_PER_FILE:
+        self.loose.append(row)
+        self.count += 1
+        if len(self.loose) >= _ROWS_AT_ONCE:
+            self._pack()
+        if self.count % ROWS_PER_FILE == 0:
             self.write()
 
     def write(self) -> None:
         """Write what waits; the first piece also when it is empty, so that there is one."""
-        if not self.waiting and self.count:
-            return
-        number = self.count // ROWS_PER_FILE
-        self.draft.write_table(f"{self.name}-{number:05d}.parquet", self.table(self.waiting))
-        self.count += len(self.waiting)
-        self.waiting = []
-        logger.info("index: %d %s so far", self.count, self.name)
+        self._pack()
+        piece = pa.concat_tables(self.packed)
+        self.packed = []
+        if piece.num_rows or not self.count:
+            number = max(0, self.count - 1) // ROWS_PER_FILE
+            self.draft.write_table(f"{self.name}-{number:05d}.parquet", piece)
+            logger.info("index: %d %s so far", self.count, self.name)
+
+    def _pack(self) -> None:
+        self.packed.append(self.table(self.loose))
+        self.loose = []

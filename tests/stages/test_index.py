@@ -1,3 +1,4 @@
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,40 @@ def test_all_sources_in_order_with_rejected_rows(tmp_path: Path) -> None:
     assert rejected.schema.equals(REJECTED_SCHEMA)
     assert rejected["id"].to_pylist() == ["y", "x"]
     assert made.counts == {"rows": 7, "rejected": {"missing picture": 1, "repeated id": 1}}
+
+
+def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
+    table = csv_source(tmp_path, ["x,a.png,a cat", ",gone.png,a cat"], "table")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "side").mkdir()
+    (tmp_path / "side" / "a.png").write_bytes(data)
+    (tmp_path / "side" / "a.txt").write_text("a dog")
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        tar.add(tmp_path / "side" / "a.png", "s.png")
+        tar.add(tmp_path / "side" / "a.txt", "s.txt")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "one.tar").read_bytes()[:600])
+    sources = [
+        PictureSource(path=str(tmp_path / path), name=name)
+        for name, path in (("side", "side"), ("web", "one.tar"), ("cut", "cut.tar"))
+    ]
+    made = index.run(config_of(table, *sources), str(tmp_path / "out"))
+    rows = made.read_tables("rows").to_pylist()
+    assert [(row["source"], row["id"], row["width"]) for row in rows] == [
+        ("table", "x", 20),
+        ("side", "side/a.png", 20),
+        ("web", "web/one.tar/s", 20),
+    ]
+    assert made.counts["rejected"] == {"missing picture": 1, "damaged tar": 1}
+    assert list(made.inputs) == ["table", "side", "web", "cut"]
+
+
+def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
+    lines = [f"{n},gone.png,a cat" for n in range(5)]
+    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", *lines]))
+    made = index.run(config, str(tmp_path / "out"))
+    assert [made.files[name].rows for name in made.names("rejected")] == [2, 2, 1]
+    assert made.read_tables("rejected")["id"].to_pylist() == ["0", "1", "2", "3", "4"]
 
 
 def test_rows_are_split_into_files(tmp_path: Path, monkeypatch) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from img2prompt.config import PictureSource, SceneSource
 from img2prompt.data.sources import (
     diffusiondb,
-    files,
     folder,
+    listing,
     parquet,
     scenes,
     tables,
@@ -28,6 +28,7 @@ from img2prompt.data.sources.rows import (
     unread_picture,
 )
 from img2prompt.data.sources.unique import unique_ids
+from img2prompt.errors import UserError
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -76,12 +77,15 @@ def identity(source: PictureSource) -> str:
     Of a table its content counts, of all else names, sizes and times of the files.
 
     Raises:
-        UserError: the source does not exist.
+        UserError: the source does not exist or cannot be read.
     """
     resolved = resolve(source)
-    if resolved.format in _TABLES:
-        return tables.digest(resolved)
-    return files.digest(resolved.path)
+    try:
+        if resolved.format in _TABLES:
+            return tables.digest(resolved)
+        return listing.digest(resolved.path)
+    except OSError as error:
+        raise UserError(f"{resolved.path} cannot be read: {error}") from error
 
 
 def read_picture(uri: str, member: str) -> bytes:

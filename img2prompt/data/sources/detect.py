@@ -8,7 +8,7 @@ from typing import cast
 
 from img2prompt.config import PictureSource
 from img2prompt.config.sources import Format
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.diffusiondb import TABLES
 from img2prompt.data.sources.folder import PICTURE_ENDS, TEXT_END
 from img2prompt.data.sources.parts import PART
@@ -46,11 +46,11 @@ def resolve(source: PictureSource) -> PictureSource:
     """
     source = replace(source, path=files.absolute(source.path))
     try:
-        alone = files.is_file(source.path)
+        alone = listing.is_file(source.path)
         if source.format != "auto":
             return source
         name = source.path.rpartition("/")[2]
-        seen = [name] if alone else [e.name for e in islice(files.walk(source.path), GLANCE)]
+        seen = [name] if alone else [e.name for e in islice(listing.walk(source.path), GLANCE)]
     except FileNotFoundError:
         raise UserError(
             f"{source.path} does not exist: give the file or folder of source {source.name!r}"

@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import Any
 
 from img2prompt.config import PictureSource
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, Parquet
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.parts import (
@@ -69,7 +69,7 @@ def _subsets(path: str) -> list[tuple[str, Parts]]:
     parts = find_parts(path)
     large = {part.number: part for part in parts if part.folder.startswith(LARGE)}
     small = {part.number: part for part in parts if not part.folder.startswith(LARGE)}
-    there = set(files.names(path)) & set(TABLES)
+    there = set(listing.names(path)) & set(TABLES)
     if TABLES[1] in there and not large and TABLES[0] not in there:
         small, large = {}, small  # Large without its two folders
     subsets = zip(TABLES, (small, large), strict=True)

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from img2prompt.config import PictureSource
 from img2prompt.data import images
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import HEADER_BYTES
 from img2prompt.data.sources.metadata import NoPrompt, read_metadata
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
@@ -41,9 +41,9 @@ def list_metadata(source: PictureSource) -> Iterator[Row | Rejected]:
 
 def _names(path: str) -> Iterator[str]:
     """Files below a path; an empty name when the path is a file itself."""
-    if files.is_file(path):
+    if listing.is_file(path):
         return iter([""])
-    return (entry.name for entry in files.walk(path) if not entry.name.endswith("/"))
+    return (entry.name for entry in listing.walk(path) if not entry.name.endswith("/"))
 
 
 def _pairs(path: str) -> Iterator[list[str]]:

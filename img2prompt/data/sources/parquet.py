@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from img2prompt.config import PictureSource
 from img2prompt.data import images
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.rows import (
@@ -38,9 +38,9 @@ def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
 
 
 def _tables(path: str) -> Iterator[str]:
-    if files.is_file(path):
+    if listing.is_file(path):
         return iter([""])
-    return (entry.name for entry in files.walk(path) if entry.name.endswith(".parquet"))
+    return (entry.name for entry in listing.walk(path) if entry.name.endswith(".parquet"))
 
 
 def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
@@ -57,7 +57,7 @@ def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
             layout = _Layout(uri, base, source.name, picture, prompt, schema)
             for group in range(opened.table.num_row_groups):
                 yield from layout.group_rows(opened, group)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *DAMAGES) as error:
         yield Rejected(base, f"unreadable Parquet: {uri}: {error}")
 
 

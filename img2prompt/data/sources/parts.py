@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import Zip
 from img2prompt.data.sources.folder import is_picture
 
@@ -59,11 +59,11 @@ def find_parts(path: str) -> list[Part]:
     if own:
         return [Part(int(own[1]), path)]
     found: dict[tuple[str, int], Part] = {}
-    for name in files.names(path):
+    for name in listing.names(path):
         if not name.endswith("/") or PART.fullmatch(name[:-1]):
             _add(found, path, "", name)
             continue
-        for inner in files.names(files.inside(path, name[:-1])):
+        for inner in listing.names(files.inside(path, name[:-1])):
             _add(found, files.inside(path, name[:-1]), name, inner)
     return [found[key] for key in sorted(found)]
 
@@ -121,7 +121,7 @@ def look_at_names(part: Part) -> tuple[Look, list[str]]:
     """The same, with the names of the pictures."""
     try:
         if not part.zipped:
-            names = list(filter(is_picture, files.names(part.uri)))
+            names = list(filter(is_picture, listing.names(part.uri)))
             return Look(part, Names(names)), names
         with closing(Zip(part.uri)) as opened:
             return _look_inside(part, opened.archive.infolist())

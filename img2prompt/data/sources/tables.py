@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from img2prompt.config import PictureSource
-from img2prompt.data.sources import csv_table, files
+from img2prompt.data.sources import csv_table, files, listing
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -47,10 +47,10 @@ def list_pictures(source: PictureSource) -> Iterator[Row | Rejected]:
 
 
 def digest(source: PictureSource) -> str:
-    """16 hex digits of the table's content; UserError when it is missing."""
+    """16 hex digits of the table's bytes; UserError when there is none."""
     found = hashlib.sha256()
-    with _opened(find_table(source)) as stream:
-        while block := stream.read(_BUFFER_BYTES):
+    with files.SteadyFile(find_table(source)) as file:
+        while block := file.read(_BUFFER_BYTES):
             found.update(block)
     return found.hexdigest()[:16]
 
@@ -58,9 +58,9 @@ def digest(source: PictureSource) -> str:
 def find_table(source: PictureSource) -> str:
     """The table of a source: its path, or the one file of its kind in that folder."""
     ends = _ENDS[source.format]
-    if files.is_file(source.path):
+    if listing.is_file(source.path):
         return source.path
-    names = [name for name in files.names(source.path) if name.endswith(ends)]
+    names = [name for name in listing.names(source.path) if name.endswith(ends)]
     # The Hugging Face layout calls it so, and may have other tables beside it.
     named = [name for name in names if name.split(".")[0] == "metadata"]
     chosen = named if len(named) == 1 else names
@@ -136,7 +136,7 @@ def _place(source: PictureSource, table: str) -> Callable[[str], str]:
         return lambda name: files.inside(folder, name)
     if not source.pictures:
         folder = files.inside(folder, KAGGLE_PICTURES)
-    by_id = {posixpath.splitext(name)[0]: name for name in files.names(folder)}
+    by_id = {posixpath.splitext(name)[0]: name for name in listing.names(folder)}
     return lambda name: files.inside(folder, by_id.get(name, f"{name}.png"))
 
 

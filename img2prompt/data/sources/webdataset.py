@@ -14,7 +14,7 @@ from typing import Any
 
 from img2prompt.config import PictureSource
 from img2prompt.data import images
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, HEADER_BYTES, Range
 from img2prompt.data.sources.folder import LARGEST_TEXT, PICTURE_ENDS, decode_text
 from img2prompt.data.sources.rows import (
@@ -38,10 +38,10 @@ def list_samples(source: PictureSource) -> Iterator[Row | Rejected]:
 
 
 def _tars(path: str) -> Iterator[str]:
-    if files.is_file(path):
+    if listing.is_file(path):
         yield ""
         return
-    for entry in files.walk(path):
+    for entry in listing.walk(path):
         if entry.name.endswith((".tar", ".tar.gz", ".tgz")):
             yield entry.name
 

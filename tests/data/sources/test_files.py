@@ -1,12 +1,14 @@
 import errno
 import io
 import logging
+from unittest.mock import Mock
 
 import pytest
 from source_places import FlakyFiles, Place, encoded, read_all
 
-from img2prompt.data.sources import files
-from img2prompt.data.sources.files import SteadyFile, inside, locate
+from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.files import SteadyFile, inside
+from img2prompt.errors import UserError
 
 PICTURE = encoded(30, 20)
 
@@ -45,7 +47,8 @@ def test_like_a_file(place) -> None:
 def test_passing_errors_are_tried_again(flaky, caplog) -> None:
     flaky.write("a.csv", b"file,prompt\na.png,a cat\n")
     flaky.write("a.png", PICTURE)
-    FlakyFiles.errors[:] = [OSError("AWS Error NETWORK_CONNECTION"), ConnectionResetError("gone")]
+    passing = [OSError("AWS Error NETWORK_CONNECTION"), ConnectionResetError("gone")]
+    FlakyFiles.errors[:] = passing
     with caplog.at_level(logging.WARNING):
         (row,), rejected = flaky.list("a.csv")
     assert not rejected
@@ -93,10 +96,20 @@ def test_a_huge_file_is_not_read(place, monkeypatch) -> None:
 def test_walk_and_digest(place) -> None:
     for name in ("b.txt", "a/z.txt", "a/b/c.txt", "c/d.txt"):
         place.write(name, name.encode())
-    names = [entry.name for entry in files.walk(place.root)]
+    names = [entry.name for entry in listing.walk(place.root)]
     assert names == ["a/", "b.txt", "c/", "a/b/", "a/z.txt", "a/b/c.txt", "c/d.txt"]
-    assert files.names(place.root) == ["a/", "b.txt", "c/"]
-    before = files.digest(place.root)
-    assert files.digest(place.root) == before
+    assert listing.names(place.root) == ["a/", "b.txt", "c/"]
+    before = listing.digest(place.root)
+    assert listing.digest(place.root) == before
     place.write("a/b/new.txt", b"")
-    assert files.digest(place.root) != before
+    assert listing.digest(place.root) != before
+
+
+def test_folders_that_cannot_be_listed(place, monkeypatch) -> None:
+    place.write("in/a.png", PICTURE)
+    entries = listing.walk(place.root)
+    assert next(entries).name == "in/"
+    error = PermissionError(errno.EACCES, "no")
+    monkeypatch.setattr(listing, "steadily", Mock(side_effect=error))
+    with pytest.raises(UserError, match=r"/in/ cannot be listed .*: make it readable"):
+        next(entries)
