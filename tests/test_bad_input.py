@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from img2prompt.config import GroupConfig, PictureSource, PrepareConfig, SceneSource, ShardConfig
-from img2prompt.data.sources import list_rows, read_picture
+from img2prompt.data.sources import list_rows, read_pictures
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, prepare
 from img2prompt.stages.prepare import Prepared
@@ -88,7 +88,7 @@ def write_scenes(folder: Path) -> list[tuple[bytes, str]]:
     for row in list_rows(SceneSource(prompts=60, pictures_per_prompt=1, size=32)):
         assert isinstance(row, dict)
         name = row["id"].replace("/", "-")
-        (folder / name).write_bytes(read_picture(row["uri"], row["member"]))
+        (folder / name).write_bytes(next(read_pictures([(row["uri"], row["member"])])))
         rows.append((f'{row["id"]},{name},"{row["prompt"]}"'.encode(), "good"))
     return rows
 

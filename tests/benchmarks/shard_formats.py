@@ -33,7 +33,7 @@ import tyro
 from img2prompt import cli
 from img2prompt.config import SceneSource
 from img2prompt.data import images
-from img2prompt.data.sources import list_rows, read_picture
+from img2prompt.data.sources import list_rows, read_pictures
 from img2prompt.data.vectors import DIMENSIONS, VECTOR, matrix, vector_column
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
@@ -217,7 +217,7 @@ def base_pictures(options: Options) -> list[np.ndarray]:
     size = min(512, max(32, *options.sizes))
     scenes = list_rows(SceneSource(prompts=128, pictures_per_prompt=1, size=size))
     rows = [row for row in scenes if isinstance(row, dict)]
-    return [images.decode(read_picture(row["uri"], row["member"])) for row in rows]
+    return [images.decode(next(read_pictures([(row["uri"], row["member"])]))) for row in rows]
 
 
 def make_rows(

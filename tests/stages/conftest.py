@@ -36,14 +36,14 @@ def chained(cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) 
 def _csv_of_scenes(folder: Path) -> str:
     """60 drawn pictures of another world as files of three formats, larger than the shards'."""
     from img2prompt.config import SceneSource
-    from img2prompt.data.sources import list_rows, read_picture
+    from img2prompt.data.sources import list_rows, read_pictures
 
     (folder / NAMES).mkdir()
     lines = [["file", "prompt"]]
     for row in list_rows(SceneSource(prompts=60, pictures_per_prompt=1, world="tower", size=48)):
         assert isinstance(row, dict)
         name = f"{NAMES}/{row['member'].replace('/', '.')}.png"
-        (folder / name).write_bytes(read_picture(row["uri"], row["member"]))
+        (folder / name).write_bytes(next(read_pictures([(row["uri"], row["member"])])))
         lines.append([name, row["prompt"]])
     with open(folder / "pictures.csv", "w", newline="") as file:
         csv.writer(file).writerows(lines)

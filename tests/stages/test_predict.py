@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from img2prompt.artifact import Artifact
 from img2prompt.config import PredictConfig, SceneSource
-from img2prompt.data.sources import list_rows, read_picture
+from img2prompt.data.sources import list_rows, read_pictures
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import load_predictor
@@ -29,7 +29,7 @@ def drawn(number: int) -> Image.Image:
     source = SceneSource(prompts=number + 1, pictures_per_prompt=1, size=SIZE, seed=9)
     row = list(list_rows(source))[number]
     assert isinstance(row, dict)
-    return Image.open(io.BytesIO(read_picture(row["uri"], row["member"]))).convert("RGB")
+    return Image.open(io.BytesIO(next(read_pictures([(row["uri"], row["member"])])))).convert("RGB")
 
 
 def claims(width: int, height: int) -> bytes:

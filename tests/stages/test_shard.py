@@ -21,7 +21,7 @@ from img2prompt.config import (
     TargetsConfig,
 )
 from img2prompt.data.shards import SCHEMA, SPLITS
-from img2prompt.data.sources import REJECTED_SCHEMA, list_rows, read_picture
+from img2prompt.data.sources import REJECTED_SCHEMA, list_rows, read_pictures
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, group, index, shard, targets
@@ -52,7 +52,7 @@ def write_pictures(folder: Path) -> str:
     source = SceneSource(prompts=68, pictures_per_prompt=1, size=40)
     for number, row in enumerate(list_rows(source)):
         assert isinstance(row, dict)
-        image = Image.open(io.BytesIO(read_picture(row["uri"], row["member"])))
+        image = Image.open(io.BytesIO(next(read_pictures([(row["uri"], row["member"])]))))
         image.resize((40 + number % 3 * 9, 47)).save(folder / f"{number}.0.png")
         lines.append([f"files/{number}.0.png", f"{number}.0.png", row["prompt"]])
     lines.append(["files/again", "9.0.png", lines[11][2]])

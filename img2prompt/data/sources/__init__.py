@@ -38,7 +38,6 @@ __all__ = [
     "count_kinds",
     "identity",
     "list_rows",
-    "read_picture",
     "read_pictures",
     "rejected_table",
     "resolve",
@@ -86,16 +85,3 @@ def identity(source: PictureSource) -> str:
         return listing.digest(resolved.path)
     except OSError as error:
         raise UserError(f"{resolved.path} cannot be read: {error}") from error
-
-
-def read_picture(uri: str, member: str) -> bytes:
-    """The bytes of an index row's picture.
-
-    Raises:
-        OSError: the file is gone or cannot be read.
-        ValueError: it lies in a container that is damaged.
-    """
-    (found,) = read_pictures([(uri, member)])
-    if isinstance(found, Exception):
-        raise found
-    return found

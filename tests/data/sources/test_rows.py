@@ -10,7 +10,7 @@ from img2prompt.data.sources import (
     Rejected,
     count_kinds,
     list_rows,
-    read_picture,
+    read_pictures,
     rejected_table,
     unique_ids,
 )
@@ -22,7 +22,7 @@ def test_scenes_are_rows_with_pictures() -> None:
     table.validate(full=True)
     assert len(set(table["id"].to_pylist())) == table.num_rows == 6
     for row in rows:
-        image = Image.open(BytesIO(read_picture(row["uri"], row["member"])))
+        image = Image.open(BytesIO(next(read_pictures([(row["uri"], row["member"])]))))
         assert image.size == (row["width"], row["height"]) == (48, 48)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from source_places import encoded, read_all
 
 from img2prompt.config import PictureSource
-from img2prompt.data.sources import INDEX_SCHEMA, Rejected, identity, list_rows, read_picture
+from img2prompt.data.sources import INDEX_SCHEMA, Rejected, identity, list_rows, read_pictures
 from img2prompt.errors import UserError
 
 
@@ -39,7 +39,7 @@ def test_real_pictures(shared_data) -> None:
         assert (row["id"], row["seed"]) == (f"real/{line['file']}", None)
     pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
     first = (shared_data / expected[0]["file"]).read_bytes()
-    assert read_picture(rows[0]["uri"], rows[0]["member"]) == first
+    assert next(read_pictures([(rows[0]["uri"], rows[0]["member"])])) == first
 
 
 def test_every_optional_column_is_kept(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_uri_works_like_a_path(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"file,prompt\na.png,a cat\n")
     (row,) = list_rows(PictureSource(path=f"file://{tmp_path}/list.csv"))
     assert row["uri"] == f"file://{tmp_path}/a.png"
-    assert read_picture(row["uri"], "") == (tmp_path / "a.png").read_bytes()
+    assert next(read_pictures([(row["uri"], "")])) == (tmp_path / "a.png").read_bytes()
 
 
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch) -> None:
