@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from source_places import read_all
 
 from img2prompt.config import SceneSource
 from img2prompt.data.scenes import compose
-from img2prompt.data.sources import INDEX_SCHEMA, list_rows, read_pictures
+from img2prompt.data.sources import INDEX_SCHEMA, list_rows
 from img2prompt.data.sources.scenes import SCHEME, list_scenes, read_scene
 
 
@@ -31,10 +32,8 @@ def test_more_prompts_begin_with_the_same_rows() -> None:
 @pytest.mark.parametrize("world", ["tower", "demo"])
 def test_pictures_are_what_the_rows_say(world) -> None:
     rows = list(list_scenes(SceneSource(world=world, prompts=6, pictures_per_prompt=2, size=48)))
-    pictures = [next(read_pictures([(row["uri"], row["member"])])) for row in rows]
-    assert [
-        next(read_pictures([(row["uri"], row["member"])])) for row in reversed(rows)
-    ] == pictures[::-1]
+    pictures = read_all(rows)
+    assert read_all(rows[::-1]) == pictures[::-1]
     for row, data in zip(rows, pictures, strict=True):
         assert Image.open(io.BytesIO(data)).size == (row["width"], row["height"])
     assert len(set(pictures)) == 12  # two copies of a scene are two pictures
