@@ -51,8 +51,6 @@ _COLUMNS = (
 _JSON_KEYS = {"seed": "se", "steps": "st", "cfg": "c", "sampler": "sa"}
 _ROWS_AT_ONCE = 8192
 
-Parts = Mapping[int, Part]
-
 
 def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
     """Index rows of both subsets, or of what of them is there."""
@@ -60,18 +58,17 @@ def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
         if table:
             yield from with_sizes(_Table(table, parts, source).rows())
         else:
-            found = in_turn(lambda part: _part_rows(part, source), parts.values())
-            yield from with_sizes(found)
+            yield from with_sizes(in_turn(lambda part: _part_rows(part, source), parts))
 
 
-def _subsets(path: str) -> list[tuple[str, Parts]]:
+def _subsets(path: str) -> list[tuple[str, list[Part]]]:
     """Table (or none) and parts of the subsets in a place; the numbers of their parts collide."""
     parts = find_parts(path)
-    large = {part.number: part for part in parts if part.folder.startswith(LARGE)}
-    small = {part.number: part for part in parts if not part.folder.startswith(LARGE)}
+    large = [part for part in parts if part.folder.startswith(LARGE)]
+    small = [part for part in parts if not part.folder.startswith(LARGE)]
     there = set(listing.names(path)) & set(TABLES)
     if TABLES[1] in there and not large and TABLES[0] not in there:
-        small, large = {}, small  # Large without its two folders
+        small, large = [], small  # Large without its two folders
     subsets = zip(TABLES, (small, large), strict=True)
     return [
         (files.inside(path, table) if table in there else "", found)
@@ -83,8 +80,12 @@ def _subsets(path: str) -> list[tuple[str, Parts]]:
 class _Table:
     """A metadata table, read in pieces, and the parts that hold its pictures."""
 
-    def __init__(self, uri: str, parts: Parts, source: PictureSource) -> None:
-        self.uri, self.parts, self.source = uri, parts, source
+    def __init__(self, uri: str, parts: list[Part], source: PictureSource) -> None:
+        self.uri, self.source = uri, source
+        self.parts: dict[int, Part] = {}
+        for part in parts:
+            self.parts.setdefault(part.number, part)
+        self.further = [part for part in parts if self.parts[part.number] is not part]
         self.listed: Counter[int] = Counter()
 
     def rows(self) -> Iterator[Row | Rejected]:
@@ -110,8 +111,10 @@ class _Table:
         yield from self._unlisted(looks)
 
     def _row(self, told: Mapping[str, Any], looks: Mapping[int, Look]) -> Row | Rejected:
-        number, name = told["part_id"], str(told["image_name"])
+        number, name = whole(told["part_id"]), str(told["image_name"])
         row_id = f"{self.source.name}/{name}"
+        if number is None:
+            return Rejected(row_id, f"missing part: part_id is {told['part_id']!r}, no number")
         self.listed[number] += 1
         part = self.parts.get(number)
         if part is None:
@@ -139,6 +142,9 @@ class _Table:
             if more > 0:
                 reason = f"no prompt: {found.part.uri} holds {more} pictures more than {self.uri}"
                 yield Rejected(f"{self.source.name}/{part_name(number)}", f"{reason} lists")
+        for part in self.further:
+            reason = f"repeated part: {self.parts[part.number].uri} was read, {part.uri} was not"
+            yield Rejected(f"{self.source.name}/{part_name(part.number)}", reason)
 
 
 def _sampler(value: Any) -> Any:

@@ -262,6 +262,26 @@ def test_what_metadata_and_parts_disagree_about(place) -> None:
     assert "holds 2 pictures more than" in rejected[1].reason
 
 
+def test_two_parts_of_one_number(place) -> None:
+    again = {"again.png": encoded()}
+    write_parts(place, {1: PARTS[1]}, "a/")
+    write_parts(place, {1: again}, "b/")
+    rows, rejected = place.list(name="d")
+    assert read_all(rows) == [*PARTS[1].values(), encoded()]
+    assert not rejected
+    place.write("metadata.parquet", metadata_of({1: PARTS[1]}))
+    rows, (repeated,) = place.list(name="d")
+    assert len(rows) == 3
+    assert repeated.reason.endswith("b/part-000001.zip was not")
+
+
+def test_rows_without_a_part(place) -> None:
+    write_parts(place, {1: PARTS[1]})
+    place.write("metadata.parquet", metadata_of({1: PARTS[1]}, part_id=None, image_name=None))
+    _, rejected = place.list()
+    assert [row.kind for row in rejected] == ["missing part"] * 3 + ["no prompt"]
+
+
 @pytest.mark.parametrize("kind", ["cut", "columns", "damaged"])
 def test_metadata_that_cannot_be_read(place, kind) -> None:
     write_parts(place, PARTS)
