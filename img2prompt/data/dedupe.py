@@ -70,7 +70,8 @@ def _settle(best: Best, rows: np.ndarray) -> np.ndarray:
     kept = np.zeros(0, np.int64)
     for step in chunks(rows, TILE):
         best.compare(step, kept)
-        kept = np.append(kept, _decide(best, step))
+        (fresh,) = best.pairs.threads.map(partial(_decide, best), [step])
+        kept = np.append(kept, fresh)
     return kept
 
 

@@ -1,33 +1,36 @@
 """Near pairs of unit vectors: few candidates, and among them every pair that reaches a cosine.
 
-A short row of bf16 numbers stands for each vector: its coordinates along the first principal
+A short row of 8-bit integers stands for each vector: its coordinates along the first principal
 components and, as one more, the length of the rest. By Cauchy and Schwarz
 x.y <= x_k.y_k + |x_rest| |y_rest|, the dot product of two such rows (the l2-norm bound of L2AP,
 Anastasiu and Karypis, ICDE 2014, folded into the product). So one narrow matrix product bounds
 every cosine of a tile from above, and maxima at memory speed find the few places to look at again.
 What is left there is checked in float32, and in the end float64 decides.
 
-No near pair is lost: the bound is widened by what bf16 took from these very rows, measured in
-float64, and by the worst case of the summation. The components come from a sample; a poor sample
+No near pair is lost: the products are exact integers, and the bound is widened by what rounding
+took from these very rows, measured in float64. The components come from a sample; a poor sample
 lets more pairs pass, never fewer.
 """
 
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.fft
 import torch
 
+from img2prompt.data.threads import Threads
 from img2prompt.data.vectors import exact_cosine
 
-COORDINATES = 96
-"""Numbers in a short row. With 64 a product takes 0.7 of the time and 5 times as many pairs pass;
-with 96, 1 to 3 of 10,000 pairs of real prompts pass at a cosine of 0.85."""
+COORDINATES = 112
+"""Numbers in a short row. With 64 a product takes 0.7 of the time and 8 times as many pairs pass;
+with 112, 1 to 4 of 10,000 pairs of real prompts pass at a cosine of 0.85."""
 
 TILE = 2048
-"""Rows and columns of one product: its 4M bounds (8 MB in bf16) stay in the cache."""
+"""Rows and columns of one product."""
 
 PAIRS_AT_ONCE = 8192
 """Candidates checked at once: their vectors (25 MB for 384) stay in the cache."""
@@ -35,49 +38,56 @@ PAIRS_AT_ONCE = 8192
 _STRIP = 256
 _ROWS_AT_ONCE = 1024
 _SAMPLE = 2048
-
-Pairs = tuple[np.ndarray, np.ndarray]
-"""Row numbers (P,), (P,)."""
+_LARGEST = 127
+_STORED = 1e-6
+"""More than float32, in which coordinates wait to be rounded, can change a product."""
 
 
 @dataclass(frozen=True)
 class Near:
     """Unit vectors and their short rows; nothing but arrays, so that workers can share one copy.
 
-    Memory: 192 bytes a row beside the vectors (which may be a memory map), and 50 MB for a tile and
-    its candidates, whatever N. On a machine with a GPU the vectors and short rows are copied to it.
+    Memory: 112 bytes a row beside the vectors (which may be a memory map), and for each thread
+    50 MB for a tile and its candidates, whatever N. A GPU gets a copy of the vectors and short
+    rows.
     """
 
     vectors: np.ndarray
     """float32 (N, D)."""
     short: np.ndarray
-    """(N, K): int16, the bits of bf16; float32 where the processor has no bf16 products."""
+    """int8 (N, K)."""
+    scale: float
+    """What a coordinate was multiplied with before it was rounded."""
     slack: float
-    """How far the product of two short rows may lie below the cosine."""
+    """How far the product of two short rows over scale^2 may lie below the cosine."""
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     @property
     def margin(self) -> float:
-        """Largest error of a float32 dot product of two vectors, in whatever order it is summed."""
-        return _summation_error(self.vectors.shape[1])
+        """Largest error of a float32 dot product of two vectors, in whatever order it is summed.
+
+        n u / (1 - n u) with u = 2^-24 (Higham, Accuracy and Stability, section 3.1), twice, for the
+        rounding of the products and lengths a little above 1.
+        """
+        return self.vectors.shape[1] * 2.0**-23
 
     def candidates(
         self, rows: np.ndarray, others: np.ndarray, floor: np.ndarray
-    ) -> Iterator[Pairs]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of one of `rows` and one of `others`, at most PAIRS_AT_ONCE at a time.
 
-        Among them is every pair whose cosine is at or above `floor` (N,) of the first. The floor is
-        read anew for each tile, so it may rise meanwhile. All rows meet the first tile of others,
-        then the next; pairs of a tile come by the order in `rows`, then in `others`.
+        Among them is every pair whose cosine is at or above `floor` (N,) of the first. All rows
+        meet the first TILE of others, then the next; the pairs of a tile come by the order in
+        `rows`, then in `others`. Several threads may ask at once.
         """
         work = self._work
         for column in chunks(others, work.tile):
-            right = work.short[work.index(column)].T
+            right = work.short[work.index(column)]
             for row in chunks(rows, work.tile):
                 bounds = work.product(work.short[work.index(row)], right)
-                place = _at_least(bounds, self._cut(floor[row], bounds))
+                place = _at_least(bounds, work.index(self._cut(floor[row])))
                 for some in chunks(place, PAIRS_AT_ONCE):
                     yield row[some // len(column)], column[some % len(column)]
 
@@ -88,55 +98,73 @@ class Near:
 
         Returns rows, others and cosines (float64), in the same order.
         """
-        likely = self._cosine(row, other) >= floor[row] - self.margin
+        likely = self._work.cosine(row, other) >= floor[row] - self.margin
         row, other = row[likely], other[likely]
         cosine = exact_cosine(self.vectors[row], self.vectors[other])
         sure = cosine >= floor[row]
         return row[sure], other[sure], cosine[sure]
 
-    def _cosine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """float32 (P,), each right to `margin`."""
-        work = self._work
-        a, b = (
-            torch.index_select(work.vectors, 0, work.index(number), out=room[: len(number)])
-            for number, room in zip((left, right), work.pairs, strict=True)
-        )
-        return a.mul_(b).sum(dim=1).cpu().numpy()
+    def _cut(self, floor: np.ndarray) -> np.ndarray:
+        """int32 (B,): the smallest product of short rows that a cosine at the floor can have."""
+        lowest = np.ceil((floor - self.slack) * self.scale**2)
+        return lowest.clip(-(2**24), 2**24).astype(np.int32)
 
-    def _cut(self, floor: np.ndarray, bounds: torch.Tensor) -> torch.Tensor:
-        """Bits (B,) of the smallest bound that a cosine at the floor can have."""
-        dtype = torch.bfloat16 if bounds.dtype == torch.int16 else torch.float32
-        lowest = torch.from_numpy(floor - self.slack).to(dtype)
-        # Bits of negative numbers are not in order: a cut at or below zero lets everything pass.
-        every = torch.iinfo(bounds.dtype).min
-        return lowest.view(bounds.dtype).masked_fill(lowest <= 0, every).to(bounds.device)
+    @property
+    def _work(self) -> "_Work":
+        if not hasattr(self._own, "work"):
+            self._own.work = _Work(self.vectors, self.short)
+        return self._own.work
 
     @cached_property
-    def _work(self) -> "_Work":
-        return _Work(self.vectors, self.short)
+    def threads(self) -> Threads:
+        """For work on these vectors."""
+        return Threads()
+
+    @cached_property
+    def _own(self) -> threading.local:
+        return threading.local()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: self.__dict__[name] for name in ("vectors", "short", "slack")}
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
 
 def near(vectors: np.ndarray, coordinates: int = COORDINATES) -> Near:
     """Short rows for float32 unit vectors (N, D); with `coordinates` > D nothing is cut off."""
     components = _principal(vectors, coordinates - 1)
-    dtype = torch.bfloat16 if _has_bf16() else torch.float32
-    short = torch.empty(len(vectors), components.shape[1] + 1, dtype=dtype)
-    length = lost = 0.0
-    for part in chunks(np.arange(len(vectors)), _ROWS_AT_ONCE):
-        wide = torch.from_numpy(vectors[part[0] : part[-1] + 1].astype(np.float64))
-        first = wide @ components
-        rest = wide.square().sum(dim=1).sub_(first.square().sum(dim=1)).clamp_(min=0).sqrt_()
-        exact = torch.cat([first, rest[:, None]], dim=1)
-        rounded = short[part[0] : part[-1] + 1] = exact.to(dtype)
-        length = max(length, rounded.double().norm(dim=1).max().item())
-        lost = max(lost, exact.sub_(rounded).norm(dim=1).max().item())
+    width = components.shape[1] + 1
+    assert width * _LARGEST**2 < 2**24, "float32 would not hold the products exactly"
+    # Another rotation makes the coordinates of a row alike, so that rounding costs all the same.
+    mixed = torch.from_numpy(scipy.fft.dct(np.eye(width), norm="ortho"))
+    axes = components @ mixed[:-1]
+    exact = torch.empty(len(vectors), width)
+
+    def fill(start: int) -> None:
+        part = torch.from_numpy(vectors[start : start + _ROWS_AT_ONCE].astype(np.float64))
+        first = part @ axes
+        rest = part.square().sum(dim=1).sub_(first.square().sum(dim=1)).clamp_(min=0).sqrt_()
+        exact[start : start + len(part)] = first.addcmul_(rest[:, None], mixed[-1])
+
+    for _ in Threads().map(fill, range(0, len(vectors), _ROWS_AT_ONCE)):
+        pass
+    return Near(vectors, *_rounded(exact))
+
+
+def _rounded(exact: torch.Tensor) -> tuple[np.ndarray, float, float]:
+    """Rows (N, K) as int8, what they were multiplied with, and the slack of their products."""
+    scale = _LARGEST / max(exact.abs().max().item(), 1e-3) if len(exact) else 1.0
+    short = torch.empty(exact.shape, dtype=torch.int8)
+
+    def fill(start: int) -> tuple[float, float]:
+        part = exact[start : start + _ROWS_AT_ONCE].double()
+        whole = (part * scale).round_()
+        short[start : start + len(part)] = whole
+        length = whole.div_(scale).norm(dim=1).max().item()
+        return length, part.sub_(whole).norm(dim=1).max().item()
+
+    found = [*Threads().map(fill, range(0, len(exact), _ROWS_AT_ONCE))]
+    length, lost = np.max(found, axis=0) if found else (0.0, 0.0)
     # With rounded x', y': x.y = x'.y' + (x - x').y' + x'.(y - y') + (x - x').(y - y').
-    slack = 2 * lost * length + lost**2 + _summation_error(short.shape[1])
-    bits = short.view(torch.int16) if dtype == torch.bfloat16 else short
-    return Near(vectors, bits.numpy(), slack)
+    return short.numpy(), scale, 2 * lost * length + lost**2 + _STORED
 
 
 def chunks(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -152,22 +180,14 @@ def _principal(vectors: np.ndarray, count: int) -> torch.Tensor:
     return torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)[:, :count].contiguous()
 
 
-def _summation_error(terms: int) -> float:
-    """Bound of |float32 sum - sum| of so many products of numbers of two rows of about unit length.
-
-    n 2^-24 / (1 - n 2^-24) for any order of summation (Higham, Accuracy and Stability, 3.1), and
-    the same again for the rounding of products and lengths a little above 1.
-    """
-    return terms * 2.0**-23
-
-
-def _has_bf16() -> bool:
+def _has_int8() -> bool:
+    """Whether the processor multiplies bytes without overflow in between (AVX2 may overflow)."""
     there = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or any(map(there.get, ("avx512_bf16", "amx_bf16")))
+    return any(there.get(name, False) for name in ("avx512_vnni", "amx_int8"))
 
 
 class _Work:
-    """Tensors on the device, and room that is used again for each tile: new pages cost more."""
+    """One thread's tensors, and room that is used again for each tile: new pages cost more."""
 
     def __init__(self, vectors: np.ndarray, short: np.ndarray) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -175,26 +195,34 @@ class _Work:
             # Ray and memory maps give arrays that cannot be written to, and nobody does.
             warnings.filterwarnings("ignore", message=".*not writable")
             self.vectors = torch.from_numpy(vectors).to(self._device)
-            bits = torch.from_numpy(short).to(self._device)
-        self.short = bits.view(torch.bfloat16) if bits.dtype == torch.int16 else bits
+            self.short = torch.from_numpy(short).to(self._device)
         self.tile = TILE if self._device.type == "cpu" else 4 * TILE
+        self._bounds = torch.empty(TILE**2, dtype=torch.int32 if _has_int8() else torch.float32)
         shape = (PAIRS_AT_ONCE, vectors.shape[1])
-        self.pairs = [torch.empty(shape, device=self._device) for _ in range(2)]
-        self._bounds = torch.empty(TILE**2, dtype=self.short.dtype)
+        self._pairs = [torch.empty(shape, device=self._device) for _ in range(2)]
 
     def index(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(numbers).to(self._device)
 
     def product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Bits (B, M) of left (B, K) @ right (K, M) as integers, for which a maximum is 8 times
-        faster; those of positive numbers are in order, and all others below them."""
+        """(B, M), whole numbers: left (B, K) @ right.T (K, M), both int8, by what is fastest.
+
+        bf16 holds every int8, and float32 every sum of products, so none of them rounds.
+        """
         if self._device.type == "cuda":
-            # A GPU that gives bf16 may also round its partial sums to it.
-            bounds = torch.mm(left, right, out_dtype=torch.float32)
-        else:
-            bounds = self._bounds[: len(left) * right.shape[1]].view(len(left), -1)
-            torch.mm(left, right, out=bounds)
-        return bounds.view(torch.int16 if bounds.dtype == torch.bfloat16 else torch.int32)
+            return torch.mm(left.bfloat16(), right.bfloat16().T, out_dtype=torch.float32)
+        bounds = self._bounds[: len(left) * len(right)].view(len(left), -1)
+        if bounds.dtype == torch.int32:
+            return torch._int_mm(left, right.T, out=bounds)
+        return torch.mm(left.float(), right.float().T, out=bounds)
+
+    def cosine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """float32 (P,): dot products of at most PAIRS_AT_ONCE pairs of vectors."""
+        a, b = (
+            torch.index_select(self.vectors, 0, self.index(number), out=room[: len(number)])
+            for number, room in zip((left, right), self._pairs, strict=True)
+        )
+        return a.mul_(b).sum(dim=1).cpu().numpy()
 
 
 def _at_least(bounds: torch.Tensor, cut: torch.Tensor) -> np.ndarray:

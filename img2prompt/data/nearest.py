@@ -37,8 +37,14 @@ class Best:
 
     def compare(self, rows: np.ndarray, others: np.ndarray) -> None:
         """Let all rows meet all others."""
-        for pair in self.pairs.candidates(rows, others, self.floor):
-            self.take(*self.pairs.at_least(*pair, self.floor))
+        tiles = ((some, against) for against in chunks(others, TILE) for some in chunks(rows, TILE))
+        for matches in self.pairs.threads.map(self._matches, tiles):
+            for match in matches:
+                self.take(*match)
+
+    def _matches(self, tile: Job) -> list[Match]:
+        pairs, floor = self.pairs, self.floor
+        return [pairs.at_least(*some, floor) for some in pairs.candidates(*tile, floor)]
 
     def take(self, row: np.ndarray, other: np.ndarray, cosine: np.ndarray) -> None:
         """Take those of these pairs that beat what their rows have."""

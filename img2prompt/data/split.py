@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from img2prompt.data.dedupe import BLOCK
 from img2prompt.data.near import TILE, Near, chunks, near
-from img2prompt.data.nearest import Job, Spread, here, nearest
+from img2prompt.data.nearest import Job, Match, Spread, here, nearest
 from img2prompt.data.vectors import check_unit
 from img2prompt.errors import UserError
 
@@ -52,21 +52,37 @@ def _forest(pairs: Near, threshold: float, job: Job) -> tuple[np.ndarray, np.nda
     rows, others = job
     floor = np.broadcast_to(threshold, len(pairs))
     parent = np.arange(len(pairs))
-    for some in chunks(rows, TILE):
-        for row, other in pairs.candidates(some, others[others < some[-1]], floor):
+
+    def edges(tile: Job) -> list[Match]:
+        found = []
+        for row, other in pairs.candidates(*tile, floor):
             apart = (other < row) & (_roots(parent, row) != _roots(parent, other))
-            _join(parent, *pairs.at_least(row[apart], other[apart], floor)[:2])
+            found.append(pairs.at_least(row[apart], other[apart], floor))
+        return found
+
+    tiles = (
+        (some, against)
+        for some in chunks(rows, TILE)
+        for against in chunks(others[others < some[-1]], TILE)
+    )
+    for found in pairs.threads.map(edges, tiles):
+        for row, other, _ in found:
+            _join(parent, row, other)
     ends = np.union1d(rows, others)
     roots = _roots(parent, ends)
     return ends[ends != roots], roots[ends != roots]
 
 
 def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The first row of each row's component, with the paths shortened on the way."""
+    """The first row of each row's component, with the paths shortened on the way.
+
+    Safe beside one thread that joins: it writes only where a root is, this only elsewhere.
+    """
     found = parent[rows]
     while not np.array_equal(above := parent[found], found):
         found = above
-    parent[rows] = found
+    below = found != rows
+    parent[rows[below]] = found[below]
     return found
 
 

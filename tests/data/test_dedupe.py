@@ -164,7 +164,7 @@ def adversary(kind: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -177,7 +177,7 @@ def adversary(kind: str) -> np.ndarray:
     ],
 )
 def test_adversaries(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_has_bf16", lambda: precision == "bf16")
+    monkeypatch.setattr(near, "_has_int8", lambda: precision == "int8")
     vectors = adversary(kind)
     assert_equal(keep_first(vectors, 0.85), quick_brute_force(vectors, 0.85))
 
