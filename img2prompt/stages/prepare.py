@@ -65,12 +65,18 @@ def summary(prepared: Prepared) -> list[list[object]]:
         ["validation pictures", shard_counts["val"], _leak(group_counts["train_to_val"])],
         ["test pictures", shard_counts["test"], _leak(group_counts["train_to_test"])],
         ["unread pictures", sum(shard_counts["rejected"].values()), _rejected(shard_counts)],
+        ["rejected rows", _all_rejected(prepared), "reasons in {index,clean,shards}/rejected*"],
     ]
 
 
 def _rejected(counts: Mapping[str, Any]) -> str:
     reasons = counts["rejected"]
     return ", ".join(f"{number} {reason}" for reason, number in reasons.items()) or "none rejected"
+
+
+def _all_rejected(prepared: Prepared) -> int:
+    stages = prepared.index, prepared.clean, prepared.shards
+    return sum(sum(stage.counts["rejected"].values()) for stage in stages)
 
 
 def _leak(cosine: float) -> str:

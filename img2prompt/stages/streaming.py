@@ -1,10 +1,10 @@
 """Pictures through model actors with Ray Data: what features, evaluate and predict share.
 
 Bytes and uint8 travel between tasks, floats are made on the model's device. Reading and decoding
-run in plain tasks on CPUs, the model in a pool of actors with one GPU each, or one CPU where there
-is none. While an actor's model works on one batch, the next one is unpacked and sent to its device.
-Every row carries what its reading, decoding and forward pass took, so that a stage can tell where
-its time goes.
+run in plain tasks on CPUs, the model in a pool of actors with one GPU each, or about one CPU where
+there is none. While an actor's model works on one batch, the next one is unpacked and sent to its
+device. Every row carries what its reading, decoding and forward pass took, so that a stage can tell
+where its time goes.
 """
 
 import functools
@@ -30,9 +30,10 @@ from img2prompt.data.shards import read_rows
 from img2prompt.stages.engine import compute_dtype
 from img2prompt.stages.progress import StepTimes
 
-DECODE_CPUS = 0.5
-"""Of a decoding task. Unlike the model's, so that the two are never fused into one actor: the plan
-on CPUs is then the plan on GPUs."""
+DECODE_CPUS, MODEL_CPUS = 0.5, 0.75
+"""Of a decoding task, and of a model's actor where there is no GPU. They differ, so that Ray never
+fuses the two: the plan on CPUs is then the plan on GPUs. And actors that come back on fewer nodes
+than they were counted for leave room for decoding, without which they would wait for ever."""
 
 TASK_BYTES = 96 << 20
 """Decoded pixels of one reading task; Ray Data cuts what exceeds 128 MiB into odd pieces."""
@@ -123,7 +124,7 @@ class Pool:
                 size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
             ),
             num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else 1,
+            num_cpus=0 if gpus else MODEL_CPUS,
         )
 
     def times(self, what: str, rows: int) -> StepTimes:

@@ -1,8 +1,8 @@
 """One MiniLM vector per distinct prompt: rows-*.parquet.
 
 Prompts with many pictures come first: that order is also the one in which near duplicates are kept.
-Tasks on CPUs tokenise, actors (one per GPU, or per CPU where there is none) encode. A killed run goes
-on with the files that have no receipt yet.
+Tasks on CPUs tokenise, actors (one per GPU, or per CPU where there is none) encode. A killed run
+goes on with the files that have no receipt yet.
 """
 
 import contextlib

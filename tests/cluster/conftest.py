@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -63,6 +64,9 @@ def local_nodes(*options: str) -> Iterator[dict[str, str]]:
     finally:
         nodes = stop(script)
     assert nodes
+    deadline = time.monotonic() + 30  # a worker in the middle of a task notices a little later
+    while processes("sid", nodes) and time.monotonic() < deadline:
+        time.sleep(0.5)
     assert processes("sid", nodes) == []
 
 

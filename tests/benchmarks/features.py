@@ -1,0 +1,190 @@
+"""The features stage against the bare model, and against transformers' own pipeline.
+
+One tower with random weights, heavy enough to be the limit, sees the same pictures three ways: as
+tensors that already lie in memory (the ceiling); from shards through `stages/features.py`; and as
+opened pictures through transformers' image-feature-extraction pipeline, in its own float32 and in
+the stage's type. The stage's rate counts from the first finished file to the last, since actors
+start once for millions of pictures; the whole time is shown too. The bare model runs before and
+after the stage, and its mean counts. All must give the same features.
+
+TABLE
+
+    python tests/benchmarks/features.py
+"""
+
+import functools
+import tempfile
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import tyro
+from PIL import Image
+from transformers import CLIPVisionModel, pipeline
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from img2prompt import cli, runtime
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config import ShardConfig, TowerConfig
+from img2prompt.data import images
+from img2prompt.data.shards import SCHEMA
+from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.model.predictor import open_tower
+from img2prompt.model.tower import fresh_tower, save_tower
+from img2prompt.stages.engine import compute_dtype
+from img2prompt.stages.streaming import Pool, forward_shards
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is embedded, and by what."""
+
+    rows: int = 768
+    rows_per_shard: int = 64
+    batch_size: int = 32
+    size: int = 224
+    """Side of the pictures in pixels."""
+    layers: int = 12
+    width: int = 512
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    theirs: int = 64
+    """Pictures for transformers' pipeline, which is slower."""
+    pictures: Path = REAL
+    """Folder of pictures; noise when it does not exist."""
+
+
+def write_tower(options: Options, folder: str) -> TowerConfig:
+    shape = {
+        "hidden_size": options.width,
+        "intermediate_size": 4 * options.width,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": max(1, options.width // 64),
+        "image_size": options.size,
+        "patch_size": 16,
+    }
+    save_tower(fresh_tower(shape, seed=0), folder, torch.float32)
+    return TowerConfig(weights=folder)
+
+
+def write_shards(options: Options, folder: str) -> Artifact:
+    """Shards of JPEGs, a few pictures over and over."""
+    config = ShardConfig(size=options.size, encoding="jpeg", rows_per_shard=options.rows_per_shard)
+    draft, files = Draft.open(folder, "shards", config, {}), _files(options)
+    for number, start in enumerate(range(0, options.rows, options.rows_per_shard)):
+        rows = range(start, min(start + options.rows_per_shard, options.rows))
+        ids = [f"{row:07d}" for row in rows]
+        data = [files[row % len(files)] for row in rows]
+        targets = vector_column(np.zeros((len(ids), DIMENSIONS)))
+        table = pa.table([ids, ids, ids, data, targets], schema=SCHEMA)
+        draft.write_table(f"train/{number:05d}.parquet", table, config.rows_per_group)
+    return draft.publish()
+
+
+def _files(options: Options) -> list[bytes]:
+    if options.pictures.exists():
+        paths = sorted(options.pictures.iterdir())[:128]
+        pictures = [images.decode(path.read_bytes()) for path in paths]
+    else:
+        rng = np.random.default_rng(0)
+        pictures = list(rng.integers(0, 256, (16, options.size, options.size, 3), np.uint8))
+    return [images.encode(images.resize(p, options.size, "crop"), "jpeg") for p in pictures]
+
+
+def bare(options: Options, tower: TowerConfig, pixels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Pictures a second, and the features of `pixels`, which are in memory."""
+    model, tensor = open_tower(tower).eval(), torch.from_numpy(pixels)
+    dtype = compute_dtype(options.precision, torch.device("cpu"))
+    half = dtype != torch.float32
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=half):
+        batches = tensor.split(options.batch_size)
+        model(batches[0])
+        began = time.perf_counter()
+        found = torch.cat([model(batch).float() for batch in batches])
+    return len(pixels) / (time.perf_counter() - began), found.numpy()
+
+
+def staged(
+    options: Options, tower: TowerConfig, shards: Artifact
+) -> tuple[float, float, dict[str, np.ndarray]]:
+    """Pictures a second between first and last file, over all, and the features by id."""
+    pool = Pool(
+        make_model=functools.partial(open_tower, tower),
+        batch_size=options.batch_size,
+        precision=options.precision,
+    )
+    times, arrived = pool.times("features", options.rows), []
+    found: dict[str, np.ndarray] = {}
+    began = time.perf_counter()
+    for _, ids, vectors in forward_shards(shards, shards.names("train/"), pool, times):
+        found |= dict(zip(ids, vectors[:, 0], strict=True))
+        arrived.append((time.perf_counter(), len(ids)))
+    times.log()
+    steady = sum(rows for _, rows in arrived[1:]) / max(arrived[-1][0] - arrived[0][0], 1e-9)
+    return steady, options.rows / (time.perf_counter() - began), found
+
+
+def theirs(
+    options: Options, tower: TowerConfig, files: list[bytes], dtype: torch.dtype
+) -> tuple[float, np.ndarray]:
+    """transformers' pipeline on the same files."""
+    square = {"height": options.size, "width": options.size}
+    extract = pipeline(
+        "image-feature-extraction",
+        model=CLIPVisionModel.from_pretrained(tower.weights, dtype=dtype).eval(),
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": options.size}, crop_size=square
+        ),
+        batch_size=options.batch_size,
+        device="cpu",
+    )
+    pictures = [Image.open(BytesIO(data)).convert("RGB") for data in files]
+    extract(pictures[:2], pool=True, return_tensors=True)
+    began = time.perf_counter()
+    opened = [Image.open(BytesIO(data)).convert("RGB") for data in files]
+    found = extract(opened, pool=True, return_tensors=True)
+    seconds = time.perf_counter() - began
+    return len(files) / seconds, torch.cat(list(found)).float().numpy()
+
+
+def check_same(found: np.ndarray, expected: np.ndarray, what: str) -> None:
+    """Refuse (AssertionError) features that point elsewhere; bf16 keeps about three digits."""
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = (found * expected).sum(axis=1) / lengths
+    assert cosine.min() > 0.999, f"{what}: cosine {cosine.min():.4f}"
+
+
+def run(options: Options) -> dict[str, float]:
+    """Measure and print the table; rates in pictures a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        tower = write_tower(options, f"{folder}/tower")
+        shards = write_shards(options, f"{folder}/shards")
+        table = shards.read_tables("train/", ["id", "image"]).slice(0, options.theirs)
+        files = table["image"].to_pylist()
+        pixels = np.stack([images.decode(data) for data in files])
+        before, expected = bare(options, tower, pixels)
+        with runtime.connect():
+            steady, whole, found = staged(options, tower, shards)
+        after, _ = bare(options, tower, pixels)
+        check_same(np.stack([found[i] for i in table["id"].to_pylist()]), expected, "stage")
+        rates = {"bare model": (before + after) / 2, "stage": steady, "stage with start": whole}
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            rates[f"transformers {name}"], other = theirs(options, tower, files, dtype)
+            check_same(other, expected, name)
+    ceiling = rates["bare model"]
+    cli.show(
+        f"{options.rows} pictures of {options.size} px, {options.layers} layers x {options.width}",
+        ["", "pictures/s", "of the bare model"],
+        [[name, f"{rate:.1f}", f"{rate / ceiling:.1%}"] for name, rate in rates.items()],
+    )
+    return rates
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options, description=__doc__))

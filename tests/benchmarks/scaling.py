@@ -1,0 +1,133 @@
+"""How far the streaming of pictures through actors scales: a model that only sleeps.
+
+With a model that sleeps a fixed time for each batch, N actors should do N times what one does, as
+long as reading, decoding and Ray's own work keep up. The rate counts from the moment when the last
+actor has begun to the moment when the first has nothing left, so that starting 16 processes on few
+cores is not mistaken for a limit. The last line is a model that takes no time: the ceiling of the
+plumbing on this machine. Every row must come back once.
+
+TABLE
+
+    python tests/benchmarks/scaling.py
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+import tyro
+from torch import Tensor, nn
+
+from img2prompt import cli, runtime
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config import ShardConfig
+from img2prompt.data import images
+from img2prompt.data.shards import SCHEMA
+from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.stages.streaming import Pool, forward_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What runs."""
+
+    actors: tuple[int, ...] = (1, 2, 4, 8, 16)
+    seconds: float = 0.5
+    """That the model sleeps for each batch."""
+    batch_size: int = 32
+    batches: int = 40
+    """Of each actor."""
+    size: int = 32
+    """Side of the pictures in pixels."""
+    rows_per_shard: int = 256
+
+
+def sleeper(seconds: float, zero: float) -> Callable[[], nn.Module]:
+    """Maker of a model whose output is (begin, end, process) for each row, times since `zero`."""
+
+    # Workers cannot import this file; a class inside a function travels to them whole.
+    class Sleeper(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            began = time.time() - zero
+            time.sleep(seconds)
+            row = torch.tensor([began, time.time() - zero, float(os.getpid())])
+            return row.repeat(len(pixels), 1)
+
+    return lambda: Sleeper()
+
+
+def write_shards(options: Options, rows: int, folder: str) -> Artifact:
+    config = ShardConfig(size=options.size, rows_per_shard=options.rows_per_shard)
+    draft = Draft.open(folder, "shards", config, {})
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (options.size, options.size, 3), np.uint8)
+    picture = images.encode(noise, "png")
+    for number, start in enumerate(range(0, rows, options.rows_per_shard)):
+        count = min(options.rows_per_shard, rows - start)
+        ids = [f"{start + row:07d}" for row in range(count)]
+        targets = vector_column(np.zeros((count, DIMENSIONS)))
+        table = pa.table([ids, ids, ids, [picture] * count, targets], schema=SCHEMA)
+        draft.write_table(f"train/{number:05d}.parquet", table, config.rows_per_group)
+    return draft.publish()
+
+
+def stream(options: Options, shards: Artifact, actors: int, seconds: float) -> np.ndarray:
+    """(begin, end, process) of every row; the pictures go through the real pipeline."""
+    rows = sum(receipt.rows for receipt in shards.files.values())
+    make = sleeper(seconds, time.time())
+    pool = Pool(make_model=make, batch_size=options.batch_size, workers=actors)
+    times = pool.times(f"{actors} actors", rows)
+    seen: list[str] = []
+    stamps = []
+    for _, ids, vectors in forward_shards(shards, shards.names("train/"), pool, times):
+        seen += ids
+        stamps.append(vectors[:, 0])
+    times.log()
+    assert len(seen) == len(set(seen)) == rows, "every row comes once"
+    return np.concatenate(stamps)
+
+
+def steady_rate(stamps: np.ndarray) -> float:
+    """Rows a second while all actors are at work."""
+    begin, end, process = stamps.T
+    each = [process == number for number in np.unique(process)]
+    start, stop = max(begin[own].min() for own in each), min(end[own].max() for own in each)
+    inside = (end > start) & (end <= stop)
+    # The batches that are cut by the window's edges count by the share that lies inside.
+    cut = (begin < start) & (end > start)
+    whole = inside.sum() - cut.sum()
+    part = ((end[cut] - start) / np.maximum(end[cut] - begin[cut], 1e-9)).sum()
+    return float((whole + part) / max(stop - start, 1e-9))
+
+
+def run(options: Options) -> dict[int, float]:
+    """Measure and print; rows a second by number of actors, 0 for a model that takes no time."""
+    found: dict[int, float] = {}
+    most = max(options.actors)
+    with runtime.connect(cpus=2 * most + 2), tempfile.TemporaryDirectory() as folder:
+        for actors in options.actors:
+            rows = actors * options.batches * options.batch_size
+            shards = write_shards(options, rows, f"{folder}/{actors}")
+            found[actors] = steady_rate(stream(options, shards, actors, options.seconds))
+        found[0] = steady_rate(stream(options, shards, 1, 0.0))
+    linear = options.batch_size / options.seconds
+    cli.show(
+        f"a model that sleeps {options.seconds} s for {options.batch_size} pictures",
+        ["actors", "rows/s", "of linear"],
+        [
+            [actors, f"{rate:.0f}", f"{rate / (actors * linear):.1%}"]
+            for actors, rate in found.items()
+            if actors
+        ]
+        + [["1, no sleep", f"{found[0]:.0f}", "the ceiling"]],
+    )
+    return found
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,118 @@
+"""SIGKILL of a worker, of a node's raylet and of the driver: nothing is lost, nothing differs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from img2prompt.artifact import Artifact
+from img2prompt.stages import features, shard
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+PREPARE = (
+    *("jobs/prepare.py", "demo", "--sources.0.prompts", "110", "--sources.0.size", "256"),
+    *("--shard.size", "64", "--shard.rows-per-shard", "8", "--shard.rows-per-group", "8"),
+)
+"""Pictures that are large when they are drawn, so that there is time to kill something."""
+
+
+@pytest.fixture(scope="module")
+def exports(start_nodes) -> Iterator[dict[str, str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+        with start_nodes("--nodes", "2", "--cpus", "2") as exported:
+            yield exported
+
+
+@pytest.fixture(scope="module")
+def start(exports, tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a job on the cluster; what it says goes to a file that a failing test shows."""
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "IMG2PROMPT_"))}
+    environment = {**kept, **exports, "PYTHONPATH": str(ROOT)}
+    log = tmp_path_factory.mktemp("jobs") / "log"
+    running: list[subprocess.Popen] = []
+
+    def begin(*arguments: str) -> subprocess.Popen:
+        with log.open("ab") as output:
+            command = [sys.executable, *arguments]
+            job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        running.append(job)
+        return job
+
+    yield begin
+    for job in running:
+        job.kill()
+        job.wait()
+    print(log.read_text()[-5000:])
+
+
+def wait_for(what: Callable[[], object], job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert job.poll() is None, f"the job ended with {job.returncode} before it was disturbed"
+        assert time.monotonic() < deadline, "the job does not come that far"
+        time.sleep(0.02)
+
+
+def kill(address: str, having: str) -> None:
+    """SIGKILL the newest process with this in its title on the newest node of the cluster."""
+    command = ["ps", "-ww", "-eo", "pid=,sid=,args=", "--sort=-start_time"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    nodes = [sid for _, sid, title in rows if f"start --block --address {address}" in title]
+    for node in nodes:
+        for pid, sid, title in rows:
+            if sid == node and having in title:
+                os.kill(int(pid), signal.SIGKILL)
+                return
+    raise AssertionError(f"no process with {having!r} on {nodes} in:\n{listed}")
+
+
+def receipts(folder: Path, kind: str) -> Callable[[], bool]:
+    """Whether two files of a kind are finished and the folder is not."""
+    return lambda: len(list((folder / "receipts" / kind).glob("*"))) >= 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory) -> Path:
+    """Shards and features of a run to which nothing happens."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    for arguments in (PREPARE, ("jobs/features.py", "--batch-size", "4")):
+        assert start(*arguments, "--out", str(out)).wait(timeout=300) == 0
+    return out
+
+
+def test_prepare_survives_worker_driver_and_node(exports, start, undisturbed, tmp_path) -> None:
+    job = start(*PREPARE, "--out", str(tmp_path))
+    wait_for(receipts(tmp_path / "shards", "train"), job)
+    kill(exports["RAY_ADDRESS"], "ray::_make")
+    job.kill()
+    job.wait()
+    finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "shards" / "train").glob("*.parquet")}
+    again = start(*PREPARE, "--out", str(tmp_path))
+    wait_for(lambda: len(list((tmp_path / "shards" / "train").glob("*"))) > len(finished), again)
+    kill(exports["RAY_ADDRESS"], "raylet/raylet")
+    assert again.wait(timeout=300) == 0
+    kept = [path for path, changed in finished.items() if path.stat().st_mtime_ns == changed]
+    assert len(kept) >= len(finished) - 2  # what had no receipt yet when the driver died
+    made = Artifact.load(str(tmp_path / "shards"), shard.STAGE)
+    assert made.fingerprint == Artifact.load(str(undisturbed / "shards"), shard.STAGE).fingerprint
+
+
+def test_features_survive_the_loss_of_an_actor(exports, start, undisturbed, tmp_path) -> None:
+    (tmp_path / "shards").symlink_to(undisturbed / "shards")
+    job = start("jobs/features.py", "--batch-size", "4", "--out", str(tmp_path))
+    wait_for(receipts(tmp_path / "features", "train"), job)
+    kill(exports["RAY_ADDRESS"], "ray::MapWorker")
+    assert job.wait(timeout=300) == 0
+    found, expected = (
+        Artifact.load(str(out / "features"), features.STAGE) for out in (tmp_path, undisturbed)
+    )
+    assert found.fingerprint == expected.fingerprint
