@@ -15,11 +15,11 @@ from functools import partial
 
 import numpy as np
 
-from img2prompt.data.near import TILE, chunks, near
+from img2prompt.data.near import chunks, near
 from img2prompt.data.nearest import Best, Spread, best_matches, here
 from img2prompt.data.vectors import check_unit
 
-BLOCK = 16 * TILE
+BLOCK = 32_768
 """Rows that are compared with the rows kept before them at once, in jobs of as many kept rows."""
 
 
@@ -68,7 +68,7 @@ def keep_first(
 def _settle(best: Best, rows: np.ndarray) -> np.ndarray:
     """Decide rows that were compared with all rows kept before them; returns those kept."""
     kept = np.zeros(0, np.int64)
-    for step in chunks(rows, TILE):
+    for step in chunks(rows, best.pairs.tile):
         best.compare(step, kept)
         (fresh,) = best.pairs.threads.map(partial(_decide, best), [step])
         kept = np.append(kept, fresh)

@@ -30,7 +30,7 @@ COORDINATES = 112
 with 112, 1 to 4 of 10,000 pairs of real prompts pass at a cosine of 0.85."""
 
 TILE = 2048
-"""Rows and columns of one product."""
+"""Rows and columns of one product on a CPU: its 4M bounds (16 MB) stay in the cache."""
 
 PAIRS_AT_ONCE = 8192
 """Candidates checked at once: their vectors (25 MB for 384) stay in the cache."""
@@ -47,9 +47,8 @@ _STORED = 1e-6
 class Near:
     """Unit vectors and their short rows; nothing but arrays, so that workers can share one copy.
 
-    Memory: 112 bytes a row beside the vectors (which may be a memory map), and for each thread
-    50 MB for a tile and its candidates, whatever N. A GPU gets a copy of the vectors and short
-    rows.
+    Memory: 112 bytes a row beside the vectors, which may be a memory map (560 while they are made),
+    and 50 MB a thread for a tile and its candidates. A GPU gets a copy of vectors and short rows.
     """
 
     vectors: np.ndarray
@@ -65,6 +64,11 @@ class Near:
         return len(self.vectors)
 
     @property
+    def tile(self) -> int:
+        """Rows and columns of one product."""
+        return 4 * TILE if torch.cuda.is_available() else TILE
+
+    @property
     def margin(self) -> float:
         """Largest error of a float32 dot product of two vectors, in whatever order it is summed.
 
@@ -76,20 +80,16 @@ class Near:
     def candidates(
         self, rows: np.ndarray, others: np.ndarray, floor: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of one of `rows` and one of `others`, at most PAIRS_AT_ONCE at a time.
+        """Pairs of one of `rows` and one of `others` (of each at most `tile`), in that order.
 
-        Among them is every pair whose cosine is at or above `floor` (N,) of the first. All rows
-        meet the first TILE of others, then the next; the pairs of a tile come by the order in
-        `rows`, then in `others`. Several threads may ask at once.
+        Among them is every pair whose cosine is at or above `floor` (N,) of the first. They come
+        PAIRS_AT_ONCE at a time at most. Several threads may ask at once.
         """
         work = self._work
-        for column in chunks(others, work.tile):
-            right = work.short[work.index(column)]
-            for row in chunks(rows, work.tile):
-                bounds = work.product(work.short[work.index(row)], right)
-                place = _at_least(bounds, work.index(self._cut(floor[row])))
-                for some in chunks(place, PAIRS_AT_ONCE):
-                    yield row[some // len(column)], column[some % len(column)]
+        bounds = work.product(work.short[work.index(rows)], work.short[work.index(others)])
+        place = _at_least(bounds, work.index(self._cut(floor[rows])))
+        for some in chunks(place, PAIRS_AT_ONCE):
+            yield rows[some // len(others)], others[some % len(others)]
 
     def at_least(
         self, row: np.ndarray, other: np.ndarray, floor: np.ndarray
@@ -117,8 +117,8 @@ class Near:
 
     @cached_property
     def threads(self) -> Threads:
-        """For work on these vectors."""
-        return Threads()
+        """For work on these vectors; one with a GPU, which would get a copy for each."""
+        return Threads(1 if torch.cuda.is_available() else torch.get_num_threads())
 
     @cached_property
     def _own(self) -> threading.local:
@@ -144,7 +144,7 @@ def near(vectors: np.ndarray, coordinates: int = COORDINATES) -> Near:
         rest = part.square().sum(dim=1).sub_(first.square().sum(dim=1)).clamp_(min=0).sqrt_()
         exact[start : start + len(part)] = first.addcmul_(rest[:, None], mixed[-1])
 
-    for _ in Threads().map(fill, range(0, len(vectors), _ROWS_AT_ONCE)):
+    for _ in Threads(torch.get_num_threads()).map(fill, range(0, len(vectors), _ROWS_AT_ONCE)):
         pass
     return Near(vectors, *_rounded(exact))
 
@@ -161,7 +161,7 @@ def _rounded(exact: torch.Tensor) -> tuple[np.ndarray, float, float]:
         length = whole.div_(scale).norm(dim=1).max().item()
         return length, part.sub_(whole).norm(dim=1).max().item()
 
-    found = [*Threads().map(fill, range(0, len(exact), _ROWS_AT_ONCE))]
+    found = [*Threads(torch.get_num_threads()).map(fill, range(0, len(exact), _ROWS_AT_ONCE))]
     length, lost = np.max(found, axis=0) if found else (0.0, 0.0)
     # With rounded x', y': x.y = x'.y' + (x - x').y' + x'.(y - y') + (x - x').(y - y').
     return short.numpy(), scale, 2 * lost * length + lost**2 + _STORED
@@ -196,7 +196,6 @@ class _Work:
             warnings.filterwarnings("ignore", message=".*not writable")
             self.vectors = torch.from_numpy(vectors).to(self._device)
             self.short = torch.from_numpy(short).to(self._device)
-        self.tile = TILE if self._device.type == "cpu" else 4 * TILE
         self._bounds = torch.empty(TILE**2, dtype=torch.int32 if _has_int8() else torch.float32)
         shape = (PAIRS_AT_ONCE, vectors.shape[1])
         self._pairs = [torch.empty(shape, device=self._device) for _ in range(2)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from img2prompt.data.near import TILE, Near, chunks, near
+from img2prompt.data.near import Near, chunks, near
 
 Job = tuple[np.ndarray, np.ndarray]
 """Numbers of rows, and of the others that they are compared with."""
@@ -37,7 +37,8 @@ class Best:
 
     def compare(self, rows: np.ndarray, others: np.ndarray) -> None:
         """Let all rows meet all others."""
-        tiles = ((some, against) for against in chunks(others, TILE) for some in chunks(rows, TILE))
+        size = self.pairs.tile
+        tiles = ((some, against) for against in chunks(others, size) for some in chunks(rows, size))
         for matches in self.pairs.threads.map(self._matches, tiles):
             for match in matches:
                 self.take(*match)
@@ -96,6 +97,6 @@ def _first_guess(pairs: Near, rows: np.ndarray, others: np.ndarray) -> np.ndarra
     """float64 (N,): what the nearest other of each row reaches at least, from a few others."""
     floor = np.full(len(pairs), -np.inf)
     some = pairs.vectors[others[:: max(1, len(others) // _GUESSES)]].T
-    for row in chunks(rows, TILE):
+    for row in chunks(rows, pairs.tile):
         floor[row] = (pairs.vectors[row] @ some).max(axis=1) - pairs.margin
     return floor

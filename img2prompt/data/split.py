@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from img2prompt.data.dedupe import BLOCK
-from img2prompt.data.near import TILE, Near, chunks, near
+from img2prompt.data.near import Near, chunks, near
 from img2prompt.data.nearest import Job, Match, Spread, here, nearest
 from img2prompt.data.vectors import check_unit
 from img2prompt.errors import UserError
@@ -62,8 +62,8 @@ def _forest(pairs: Near, threshold: float, job: Job) -> tuple[np.ndarray, np.nda
 
     tiles = (
         (some, against)
-        for some in chunks(rows, TILE)
-        for against in chunks(others[others < some[-1]], TILE)
+        for some in chunks(rows, pairs.tile)
+        for against in chunks(others[others < some[-1]], pairs.tile)
     )
     for found in pairs.threads.map(edges, tiles):
         for row, other, _ in found:

@@ -13,22 +13,23 @@ B = TypeVar("B")
 
 
 class Threads:
-    """As many threads as torch may use here, in each of which torch uses one core.
+    """Threads in each of which torch uses one core; a single one is the caller's own.
 
     Torch's own threads wait for each other after every operation. With operations of a millisecond,
     one more busy process on the machine makes that 5 to 10 times slower; work that is independent
     for longer hardly notices it.
     """
 
-    def __init__(self) -> None:
-        self._count = torch.get_num_threads()
-        if self._count == 1:
+    def __init__(self, count: int) -> None:
+        self._count = count
+        if count == 1:
             return
-        self._pool = ThreadPoolExecutor(self._count, "torch", _one_core)
-        started = Barrier(self._count)
-        list(self._pool.map(lambda _: started.wait(), range(self._count)))
+        before = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(count, "torch", _one_core)
+        started = Barrier(count)
+        list(self._pool.map(lambda _: started.wait(), range(count)))
         # Torch also took their number for that of all threads to come.
-        torch.set_num_threads(self._count)
+        torch.set_num_threads(before)
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
         """Results in the order of the arguments, of which a few are under way at a time."""

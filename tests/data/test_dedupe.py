@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from img2prompt.data import dedupe, near
+from img2prompt.data import near
 from img2prompt.data.dedupe import KeepFirst, keep_first
 from img2prompt.data.vectors import exact_cosine
 
@@ -254,8 +254,7 @@ def test_blocks_threads_tiles_and_the_file_do_not_matter(
     try:
         for number, block, tile in ((1, 500, 256), (2, 3000, 700), (3, 65536, 64)):
             torch.set_num_threads(number)
-            for module in (near, dedupe):
-                monkeypatch.setattr(module, "TILE", tile)
+            monkeypatch.setattr(near, "TILE", tile)
             monkeypatch.setattr(near, "PAIRS_AT_ONCE", 100 * number)
             assert_equal(keep_first(mapped, 0.85, block), expected)
     finally:
