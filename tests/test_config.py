@@ -73,7 +73,8 @@ def test_the_fingerprint_follows_every_setting() -> None:
     config = presets.lora_demo()
     numbers = {k: v for k, v in leaves(config.to_dict()).items() if type(v) in (bool, int, float)}
     assert len(numbers) > 15
-    small = {"optim.warmup": 0.3, "plan.lora_rate": 0.3, "plan.nfz_rate": 0.3}
+    shares = ("optim.warmup", "plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout")
+    small = dict.fromkeys(shares, 0.3)
     changed = [
         config.replace({name: small.get(name, 2 if name == "engine.zero_stage" else other(value))})
         for name, value in numbers.items()

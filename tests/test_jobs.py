@@ -15,6 +15,7 @@ JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 HELP = {
     "demo": ["--prepare.sources.0.prompts", "--probe.optim.epochs", "--finetune.plan.lora-rate"],
     "evaluate": ["--runs", "--split {val,test}", "--neighbours"],
+    "export": ["--run", "--name"],
     "features": ["--tower.weights", "--batch-size", "l14-336:"],
     "predict": ["--pictures", "--run", "--prompts", "--nearest"],
     "prepare": ["--sources.0.prompts", "--group.duplicate-cosine", "pictures-small:"],
@@ -117,6 +118,7 @@ def done(
         "train": ["probe-demo", *tower, "--optim.epochs", "2", "--optim.batch-size", "16"],
         "evaluate": ["--runs", "probe"],
         "predict": ["--pictures", str(pictures), "--run", "probe", "--nearest", "2"],
+        "export": ["--run", "probe"],
     }
     return out, {name: cells(job(name, *given, out=out)) for name, given in commands.items()}
 
@@ -175,6 +177,14 @@ def test_predict_tells_prompts_and_rejected_pictures(done) -> None:
     assert list(told) == ["noise-0", "noise-1", "noise-2", "zero [1]"]
     assert [told[row["imgId"]][1] for row in firsts] == [row["cosine"] for row in firsts]
     assert told["zero [1]"][0].startswith("unreadable picture: ")
+
+
+@marked
+def test_export_lists_its_files(done) -> None:
+    out, tables = done
+    files = {name for (name,) in tables["export"]}
+    assert {"head.safetensors", "tower/config.json", "tower/model.safetensors"} <= files
+    assert all((out / "export" / name).stat().st_size > 0 for name in files)
 
 
 @marked

@@ -12,6 +12,7 @@ from img2prompt.config import (
     ChainConfig,
     Config,
     EvaluateConfig,
+    ExportConfig,
     FeaturesConfig,
     PredictConfig,
     PrepareConfig,
@@ -30,6 +31,7 @@ TABLES = {
     "TRAIN": TrainConfig,
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
+    "EXPORT": ExportConfig,
     "CHAINS": ChainConfig,
     "SEARCH": SearchConfig,
 }
@@ -96,7 +98,7 @@ def test_runs_share_the_tower_of_their_features() -> None:
 def test_default_runs_are_those_that_the_presets_train() -> None:
     names = {make().name for make in presets.TRAIN.values()}
     assert set(EvaluateConfig().runs) <= names
-    assert PredictConfig().run in names
+    assert {PredictConfig().run, ExportConfig().run} <= names
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_default_runs_are_those_that_the_presets_train() -> None:
         "lora-demo": (1, 3, 3),
         "probe-l14-336": (24, 0, 0),
         "lora-l14-336": (1, 14, 9),  # the published layout: layers 0, 1 to 14 and 15 to 23
+        "lora-published": (1, 14, 9),
         "tower": (0, 0, 7),
     }.items(),
 )

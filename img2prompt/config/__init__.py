@@ -15,7 +15,13 @@ from img2prompt.config.data import (
     TargetsConfig,
     TowerConfig,
 )
-from img2prompt.config.jobs import ChainConfig, EvaluateConfig, PredictConfig, SearchConfig
+from img2prompt.config.jobs import (
+    ChainConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+    SearchConfig,
+)
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 
@@ -25,6 +31,7 @@ __all__ = [
     "Config",
     "EngineConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FeaturesConfig",
     "GroupConfig",
     "HeadConfig",

@@ -54,6 +54,16 @@ class PredictConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    """A run as plain files that other programs load."""
+
+    name: str = "export"
+    """Folder name of the result."""
+    run: str = "lora"
+    """Training run under `runs/` that is exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
     """A search over layer plans and head widths; each trial is a real training run."""
 

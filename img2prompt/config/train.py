@@ -17,6 +17,11 @@ class PlanConfig(Config):
     """True rank of the LoRA matrices (the published code's `rank=4` means 1024 // 4 = 256)."""
     lora_scale: float = 1.0
     """Factor on the LoRA update (alpha / rank in the terms of arXiv 2106.09685)."""
+    lora_dropout: float = 0.0
+    """Share of the LoRA matrices' inputs that a training step drops."""
+    lora_init: Literal["kaiming", "published"] = "kaiming"
+    """Of the down-matrix: Kaiming uniform, or normal with deviation 1 / rank as the published code
+    has it. The up-matrix is zero in both, so the tower's output is unchanged at the start."""
     embeddings: bool = False
     """Train the patch and position embeddings too, as a tower that starts from nothing needs."""
 
@@ -25,6 +30,7 @@ class PlanConfig(Config):
         check(0 <= self.nfz_rate <= 1, "plan.nfz_rate", self.nfz_rate, "0 to 1")
         check(self.lora_rank >= 1, "plan.lora_rank", self.lora_rank, "1 or more")
         check(self.lora_scale > 0, "plan.lora_scale", self.lora_scale, "above 0")
+        check(0 <= self.lora_dropout < 1, "plan.lora_dropout", self.lora_dropout, "[0, 1)")
 
     @property
     def frozen_tower(self) -> bool:

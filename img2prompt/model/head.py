@@ -28,8 +28,8 @@ def build_head(width_in: int, config: HeadConfig) -> nn.Module:
 class GlobalBatchNorm(nn.BatchNorm1d):
     """BatchNorm over the batches of all workers together, in float32, on any device.
 
-    torch's SyncBatchNorm does the same on GPUs only. With equal batches on all workers the result
-    does not depend on how many workers share the global batch.
+    torch's SyncBatchNorm does the same on GPUs only. Workers may hold different numbers of rows:
+    the result does not depend on how the global batch is shared.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,10 +40,11 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             return self._shared(x) if self.training and shared else super().forward(x)
 
     def _shared(self, x: Tensor) -> Tensor:
-        rows = x.shape[0] * dist.get_world_size()
         everyone = dist.group.WORLD
         assert everyone is not None
-        mean = all_reduce(x.sum(0), "sum", everyone) / rows
+        sums = all_reduce(torch.cat([x.sum(0), x.new_tensor([len(x)])]), "sum", everyone)
+        rows = sums[-1].detach()
+        mean = sums[:-1] / rows
         variance = all_reduce(((x - mean) ** 2).sum(0), "sum", everyone) / rows
         self._update(mean.detach(), variance.detach() * rows / (rows - 1))
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias

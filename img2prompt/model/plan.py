@@ -5,17 +5,16 @@ last `int(depth * nfz_rate)` layers are trained whole, the `int(depth * lora_rat
 LoRA (arXiv 2106.09685) on the four attention projections, the rest stays frozen.
 """
 
-import logging
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from img2prompt.config import PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.tower import Tower
-
-logger = logging.getLogger(__name__)
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -58,8 +57,13 @@ def apply_plan(tower: Tower, config: PlanConfig) -> LayerPlan:
     """Freeze, unfreeze and add LoRA matrices in place; returns the plan.
 
     The final LayerNorm is trained with any learning layer. The embeddings and the first LayerNorm
-    are trained only when asked for, as training from nothing needs. LoRA: up-matrix zero, so the
-    tower's output is unchanged at the start; down-matrix by peft's default (Kaiming uniform).
+    are trained only when asked for, as training from nothing needs.
+
+    LoRA: `y = Wx + b + scale * up(down(dropout(x)))` on the query, key, value and output
+    projections, with matrices down (rank, D) and up (D, rank), without biases. The up-matrix is
+    zero, so the tower's output is unchanged at the start. The down-matrix is Kaiming uniform, or
+    normal with deviation 1 / rank in the published form, whose scale is 1 and which has no dropout.
+    Drawn from torch's global generator, alike on all workers that seed it alike.
     """
     plan = layer_plan(tower.depth, config.lora_rate, config.nfz_rate)
     tower.requires_grad_(config.embeddings)
@@ -78,11 +82,25 @@ def _add_lora(vision: nn.Module, plan: LayerPlan, config: PlanConfig) -> None:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_rank * config.lora_scale,  # type: ignore[arg-type]  # floats work
-        lora_dropout=0.0,
+        lora_dropout=config.lora_dropout,
+        init_lora_weights="gaussian" if config.lora_init == "published" else True,
         bias="none",
         target_modules=targets,
     )
     inject_adapter_in_model(lora, vision)
+    vision.train(vision.training)  # peft's parts begin in training mode, with dropout
     for name, tensor in vision.named_parameters():  # peft froze all but its own tensors
         if name in learning:
             tensor.requires_grad_(True)
+
+
+@torch.no_grad()
+def merge_lora(tower: Tower) -> None:
+    """Add every LoRA update to the matrix it belongs to, in place; the tower is a plain one again.
+
+    Outputs stay as they are in evaluation mode, up to the rounding of float32.
+    """
+    for name, part in list(tower.vision.named_modules()):
+        if isinstance(part, LoraLinear):
+            part.merge()
+            tower.vision.set_submodule(name, part.get_base_layer())

@@ -9,13 +9,14 @@ Shapes: B pictures, S side in pixels, D width of the tower.
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.initialization import no_init_weights
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.config import TowerConfig
 from img2prompt.model.weights import fingerprint, load_tower_weights
@@ -95,6 +96,22 @@ def save_tower(tower: Tower, folder: str | Path, dtype: torch.dtype = torch.floa
     config.save_pretrained(folder)
     tensors = {name: t.to(dtype).contiguous() for name, t in tower.vision.state_dict().items()}
     save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_processor(folder: str | Path, size: int, fit: Literal["crop", "whole"]) -> None:
+    """Write how pictures become `size` pixels, for transformers' AutoImageProcessor.
+
+    `fit` as in ShardConfig.
+    """
+    square = {"height": size, "width": size}
+    crop = fit == "crop"
+    CLIPImageProcessorPil(
+        size={"shortest_edge": size} if crop else square,
+        do_center_crop=crop,
+        crop_size=square,
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
+    ).save_pretrained(folder)
 
 
 def _build(config: CLIPVisionConfig) -> CLIPVisionModel:

@@ -47,7 +47,7 @@ def load_tower_weights(config: TowerConfig) -> tuple[CLIPVisionConfig, dict[str,
     expected = {prefix + name: shape for name, shape in _shapes(vision_config).items()}
     _check_tensors(folder, expected, {name: tuple(t.shape) for name, t in found.items()})
     tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in found.items()}
-    side, patch = _sides(vision_config)
+    side, patch = sides(vision_config)
     if config.image_size not in (0, side):
         _check_resolution(config, side, patch)
         tensors[POSITIONS] = resize_positions(tensors[POSITIONS], config.image_size // patch)
@@ -131,7 +131,7 @@ def _read_config(folder: Path) -> CLIPVisionConfig:
     return config
 
 
-def _sides(config: CLIPVisionConfig) -> tuple[int, int]:
+def sides(config: CLIPVisionConfig) -> tuple[int, int]:
     """Sides of a picture and of a patch in pixels."""
     side, patch = config.image_size, config.patch_size
     assert isinstance(side, int)

@@ -11,6 +11,7 @@ from img2prompt.config import HeadConfig
 from img2prompt.model.head import GlobalBatchNorm, build_head
 
 WORKERS, ROWS, WIDTH, EMBEDDING = 2, 12, 6, 384
+SHARES = {"equal shares": (6, 6), "unequal shares": (4, 8), "a share of one row": (11, 1)}
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -35,30 +36,39 @@ def wide_head() -> nn.Module:
     return head
 
 
-def two_steps(head: nn.Module, rank: int, workers: int) -> dict[str, Any]:
+def two_steps(head: nn.Module, mine: slice = slice(None)) -> dict[str, Any]:
     """What a worker sees of two forward and backward passes: its rows, and shared gradients."""
-    mine = slice(rank * ROWS // workers, (rank + 1) * ROWS // workers)
+    shared = dist.is_initialized()
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     seen: dict[str, Any] = {"outputs": [], "inputs": [], "gradients": []}
     for inputs, factors in batches():
         own = inputs[mine].clone().requires_grad_()
         outputs = head.train()(own)
-        (outputs * factors[mine]).mean().backward()
-        optimizer.step() if workers == 1 else None
+        ((outputs * factors[mine]).sum() / (ROWS * EMBEDDING)).backward()
         for tensor in head.parameters():
             assert tensor.grad is not None
-            if workers > 1:
-                dist.all_reduce(tensor.grad)
-                tensor.grad /= workers
-        optimizer.step() if workers > 1 else None
+            dist.all_reduce(tensor.grad) if shared else None
+        optimizer.step()
         assert own.grad is not None
         seen["outputs"].append(outputs.detach())
-        seen["inputs"].append(own.grad / workers)
+        seen["inputs"].append(own.grad)
         seen["gradients"].append([t.grad.clone() for t in head.parameters() if t.grad is not None])
         optimizer.zero_grad()
     seen["state"] = copy.deepcopy(head.state_dict())
     seen["evaluated"] = head.eval()(batches()[0][0][mine]).detach()
+    seen["halved"] = halved(GlobalBatchNorm(WIDTH), mine)
     return seen
+
+
+def halved(norm: nn.Module, mine: slice = slice(None)) -> list[Tensor]:
+    """Output, gradient and statistics of bfloat16 rows far from zero, under autocast."""
+    inputs = (batches()[0][0][mine] + 100).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = norm(inputs)
+    (output * batches()[0][1][mine, :WIDTH]).sum().backward()
+    assert inputs.grad is not None
+    statistics = [tensor for name, tensor in norm.named_buffers() if name.startswith("running")]
+    return [output.detach(), inputs.grad, *statistics]
 
 
 def worker(rank: int, folder: str) -> None:
@@ -66,16 +76,25 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS
     )
-    torch.save(two_steps(wide_head(), rank, WORKERS), Path(folder) / f"{rank}.pt")
+    for name, shares in SHARES.items():
+        mine = slice(sum(shares[:rank]), sum(shares[: rank + 1]))
+        torch.save(two_steps(wide_head(), mine), Path(folder) / f"{name}-{rank}.pt")
+    dist.barrier()  # neither leaves while the other still listens
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes saw."""
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what two processes saw."""
     folder = tmp_path_factory.mktemp("gloo")
     torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORKERS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORKERS)]
+    return folder
+
+
+@pytest.fixture(scope="module", params=SHARES)
+def shared(request: pytest.FixtureRequest, seen: Path) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
+    return [torch.load(seen / f"{request.param}-{rank}.pt") for rank in range(WORKERS)]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +104,7 @@ def whole() -> dict[str, Any]:
     norm = nn.BatchNorm1d(8)
     norm.load_state_dict(head[1].state_dict())
     head[1] = norm
-    return two_steps(head, 0, 1)
+    return two_steps(head)
 
 
 def close(found: Any, expected: Any) -> None:
@@ -111,6 +130,25 @@ def test_two_workers_end_with_the_statistics_of_the_whole_batch(shared, whole) -
     for seen in shared:
         assert seen["state"].keys() == whole["state"].keys()
         close(seen["state"], whole["state"])
+        for name in ("1.running_mean", "1.running_var"):
+            assert torch.equal(seen["state"][name], shared[0]["state"][name])
+
+
+def test_shared_statistics_are_float32_under_bfloat16(shared) -> None:
+    """Of rows around 100, where bfloat16 has steps of a half."""
+    inputs, factors = batches()[0]
+    exact = (inputs + 100).bfloat16().float().requires_grad_()
+    norm = nn.BatchNorm1d(WIDTH)
+    output = norm(exact)
+    (output * factors[:, :WIDTH]).sum().backward()
+    outputs, gradients, *statistics = zip(*(seen["halved"] for seen in shared), strict=True)
+    assert outputs[0].dtype == torch.float32
+    close(torch.cat(outputs), output.detach())
+    torch.testing.assert_close(torch.cat(gradients).float(), exact.grad, atol=1e-2, rtol=1e-2)
+    for found, expected in zip(statistics, (norm.running_mean, norm.running_var), strict=True):
+        assert {tensor.dtype for tensor in found} == {torch.float32}
+        for tensor in found:
+            close(tensor, expected)
 
 
 def test_evaluation_uses_the_running_statistics(shared, whole) -> None:
@@ -118,7 +156,7 @@ def test_evaluation_uses_the_running_statistics(shared, whole) -> None:
 
 
 def test_one_process_is_torchs_batch_norm(whole) -> None:
-    alone = two_steps(wide_head(), 0, 1)
+    alone = two_steps(wide_head())
     assert isinstance(wide_head()[1], GlobalBatchNorm)
     for found, expected in zip(alone["outputs"], whole["outputs"], strict=True):
         assert torch.equal(found, expected)

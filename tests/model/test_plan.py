@@ -7,7 +7,7 @@ import torch
 
 from img2prompt.config import PlanConfig
 from img2prompt.errors import UserError
-from img2prompt.model.plan import LayerPlan, apply_plan, layer_plan
+from img2prompt.model.plan import LayerPlan, apply_plan, layer_plan, merge_lora
 from img2prompt.model.tower import Tower, fresh_tower
 
 VISION = {
@@ -167,6 +167,76 @@ def test_the_update_is_scale_times_b_times_a(tower: Tower) -> None:
         reference.vision.get_parameter(f"{place}.weight").add_(0.7 * up @ down)
     torch.testing.assert_close(tower(pixels()), reference(pixels()), atol=2e-6, rtol=0)
     assert (tower(pixels()) - fresh_tower(VISION, seed=0)(pixels())).abs().max() > 1e-3
+
+
+def lora_matrices(config: PlanConfig, kind: str) -> torch.Tensor:
+    """All numbers of the down- (`A`) or up-matrices (`B`) of a fresh tower."""
+    torch.manual_seed(0)
+    wide = fresh_tower({**VISION, "hidden_size": 256}, seed=0)
+    apply_plan(wide, config)
+    found = [t for name, t in wide.named_parameters() if f".lora_{kind}." in name]
+    return torch.cat([t.detach().flatten() for t in found])
+
+
+def test_the_published_start_is_normal_with_deviation_one_by_rank() -> None:
+    config = PlanConfig(lora_rate=1.0, lora_rank=64, lora_init="published")
+    down = lora_matrices(config, "A")
+    assert len(down) == 4 * 4 * 256 * 64
+    assert down.std().item() == pytest.approx(1 / 64, rel=0.01)
+    assert down.mean().item() == pytest.approx(0, abs=1e-4)
+    kurtosis = (down**4).mean() / (down**2).mean() ** 2
+    assert kurtosis.item() == pytest.approx(3, abs=0.1)  # a uniform one has 1.8
+    assert not lora_matrices(config, "B").any()
+
+
+def test_the_default_start_is_kaiming_uniform() -> None:
+    config = PlanConfig(lora_rate=1.0, lora_rank=64)
+    down = lora_matrices(config, "A")
+    bound = 256**-0.5
+    assert down.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert down.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert not lora_matrices(config, "B").any()
+
+
+@torch.no_grad()
+def test_dropout_is_of_training_alone_and_of_the_update_alone(tower: Tower) -> None:
+    apply_plan(tower, PlanConfig(lora_rate=0.5, lora_dropout=0.5))
+    assert not any(part.training for part in tower.modules())  # as before
+    start = tower(pixels())
+    torch.manual_seed(3)
+    assert torch.equal(tower.train()(pixels()), start)  # the update is still zero
+    for name, tensor in tower.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(tensor, std=0.3)
+    assert not torch.equal(tower(pixels()), tower(pixels()))
+    assert torch.equal(tower.eval()(pixels()), tower(pixels()))
+
+
+@pytest.mark.parametrize("nfz_rate", [0.0, 0.25])
+@torch.no_grad()
+def test_merged_matrices_give_the_same_outputs(tower: Tower, nfz_rate: float) -> None:
+    plain = fresh_tower(VISION, seed=0).eval()
+    names, before = set(plain.vision.state_dict()), plain(pixels())
+    config = PlanConfig(lora_rate=0.5, nfz_rate=nfz_rate, lora_scale=0.7, lora_dropout=0.1)
+    apply_plan(tower, config)
+    for name, tensor in tower.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(tensor, std=0.3)
+    trained = tower(pixels())
+    merge_lora(tower)
+    assert set(tower.vision.state_dict()) == names
+    torch.testing.assert_close(tower(pixels()), trained, atol=1e-5, rtol=0)
+    assert (trained - before).abs().max() > 1e-2
+    plain.vision.load_state_dict(tower.vision.state_dict())
+    assert torch.equal(plain(pixels()), tower(pixels()))
+
+
+@torch.no_grad()
+def test_a_tower_without_lora_is_merged_already(tower: Tower) -> None:
+    apply_plan(tower, PlanConfig(nfz_rate=0.5))
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    merge_lora(tower)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
 
 
 def test_a_step_moves_what_learns_and_nothing_else(tower: Tower) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from img2prompt import presets
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import HeadConfig, PlanConfig, TowerConfig, TrainConfig
 from img2prompt.errors import UserError
@@ -20,7 +22,7 @@ from img2prompt.model.predictor import (
     open_tower,
     read_learned_state,
 )
-from img2prompt.model.tower import fresh_tower, save_tower
+from img2prompt.model.tower import Tower, fresh_tower, save_tower
 
 VISION = {
     "hidden_size": 32,
@@ -65,13 +67,15 @@ def test_a_predictor_is_the_head_on_the_tower() -> None:
     assert torch.equal(probe(features), probe.head(features))
 
 
-def test_the_seed_alone_decides_the_start() -> None:
+@pytest.mark.parametrize("start", ["kaiming", "published"])
+def test_the_seed_alone_decides_the_start(start: str) -> None:
+    plan = PLAN.replace({"lora_init": start})
     torch.manual_seed(9)
-    first = learned_state(predictor(seed=3))
+    first = learned_state(predictor(plan, seed=3))
     after = torch.rand(1)
     torch.manual_seed(9)
     assert torch.equal(after, torch.rand(1))
-    again, other = learned_state(predictor(seed=3)), learned_state(predictor(seed=4))
+    again, other = (learned_state(predictor(plan, seed=seed)) for seed in (3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     drawn = {name for name in first if not torch.equal(first[name], other[name])}
     assert {n for n in first if n.endswith(("lora_A.default.weight", "head.0.weight"))} <= drawn
@@ -212,3 +216,30 @@ def test_a_fresh_tower_is_drawn_again_from_the_runs_seed(tmp_path: Path) -> None
         torch.equal(tensor, model.state_dict()[name])
         for name, tensor in loaded.state_dict().items()
     )
+
+
+def test_the_published_model_learns_165_8_of_356_0_million(monkeypatch) -> None:
+    """Counted from the published description, and on the model itself without its weights."""
+    d, f, w, rank, patch, tokens = 1024, 4096, 16384, 1024 // 4, 14, 577
+    layer = 4 * (d * d + d) + (d * f + f) + (f * d + d) + 2 * 2 * d
+    lora = 14 * 4 * 2 * rank * d
+    head = d * w + 2 * w + w * 384 + 384  # BatchNorm makes the first Linear's bias needless
+    learned = 9 * layer + lora + 2 * d + head
+    tower = 24 * layer + 3 * patch**2 * d + d + tokens * d + 2 * d + 2 * d
+    assert (learned, tower + lora + head) == (165_830_016, 355_969_408)
+
+    monkeypatch.setattr("img2prompt.model.tower.fingerprint", lambda tensors: "")
+    shape = {"image_size": 336, "patch_size": patch, "hidden_size": d, "intermediate_size": f}
+    config = presets.lora_published()
+    with torch.device("meta"):
+        vision = CLIPVisionModel(
+            CLIPVisionConfig(**shape, num_hidden_layers=24, num_attention_heads=16)
+        )
+        model = build_predictor(Tower(vision), d, config.plan, config.head, config.seed)
+    assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
+    sizes = [tensor.numel() for tensor in model.parameters()]
+    assert sum(t.numel() for t in model.parameters() if t.requires_grad) == learned
+    assert sum(sizes) == tower + lora + head
+    assert learned / sum(sizes) == pytest.approx(0.466, abs=5e-4)
+    with_bias = learned + w  # theirs
+    assert round(learned / 1e6, 1) == round(with_bias / 1e6, 1) == 165.8

@@ -3,13 +3,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoImageProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.config import TowerConfig
 from img2prompt.data.images import decode, resize
-from img2prompt.model.tower import Tower, fresh_tower, load_tower, normalise, save_tower
+from img2prompt.model.tower import (
+    Tower,
+    fresh_tower,
+    load_tower,
+    normalise,
+    save_processor,
+    save_tower,
+)
 
 VISION = {
     "hidden_size": 32,
@@ -48,8 +60,8 @@ def noise(*shape: int) -> np.ndarray:
 def test_features_are_those_of_transformers(checkpoint: Path, tower: Tower) -> None:
     pictures = [noise(40, 61, 3), noise(61, 33, 3), noise(28, 28, 3)]
     reference = CLIPVisionModel.from_pretrained(checkpoint, attn_implementation="eager")
-    expected = reference(**processor(28)(pictures, return_tensors="pt")).pooler_output
     batch = np.stack([resize(picture, 28, "crop") for picture in pictures])
+    expected = reference(**processor(28)(list(batch), return_tensors="pt")).pooler_output
     features = tower(torch.from_numpy(batch))
     assert features.shape == (3, 32)
     assert features.std(dim=0).mean() > 0.05
@@ -64,7 +76,7 @@ def test_features_of_real_pictures_are_those_of_transformers(
     tower = load_tower(TowerConfig(weights=str(checkpoint), image_size=56, resize_positions=True))
     batch = np.stack([resize(decode(path.read_bytes()), 56, "crop") for path in paths])
     reference = CLIPVisionModel.from_pretrained(checkpoint)
-    pixels = processor(56)([Image.open(path) for path in paths], return_tensors="pt")
+    pixels = processor(56)(list(batch), return_tensors="pt")
     expected = reference(**pixels, interpolate_pos_encoding=True).pooler_output
     torch.testing.assert_close(tower(torch.from_numpy(batch)), expected, atol=1e-5, rtol=0)
 
@@ -146,3 +158,15 @@ def test_a_saved_tower_is_read_by_transformers_and_by_us(
     assert tower.vision.dtype == torch.float32
     if dtype == torch.float32:
         assert ours.base_fingerprint == tower.base_fingerprint
+
+
+@pytest.mark.parametrize("fit", ["crop", "whole"])
+def test_a_saved_processor_makes_the_pixels_that_shards_hold(fit: str, tmp_path: Path) -> None:
+    save_processor(tmp_path, 28, fit)
+    assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+    pictures = [noise(40, 61, 3), noise(40, 40, 3), noise(20, 28, 3), noise(28, 28, 3)]
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)(pictures, return_tensors="pt")
+    ours = normalise(torch.from_numpy(np.stack([resize(p, 28, fit) for p in pictures])))
+    levels = (theirs.pixel_values - ours).abs() * 255 * 0.26  # two resizers round differently
+    assert levels.max() <= 2
+    assert (levels > 0.5).float().mean() < 0.02

@@ -1,0 +1,177 @@
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import CLIPVisionConfig
+
+from img2prompt.config import HeadConfig, PlanConfig
+from img2prompt.errors import UserError
+from img2prompt.model.cost import Cost, cost
+from img2prompt.model.predictor import Predictor, build_predictor
+from img2prompt.model.tower import fresh_tower
+
+VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 160,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "image_size": 48,
+    "patch_size": 8,
+}
+L14 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+PLANS = {
+    "probe": PlanConfig(),
+    "rates below one layer": PlanConfig(nfz_rate=0.1),
+    "top trained": PlanConfig(nfz_rate=0.4),
+    "published layout": PlanConfig(lora_rate=0.4, nfz_rate=0.4, lora_rank=8),
+    "all LoRA": PlanConfig(lora_rate=1.0, lora_rank=3),
+    "all trained": PlanConfig(nfz_rate=1.0),
+    "embeddings, then frozen layers": PlanConfig(nfz_rate=0.4, embeddings=True),
+    "embeddings and LoRA": PlanConfig(lora_rate=1.0, embeddings=True),
+}
+HEADS = {"linear": HeadConfig(), "wide": HeadConfig(width=96)}
+ROWS = 3
+CPU_ATTENTION = {  # torch counts the kernels of GPUs alone; the CPU's makes the same products
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def predictor(plan: PlanConfig, head: HeadConfig) -> Predictor:
+    tower = fresh_tower(VISION, seed=0)
+    return build_predictor(tower, tower.width, plan, head, seed=0)
+
+
+def estimate(plan: PlanConfig, head: HeadConfig, *, half: bool = False) -> Cost:
+    return cost(CLIPVisionConfig(**VISION), plan, head, half=half)
+
+
+def pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (ROWS, 48, 48, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_flops_are_those_that_torch_counts(plan: PlanConfig, head: HeadConfig) -> None:
+    model, expected = predictor(plan, head), estimate(plan, head)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        outputs = model(pixels())
+        forward = counter.get_total_flops()
+        outputs.sum().backward()
+    assert forward == ROWS * expected.forward
+    assert counter.get_total_flops() - forward == ROWS * expected.backward
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_parameters_are_those_of_the_model(plan: PlanConfig, head: HeadConfig) -> None:
+    tensors, expected = list(predictor(plan, head).parameters()), estimate(plan, head)
+    assert expected.parameters == sum(t.numel() for t in tensors)
+    assert expected.learned == sum(t.numel() for t in tensors if t.requires_grad)
+    assert expected.gradients == sum(t.nbytes for t in tensors if t.requires_grad)
+
+
+@contextmanager
+def kept_by_autograd(model: Predictor) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that the backward pass will read, the model's own left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("plan", [p for p in PLANS.values() if not p.frozen_tower])
+def test_activations_are_those_that_autograd_keeps(plan: PlanConfig, half: bool) -> None:
+    head = HEADS["wide"]
+    model, expected = predictor(plan, head), estimate(plan, head, half=half)
+    precision = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+    with precision, kept_by_autograd(model) as kept:
+        model(pixels())
+    found = sum(kept.values())
+    # Left out: statistics of the normalisations, 16-bit copies of the embeddings.
+    assert found == pytest.approx(ROWS * expected.activations + expected.copies, rel=0.03, abs=1024)
+
+
+@pytest.mark.parametrize(
+    ("lora", "trained", "expected"),
+    [
+        (0, 0, 381.9),
+        (0, 3, 476),
+        (0, 6, 573),
+        (9, 3, 641),
+        (12, 4, 729),
+        (24, 0, 820),
+        (0, 24, 1157),
+    ],
+)
+def test_the_published_tower_costs_what_is_known_of_it(
+    lora: int, trained: int, expected: float
+) -> None:
+    """Within 1 %: the figures leave out what the LayerNorm of the lowest trained layer asks for."""
+    plan = PlanConfig(lora_rate=lora / 24, nfz_rate=trained / 24)
+    tower = cost(CLIPVisionConfig(**L14), plan, HeadConfig(), half=True)
+    assert tower.forward == pytest.approx(381.9e9 + lora * 0.1513e9, rel=1e-3)
+    assert tower.forward + tower.backward == pytest.approx(expected * 1e9, rel=0.008)
+
+
+def test_the_published_tower_at_224_pixels() -> None:
+    small = cost(
+        CLIPVisionConfig(**L14 | {"image_size": 224}), PlanConfig(), HeadConfig(), half=True
+    )
+    assert small.forward == pytest.approx(162.0e9, rel=1e-3)
+
+
+def test_a_probe_on_cached_features_does_not_pay_for_the_tower() -> None:
+    vision = CLIPVisionConfig(**L14)
+    probe = cost(vision, PlanConfig(), HeadConfig(), half=False, cached=True)
+    assert probe.parameters == probe.learned == 1024 * 384 + 384
+    assert (probe.forward, probe.backward) == (2 * 1024 * 384, 2 * 1024 * 384)
+    whole = cost(vision, PlanConfig(), HeadConfig(), half=False)
+    assert whole.learned == probe.learned
+    assert whole.activations == probe.activations
+    assert whole.forward > 100_000 * probe.forward
+
+
+def test_memory_adds_up() -> None:
+    found = estimate(PLANS["published layout"], HEADS["wide"], half=True)
+    adam = 2 * found.gradients
+    assert found.memory(0) == 4 * found.parameters + found.copies + found.gradients + adam
+    assert found.memory(7) - found.memory(6) == found.activations
+    assert found.activations < estimate(PLANS["published layout"], HEADS["wide"]).activations
+
+
+def test_all_of_it_is_told_in_one_line() -> None:
+    plan = PlanConfig(lora_rate=0.6, nfz_rate=0.4, lora_rank=256)
+    told = cost(CLIPVisionConfig(**L14), plan, HeadConfig(width=16384), half=True).describe(32)
+    assert "165.83M of 355.97M parameters learn (46.6%)" in told
+    assert "GFLOP a row: 415.8 forward, 1022 with backward" in told
+    assert "activations of 32 rows" in told
+
+
+def test_rates_that_overlap_are_refused() -> None:
+    with pytest.raises(UserError, match="overlap"):
+        estimate(PlanConfig(lora_rate=0.6, nfz_rate=0.6), HeadConfig())
