@@ -61,25 +61,30 @@ class Cost:
         """AdamW's two moments."""
         return 2 * FLOAT * self.learned
 
-    def memory(self, rows: int) -> int:
-        """Of a worker that takes `rows` pictures at once and shares nothing with others."""
-        return self.weights + self.gradients + self.optimizer + rows * self.activations
+    def memory(self, rows: int, workers: int = 1, zero_stage: int = 0) -> dict[str, int]:
+        """Bytes of one of `workers`, by what they hold; it takes `rows` pictures at once.
 
-    def describe(self, rows: int) -> str:
-        """All of it in a line, for a worker that takes `rows` pictures at once."""
-        parts = {
-            "weights": self.weights,
-            "gradients": self.gradients,
-            "optimiser": self.optimizer,
+        ZeRO (arXiv 1910.02054) divides the optimiser's state among the workers from stage 1 on,
+        gradients from 2, weights in 3.
+        """
+        parts = [workers if zero_stage >= stage else 1 for stage in (1, 2, 3)]
+        return {
+            "weights": self.weights // parts[2],
+            "gradients": self.gradients // parts[1],
+            "optimiser": self.optimizer // parts[0],
             f"activations of {rows} rows": rows * self.activations,
         }
-        memory = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts.items())
+
+    def describe(self, rows: int, workers: int = 1, zero_stage: int = 0) -> str:
+        """All of it in a line, for the same worker."""
+        memory = self.memory(rows, workers, zero_stage)
+        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in memory.items())
         both = self.forward + self.backward
         return (
             f"{self.learned / 1e6:.2f}M of {self.parameters / 1e6:.2f}M parameters learn "
             f"({self.learned / self.parameters:.1%}); GFLOP a row: {self.forward / 1e9:.4g} "
-            f"forward, {both / 1e9:.4g} with backward; GB a worker, unshared: about "
-            f"{self.memory(rows) / 1e9:.3g} ({memory})"
+            f"forward, {both / 1e9:.4g} with backward; about {sum(memory.values()) / 1e9:.3g} GB a "
+            f"worker ({parts})"
         )
 
 

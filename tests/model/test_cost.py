@@ -158,10 +158,22 @@ def test_a_probe_on_cached_features_does_not_pay_for_the_tower() -> None:
 
 def test_memory_adds_up() -> None:
     found = estimate(PLANS["published layout"], HEADS["wide"], half=True)
-    adam = 2 * found.gradients
-    assert found.memory(0) == 4 * found.parameters + found.copies + found.gradients + adam
-    assert found.memory(7) - found.memory(6) == found.activations
+    assert found.memory(7) == {
+        "weights": 4 * found.parameters + found.copies,
+        "gradients": 4 * found.learned,
+        "optimiser": 8 * found.learned,
+        "activations of 7 rows": 7 * found.activations,
+    }
     assert found.activations < estimate(PLANS["published layout"], HEADS["wide"]).activations
+
+
+@pytest.mark.parametrize(("stage", "shared"), list(enumerate([set(), {2}, {1, 2}, {0, 1, 2}])))
+def test_zero_shares_more_with_each_stage(stage: int, shared: set[int]) -> None:
+    found = estimate(PLANS["published layout"], HEADS["wide"])
+    alone, among = found.memory(7).values(), found.memory(7, 4, stage).values()
+    pairs = enumerate(zip(alone, among, strict=True))
+    assert {n for n, (whole, part) in pairs if whole // 4 == part < whole} == shared
+    assert sum(whole == part for whole, part in zip(alone, among, strict=True)) == 4 - len(shared)
 
 
 def test_all_of_it_is_told_in_one_line() -> None:
@@ -169,7 +181,8 @@ def test_all_of_it_is_told_in_one_line() -> None:
     told = cost(CLIPVisionConfig(**L14), plan, HeadConfig(width=16384), half=True).describe(32)
     assert "165.83M of 355.97M parameters learn (46.6%)" in told
     assert "GFLOP a row: 415.8 forward, 1022 with backward" in told
-    assert "activations of 32 rows" in told
+    assert "about 23.4 GB a worker (weights 2.11, gradients 0.663, optimiser 1.33, " in told
+    assert "activations of 32 rows 19.3)" in told
 
 
 def test_rates_that_overlap_are_refused() -> None:
