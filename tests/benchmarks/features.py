@@ -75,7 +75,10 @@ def write_tower(options: Options, folder: str) -> TowerConfig:
 
 def write_shards(options: Options, folder: str) -> Artifact:
     """Shards of JPEGs, a few pictures over and over."""
-    config = ShardConfig(size=options.size, encoding="jpeg", rows_per_shard=options.rows_per_shard)
+    shard, group = options.rows_per_shard, min(64, options.rows_per_shard)
+    config = ShardConfig(
+        size=options.size, encoding="jpeg", rows_per_shard=shard, rows_per_group=group
+    )
     draft, files = Draft.open(folder, "shards", config, {}), _files(options)
     for number, start in enumerate(range(0, options.rows, options.rows_per_shard)):
         rows = range(start, min(start + options.rows_per_shard, options.rows))
