@@ -87,9 +87,15 @@ class EngineConfig(Config):
     """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
     workers: int = 0
     """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
+    save_every: int = 0
+    """Steps between checkpoints inside an epoch; 0: one after each epoch only."""
+    keep: int = 2
+    """Newest checkpoints to keep, beside the one of the best epoch."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 0, "engine.workers", self.workers, "0 (automatic) or more")
+        check(self.save_every >= 0, "engine.save_every", self.save_every, "0 (epochs only) or more")
+        check(self.keep >= 1, "engine.keep", self.keep, "1 or more")
         single = self.kind != "plain" or self.workers <= 1
         check(single, "engine.workers", self.workers, "0 or 1 with engine.kind plain")
 

@@ -1,21 +1,39 @@
 """What runs the backward pass and the step: plain torch on one worker, or DeepSpeed on many.
 
-Both keep float32 weights and compute in bfloat16 where asked, by autocast.
+Both keep float32 weights and compute in a shorter type where asked, by autocast.
 """
 
 import contextlib
-import os
-import warnings
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from img2prompt.config import OptimConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.optim import build_optimizer, build_schedule
-from img2prompt.model.predictor import learned_state, load_learned_state
+from img2prompt.model.predictor import learned_state
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps for each tensor."""
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What an engine has learned, as whole float32 tensors on the CPU: it knows no ranks."""
+
+    model: Mapping[str, Tensor]
+    """Tensors that learn, and BatchNorm's statistics, by name."""
+    optimizer: Mapping[str, Tensor]
+    """AdamW's moments, as `NAME/exp_avg` and `NAME/exp_avg_sq`."""
+    steps: int
+    """Optimiser steps made."""
+    schedule: Mapping[str, Any]
+    scale: Mapping[str, Any] = field(default_factory=dict)
+    """Of the loss in float16; empty in other precisions."""
 
 
 class Engine(Protocol):
@@ -28,8 +46,13 @@ class Engine(Protocol):
     def forward(self, inputs: Tensor) -> Tensor: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self) -> None: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
+    def state(self) -> EngineState:
+        """A copy that later steps leave alone; equal on all workers."""
+        ...
+
+    def load(self, state: EngineState) -> None:
+        """Go on from optimiser, schedule and scale; the module was given its tensors before."""
+        ...
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -44,6 +67,24 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that require gradients, by name."""
+    return [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
+
+
+def load_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
+    """Go on with the rates of a saved schedule."""
+    schedule.load_state_dict(dict(state))
+    rates = schedule.get_last_lr()
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, in memory of its own."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 class PlainEngine:
     """torch alone, on one worker."""
 
@@ -54,6 +95,7 @@ class PlainEngine:
         self._dtype = compute_dtype(config.engine.precision, device)
         self._optimizer = build_optimizer(module, config.optim)
         self._schedule = build_schedule(self._optimizer, config.optim, steps)
+        self._steps = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         half = self._dtype != torch.float32
@@ -68,82 +110,27 @@ class PlainEngine:
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._steps += 1
 
-    def save(self, folder: Path) -> None:
-        state = {
-            "model": learned_state(self.module),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+    def state(self) -> EngineState:
+        found = self._optimizer.state
+        moments = {
+            f"{name}/{key}": found[tensor][key]
+            for name, tensor in learning(self.module)
+            for key in MOMENTS
+            if tensor in found
         }
-        torch.save(state, folder / "engine.pt")
+        model, schedule = copy_of(learned_state(self.module)), self._schedule.state_dict()
+        return EngineState(model, copy_of(moments), self._steps, schedule)
 
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
-        load_learned_state(self.module, state["model"], str(folder))
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-
-
-class DeepSpeedEngine:
-    """DeepSpeed ZeRO over the process group that Ray Train has started (arXiv 1910.02054)."""
-
-    def __init__(self, module: nn.Module, config: TrainConfig, steps: int, device: torch.device):
-        deepspeed = _import_deepspeed(device)
-        self.module = module
-        self.device = device
-        optimizer = build_optimizer(module.to(device), config.optim)
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            lr_scheduler=build_schedule(optimizer, config.optim, steps),
-            config=self._settings(config, device),
-            dist_init_required=False,
-        )
-
-    @staticmethod
-    def _settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-        workers = torch.distributed.get_world_size()
-        half = compute_dtype(config.engine.precision, device) != torch.float32
-        return {
-            "train_batch_size": config.optim.batch_size,
-            "train_micro_batch_size_per_gpu": config.optim.batch_size // workers,
-            "gradient_clipping": config.optim.clip_norm,
-            "zero_optimization": {"stage": config.engine.zero_stage},
-            "torch_autocast": {"enabled": half, "dtype": "bfloat16"},
-            "steps_per_print": 10**9,
-        }
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._engine(inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
-
-    def step(self) -> None:
-        self._engine.step()
-
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
-
-    def load(self, folder: Path) -> None:
-        found, _ = self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-        if found is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, told of the device; importing it takes seconds that a probe need not pay."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    # It calls collectives by names that this torch is about to drop; nothing a user could do.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if device.type == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce for CPUs at first use: a minute, and a
-        # C++ compiler. Small models on a few CPU workers are served as well by gloo.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+    def load(self, state: EngineState) -> None:
+        for name, tensor in learning(self.module):
+            if f"{name}/{MOMENTS[0]}" in state.optimizer:
+                made = {key: state.optimizer[f"{name}/{key}"].to(self.device) for key in MOMENTS}
+                step = torch.tensor(float(state.steps))
+                self._optimizer.state[tensor] = {"step": step} | made
+        load_schedule(self._schedule, state.schedule)
+        self._steps = state.steps
 
 
 def build_engine(
@@ -152,6 +139,8 @@ def build_engine(
     """The engine that the config asks for; `steps` is the length of the whole run."""
     if config.engine.kind == "plain":
         return PlainEngine(module, config, steps, device)
+    from img2prompt.stages.zero import DeepSpeedEngine  # a probe does not pay for it
+
     return DeepSpeedEngine(module, config, steps, device)
 
 

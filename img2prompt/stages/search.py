@@ -20,8 +20,8 @@ from img2prompt.errors import UserError
 from img2prompt.model.plan import LayerPlan, layer_plan
 from img2prompt.model.predictor import open_tower
 from img2prompt.stages import train, trials
+from img2prompt.stages.checkpoint import History
 from img2prompt.stages.trials import METRIC
-from img2prompt.stages.worker import History
 
 logger = logging.getLogger(__name__)
 

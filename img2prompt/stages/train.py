@@ -3,16 +3,17 @@
 shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the tensors that
 learned, from the epoch with the best validation cosine), `history.json` and `metrics.json`.
 
-Ray Train runs the workers (`worker.fit`) and restarts them from the last epoch when one dies. A
-killed run is found again by its folder and goes on with the next epoch.
+Ray Train runs the workers (`worker.Loop`) and replaces them when one dies; they go on from their
+newest checkpoint with the very next batch. So does a killed run, which is found by its folder, also
+with another number of workers.
 """
 
 import functools
 import json
 import logging
 import os
-import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from typing import Any
 import ray.train
 import safetensors.torch
 import torch
-from ray.train import Checkpoint, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution import context as train_context
 
 # `ray.train` exports either these or its first version's, by an environment variable.
 from ray.train.v2.api.config import (
-    CheckpointConfig,
     FailureConfig,
     LoggingConfig,
     RunConfig,
@@ -34,7 +35,15 @@ from ray.train.v2.api.config import (
 )
 
 from img2prompt import runtime
-from img2prompt.artifact import Artifact, Draft, delete_folder, join
+from img2prompt.artifact import (
+    CONFIG,
+    Artifact,
+    Draft,
+    delete_folder,
+    exists,
+    join,
+    read_bytes,
+)
 from img2prompt.config import TrainConfig
 from img2prompt.data.shards import FeatureRows, ShardRows, check_size
 from img2prompt.errors import UserError
@@ -43,20 +52,28 @@ from img2prompt.model.predictor import (
     WEIGHTS,
     Predictor,
     build_predictor,
-    learned_state,
     load_head,
+    load_learned_state,
     open_tower,
 )
 from img2prompt.model.tower import Tower
+from img2prompt.stages.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    Progress,
+    Saver,
+    best_name,
+    best_row,
+)
 from img2prompt.stages.engine import build_engine, check_batch
-from img2prompt.stages.worker import History, Place, Rows, fit, total_steps
+from img2prompt.stages.worker import Loop, Place, Rows, total_steps
 
 logger = logging.getLogger(__name__)
 
 STAGE = "train"
 HISTORY = "history.json"
-WORKERS = "workers"
-"""File of a checkpoint: how many workers share its optimiser state."""
+FREE = ("workers", "save_every", "keep")
+"""Settings of the engine that an unfinished run may go on with changed."""
 RETRIES = 3
 """Times that dead workers are replaced before a run gives up."""
 
@@ -79,17 +96,27 @@ def run(
     tower = open_tower(config.tower, config.seed)
     fingerprints = _fingerprints(config, inputs, tower)
     check = functools.partial(_check, config, inputs, tower)
-    draft = Draft.open(out, STAGE, config, fingerprints, check)
+    draft = Draft.open(out, STAGE, _as_begun(config, out), fingerprints, check)
     if finished := draft.finished():
         return finished
-    workers, use_gpu = worker_count(config), _has_gpus()
-    _announce(config, tower, inputs, workers)
+    _announce(config, tower, inputs, worker_count(config))
     began = time.perf_counter()
-    trainer = TorchTrainer(
+    try:
+        _trainer(config, inputs, out, callbacks or []).fit()
+    except TrainingFailedError as error:
+        raise _told_to_users(error) from error
+    return _publish(draft, checkpoints(out), time.perf_counter() - began)
+
+
+def _trainer(config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any]) -> TorchTrainer:
+    """Ray Train runs and replaces the workers; it sees no checkpoint, they keep their own."""
+    use_gpu = _has_gpus()
+    job = {"config": config.to_json(), "inputs": inputs, "checkpoints": checkpoints(out).uri}
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"config": config.to_json(), "inputs": inputs},
+        train_loop_config=job,
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=worker_count(config),
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
         ),
@@ -97,20 +124,30 @@ def run(
             name=STAGE,
             storage_path=storage(out),
             failure_config=FailureConfig(max_failures=RETRIES),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="val_cosine", checkpoint_score_order="max"
-            ),
-            callbacks=callbacks,
+            callbacks=[*callbacks, StopOnUserError()],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        result = trainer.fit()
-    except WorkerGroupError as error:
-        raise _told_to_users(error) from error
-    checkpoint = result.get_best_checkpoint("val_cosine", "max")
-    assert checkpoint is not None, "every epoch reports one"
-    return _publish(draft, checkpoint, result.checkpoint or checkpoint, time.perf_counter() - began)
+
+
+class StopOnUserError(UserCallback):
+    """Ends a run at the first UserError of a worker: the same would happen to a new worker."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if told := _user_error(worker_exceptions.values()):
+            raise told  # Ray Train never retries an error of a callback
+
+
+def _as_begun(config: TrainConfig, out: str) -> TrainConfig:
+    """The config with those settings of a run begun in `out` that may change along the way.
+
+    They say how a run is made, not what comes out.
+    """
+    if not exists(join(out, CONFIG)):
+        return config
+    begun = json.loads(read_bytes(join(out, CONFIG))).get("engine", {})
+    own = {f"engine.{name}": begun[name] for name in FREE if name in begun}
+    return config.replace(own)
 
 
 def _fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str, str]:
@@ -122,13 +159,20 @@ def _fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str
     return found
 
 
-def _told_to_users(error: WorkerGroupError) -> Exception:
+def _told_to_users(error: TrainingFailedError) -> Exception:
     """What a worker had to say to the user, if that is why it stopped; else the error itself."""
-    for failure in error.worker_failures.values():
-        reason = failure.__cause__ if isinstance(failure.__cause__, UserError) else failure
-        if isinstance(reason, UserError):
-            return reason
-    return error
+    if isinstance(error, ControllerError):
+        return _user_error([error.controller_failure]) or error
+    assert isinstance(error, WorkerGroupError)
+    return _user_error(error.worker_failures.values()) or error
+
+
+def _user_error(failures: Iterable[BaseException]) -> UserError | None:
+    for failure in failures:
+        for reason in (failure, failure.__cause__):
+            if isinstance(reason, UserError):
+                return reason
+    return None
 
 
 def worker_count(config: TrainConfig) -> int:
@@ -186,8 +230,13 @@ def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -
 
 
 def storage(out: str) -> str:
-    """Where Ray Train keeps the checkpoints of a run that is not finished."""
+    """Where Ray Train and the checkpoints are while a run is not finished."""
     return join(out if "://" in out else str(Path(out).absolute()), "ray")
+
+
+def checkpoints(out: str) -> CheckpointStore:
+    """Checkpoints of the run in folder `out`; none once it is finished."""
+    return CheckpointStore(join(storage(out), "checkpoints"))
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -200,35 +249,32 @@ def train_worker(job: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    store = CheckpointStore(job["checkpoints"])
     train, val = open_rows(config, inputs, "train"), open_rows(config, inputs, "val")
-    model = build_model(config, inputs)
+    model, found = build_model(config, inputs), _going_on(store, place)
+    if found is not None:
+        load_learned_state(model, dict(found.engine.model), store.uri)
     engine = build_engine(model, config, total_steps(config, len(train)), device)
-    history: History = []
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            history = json.loads((Path(folder) / HISTORY).read_text())
-            _check_workers(config, int((Path(folder) / WORKERS).read_text()), place.workers)
-            engine.load(Path(folder))
-        logger.info("%s: goes on after epoch %d", config.name, len(history))
+    if found is not None:
+        engine.load(found.engine)
+        logger.info("%s: goes on at %s", config.name, found.progress)
+    saver = Saver(store, config.engine.keep)
 
-    def report(history: History) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            engine.save(Path(folder))
-            if place.rank == 0:
-                safetensors.torch.save_file(learned_state(model), Path(folder) / WEIGHTS)
-                (Path(folder) / HISTORY).write_text(json.dumps(history, indent=2))
-                (Path(folder) / WORKERS).write_text(str(place.workers))
-            ray.train.report(history[-1], checkpoint=Checkpoint.from_directory(folder))
+    def save(progress: Progress) -> None:
+        state = engine.state()
+        if place.rank == 0:
+            saver.save(Checkpoint(progress, state))
 
-    fit(config, engine, train, val, place, history, report)
+    loop = Loop(config, engine, train, val, place, save, ray.train.report)
+    loop.run(found.progress if found else Progress())
+    saver.wait()
 
 
-def _check_workers(config: TrainConfig, before: int, now: int) -> None:
-    if before != now:
-        raise UserError(
-            f"{config.name} was begun with {before} worker(s) and would go on with {now}; its "
-            f"optimiser state is shared among {before}: set --engine.workers {before}"
-        )
+def _going_on(store: CheckpointStore, place: Place) -> Checkpoint | None:
+    """The newest whole checkpoint; all workers go on from the one that the first has found."""
+    found = store.newest() if place.rank == 0 else None
+    name = broadcast_from_rank_zero(found and found.progress.name)
+    return store.read(name) if name and found is None else found
 
 
 def open_rows(config: TrainConfig, inputs: Inputs, split: str) -> Rows:
@@ -250,14 +296,15 @@ def build_model(config: TrainConfig, inputs: Inputs) -> Predictor:
     return model
 
 
-def _publish(draft: Draft, best: Checkpoint, last: Checkpoint, seconds: float) -> Artifact:
-    with last.as_directory() as folder:
-        history = json.loads((Path(folder) / HISTORY).read_text())
-    with best.as_directory() as folder:
-        draft.write_bytes(WEIGHTS, (Path(folder) / WEIGHTS).read_bytes())
+def _publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
+    last = store.newest()
+    assert last is not None, "every epoch saves one"
+    history = last.progress.history
+    top = best_row(history)
+    best = store.read(best_name(history))
+    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(best.engine.model)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
-    top = max(history, key=lambda row: row["val_cosine"])
     metrics = {"best_epoch": top["epoch"], "val_cosine": top["val_cosine"], "seconds": seconds}
     run = draft.publish(**metrics)
-    delete_folder(join(draft.uri, "ray"))
+    delete_folder(storage(draft.uri))
     return run

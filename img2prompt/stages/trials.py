@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.train.v2.api.result import Result
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
@@ -28,7 +27,7 @@ from img2prompt.artifact import Artifact, exists, join, read_bytes, write_bytes
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.stages import train
-from img2prompt.stages.worker import History
+from img2prompt.stages.checkpoint import History
 
 METRIC = "val_cosine"
 STOPPED = "stopped.json"
@@ -104,15 +103,8 @@ def _name(trial: Trial) -> str:
 
 def _trained(folder: str) -> History:
     """Epochs after which the run in this folder goes on."""
-    try:
-        checkpoint = Result.from_path(join(train.storage(folder), train.STAGE)).checkpoint
-    except RuntimeError:  # not one epoch is complete
-        return []
-    if checkpoint is None:
-        return []
-    assert checkpoint.filesystem is not None
-    with checkpoint.filesystem.open_input_stream(join(checkpoint.path, train.HISTORY)) as stream:
-        return json.loads(stream.read())
+    checkpoint = train.checkpoints(folder).newest()
+    return checkpoint.progress.history if checkpoint else []
 
 
 class _Stops(tune.Callback):

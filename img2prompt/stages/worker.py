@@ -1,4 +1,4 @@
-"""The training loop of one worker: batches, loss, step, validation, report, resume.
+"""The training loop of one worker: batches, loss, step, validation, and going on where it ended.
 
 The loop sees an engine and rows, never Ray or DeepSpeed; `stages/train.py` gives it both.
 """
@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,11 +19,10 @@ from img2prompt.data.order import epoch_order, steps_per_epoch, worker_rows
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.loss import cosine_loss, cosines
+from img2prompt.stages.checkpoint import Progress
 from img2prompt.stages.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-History = list[dict[str, Any]]
 
 
 class Rows(Protocol):
@@ -54,88 +53,121 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     return steps * config.optim.epochs
 
 
-def fit(
-    config: TrainConfig,
-    engine: Engine,
-    train: Rows,
-    val: Rows,
-    place: Place,
-    history: History,
-    report: Callable[[History], None],
-) -> None:
-    """Train from epoch `len(history)` to the last; `report` gets the history after each epoch."""
-    for epoch in range(len(history), config.optim.epochs):
-        began = time.perf_counter()
-        loss = _train_epoch(config, engine, train, place, epoch)
+@dataclass(frozen=True)
+class Loop:
+    """One worker's part of a run. All workers make the same calls in the same order."""
+
+    config: TrainConfig
+    engine: Engine
+    train: Rows
+    val: Rows
+    place: Place
+    save: Callable[[Progress], None]
+    """Keeps the engine's state; called after each epoch and every `engine.save_every` steps."""
+    report: Callable[[dict[str, Any]], None]
+    """Gets each epoch's row of the history."""
+
+    def run(self, progress: Progress) -> Progress:
+        """Train from `progress` to the last epoch."""
+        while progress.epoch < self.config.optim.epochs:
+            progress = self._epoch(progress)
+            self.save(progress)
+            self.report(progress.history[-1])
+        return progress
+
+    def _epoch(self, progress: Progress) -> Progress:
+        """What is left of an epoch, and validation."""
+        began, size = time.perf_counter(), self.config.optim.batch_size
+        steps = steps_per_epoch(len(self.train), size)
+        done = self._steps(progress, steps)
         seconds = time.perf_counter() - began
-        rows = steps_per_epoch(len(train), config.optim.batch_size) * config.optim.batch_size
         row = {
-            "epoch": epoch + 1,
-            "train_loss": loss,
-            "val_cosine": validate(engine, val, place, config.optim.batch_size),
-            "rows_per_second": rows / seconds,
+            "epoch": progress.epoch + 1,
+            "train_loss": done.loss_sum / done.rows,
+            "val_cosine": validate(self.engine, self.val, self.place, size),
+            "rows_per_second": (steps - progress.step) * size / seconds,
         }
-        history = [*history, row]
-        if place.rank == 0:
+        if self.place.rank == 0:
             logger.info(
                 "%s: epoch %d of %d, train loss %.4f, val cosine %.4f, %.0f rows/s",
-                config.name,
+                self.config.name,
                 row["epoch"],
-                config.optim.epochs,
+                self.config.optim.epochs,
                 row["train_loss"],
                 row["val_cosine"],
                 row["rows_per_second"],
             )
-        report(history)
+        return Progress(epoch=progress.epoch + 1, history=[*progress.history, row])
 
+    def _steps(self, start: Progress, steps: int) -> Progress:
+        """Steps from `start` to the end of its epoch; the sums are over all workers' rows."""
+        self.engine.module.train()
+        own = _own_sums(start, self.place)
+        told = time.perf_counter()
+        todo = range(start.step, steps)
+        batches = prefetch(self.train, self._shares(start.epoch, todo))
+        for step, batch in zip(todo, batches, strict=True):
+            now = replace(start, step=step)
+            loss, rows = self._step(now, batch), len(batch.ids)
+            own += torch.tensor([loss * rows, rows], dtype=torch.float64)
+            if self._is_due(step + 1) and step + 1 < steps:
+                self.save(_sums_of_all(own, replace(start, step=step + 1), self.place))
+            if self.place.rank == 0 and time.perf_counter() - told > 15:
+                told = time.perf_counter()
+                mean = own[0] / own[1]
+                logger.info("%s: %s of %d, loss %.4f", self.config.name, now, steps, mean)
+        return _sums_of_all(own, replace(start, step=steps), self.place)
 
-def _train_epoch(
-    config: TrainConfig, engine: Engine, train: Rows, place: Place, epoch: int
-) -> float:
-    """One pass; returns the mean loss over all workers' rows."""
-    engine.module.train()
-    order = epoch_order(train.group_sizes, config.seed, epoch)
-    size = config.optim.batch_size
-    steps = steps_per_epoch(len(train), size)
-    shares = (worker_rows(order, step, size, place.rank, place.workers) for step in range(steps))
-    total = torch.zeros(2, dtype=torch.float64)
-    told = time.perf_counter()
-    for step, batch in enumerate(prefetch(train, shares)):
-        inputs, targets = _to_device(batch, engine.device)
-        loss = cosine_loss(engine.forward(inputs), targets)
+    def _shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
+        """This worker's rows of each of the epoch's global batches."""
+        order = epoch_order(self.train.group_sizes, self.config.seed, epoch)
+        size, place = self.config.optim.batch_size, self.place
+        return (worker_rows(order, step, size, place.rank, place.workers) for step in steps)
+
+    def _is_due(self, step: int) -> bool:
+        every = self.config.engine.save_every
+        return every > 0 and step % every == 0
+
+    def _step(self, now: Progress, batch: Batch) -> float:
+        """One global batch; returns the mean loss of this worker's rows."""
+        seed_step(self.config.seed, now, self.place.rank)
+        inputs, targets = _to_device(batch, self.engine.device)
+        loss = cosine_loss(self.engine.forward(inputs), targets)
         if not torch.isfinite(loss):
             raise UserError(
-                f"{config.name}: the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}, "
-                f"rows {batch.ids[:8]}; lower optim.lr ({config.optim.lr}) or look at those rows"
+                f"{self.config.name}: the loss is {loss.item()} at {now}, rows {batch.ids[:8]}; "
+                f"lower optim.lr ({self.config.optim.lr}) or look at those rows"
             )
-        engine.backward(loss)
-        engine.step()
-        total += torch.tensor([loss.item() * len(batch.ids), len(batch.ids)], dtype=torch.float64)
-        if place.rank == 0 and time.perf_counter() - told > 15:
-            told = time.perf_counter()
-            logger.info(
-                "%s: epoch %d, step %d of %d, loss %.4f",
-                config.name,
-                epoch + 1,
-                step + 1,
-                steps,
-                total[0] / total[1],
-            )
-    return _share_of_sums(total, place)
+        self.engine.backward(loss)
+        self.engine.step()
+        return loss.item()
+
+
+def seed_step(seed: int, now: Progress, rank: int) -> None:
+    """Make torch's draws a function of the position, so that a resumed run draws the same."""
+    words = np.random.SeedSequence([seed, now.epoch, now.step, rank]).generate_state(2)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 @torch.no_grad()
 def validate(engine: Engine, val: Rows, place: Place, batch_size: int) -> float:
-    """Mean cosine over the rows of all workers: sums and counts are reduced, never means."""
+    """Mean cosine over the rows of all workers: sums and counts are reduced, never means.
+
+    All workers run equally many batches, as ZeRO-3 needs; rows beyond the end are the first ones
+    again, and are dropped from the sums.
+    """
     engine.module.eval()
-    mine = np.arange(place.rank, len(val), place.workers)
+    mine = np.arange(place.rank, -(-len(val) // place.workers) * place.workers, place.workers)
+    starts = range(0, len(mine), batch_size)
+    shares = (mine[start : start + batch_size] % len(val) for start in starts)
     total = torch.zeros(2, dtype=torch.float64)
-    shares = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
-    for batch in prefetch(val, shares):
+    for start, batch in zip(starts, prefetch(val, shares), strict=True):
         inputs, targets = _to_device(batch, engine.device)
-        scores = cosines(engine.forward(inputs), targets)
-        total += torch.tensor([scores.double().sum().item(), len(batch.ids)], dtype=torch.float64)
-    return _share_of_sums(total, place)
+        scores = cosines(engine.forward(inputs), targets).double().cpu()
+        kept = torch.from_numpy(mine[start : start + batch_size] < len(val))
+        total += torch.tensor([scores[kept].sum().item(), kept.sum().item()], dtype=torch.float64)
+    total = sum_of_all(total, place)
+    return (total[0] / total[1]).item()
 
 
 def prefetch(rows: Rows, shares: Iterator[np.ndarray]) -> Iterator[Batch]:
@@ -157,9 +189,21 @@ def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.
     return inputs, torch.from_numpy(batch.targets).to(device)
 
 
-def _share_of_sums(total: torch.Tensor, place: Place) -> float:
-    if place.workers > 1:
-        device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-        total = total.to(device)
-        dist.all_reduce(total)
-    return (total[0] / total[1]).item()
+def _own_sums(start: Progress, place: Place) -> torch.Tensor:
+    """Loss and rows so far, on one of the workers."""
+    sums = [start.loss_sum, start.rows] if place.rank == 0 else [0.0, 0.0]
+    return torch.tensor(sums, dtype=torch.float64)
+
+
+def _sums_of_all(own: torch.Tensor, now: Progress, place: Place) -> Progress:
+    loss_sum, rows = sum_of_all(own.clone(), place).tolist()
+    return replace(now, loss_sum=loss_sum, rows=int(rows))
+
+
+def sum_of_all(total: torch.Tensor, place: Place) -> torch.Tensor:
+    """The sum over all workers, on the CPU."""
+    if place.workers == 1:
+        return total
+    total = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return total.cpu()

@@ -6,47 +6,28 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import MemoryRows, assert_close, config_of, model_of
+from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, run_loop
 
 from img2prompt.config import OptimConfig, TrainConfig
 from img2prompt.errors import UserError
-from img2prompt.model.predictor import learned_state
 from img2prompt.stages import engine as engines
-from img2prompt.stages.engine import Engine, PlainEngine, build_engine, check_batch, compute_dtype
-from img2prompt.stages.worker import History, Place, fit, total_steps
+from img2prompt.stages.checkpoint import Checkpoint, History
+from img2prompt.stages.engine import (
+    MOMENTS,
+    Engine,
+    PlainEngine,
+    check_batch,
+    compute_dtype,
+    learning,
+)
+from img2prompt.stages.worker import Place
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
-CPU = torch.device("cpu")
-ALONE = Place()
 WORKERS = 2
 ZERO_STAGES = (0, 1, 2)
 WIDTHS = (0, 24)
-
-
-def trained(
-    config: TrainConfig, folder: Path, place: Place = ALONE, stop: int = 99
-) -> dict[str, Any]:
-    """Train, going on from `folder` if a checkpoint is there, and save one after epoch `stop`."""
-    model = model_of(config)
-    engine = build_engine(model, config, total_steps(config, len(TRAIN)), CPU)
-    history: History = []
-    kept = folder / f"history-{place.rank}"
-    if kept.exists():
-        engine.load(folder)
-        history = torch.load(kept)
-
-    def report(now: History) -> None:
-        history[:] = now
-        if len(now) == stop:
-            engine.save(folder)
-            torch.save(now, kept)
-            raise StopIteration
-
-    try:
-        fit(config, engine, TRAIN, VAL, place, history, report)
-    except StopIteration:
-        dist.barrier() if place.workers > 1 else None
-    return {"history": history, "state": {n: t.clone() for n, t in learned_state(model).items()}}
+MIDDLE = 2
+"""Number of the checkpoint in the middle of the second epoch."""
 
 
 @pytest.fixture(scope="module", params=WIDTHS, ids=["linear", "wide"])
@@ -55,107 +36,130 @@ def width(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_tower: str, width: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The run with torch alone in one process."""
-    return trained(config_of(tiny_tower, width=width), tmp_path_factory.mktemp("alone"))
+def alone(tiny_tower: str, width: int) -> Trained:
+    """The run with torch alone in one process, saved inside and after each epoch."""
+    return run_loop(config_of(tiny_tower, width=width, engine__save_every=2), TRAIN, VAL)
 
 
-def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    curve = [(row["train_loss"], row["val_cosine"]) for row in expected["history"]]
-    assert len(curve) == 3
-    assert curve[-1][0] < curve[0][0] - 0.1
-    assert [(row["train_loss"], row["val_cosine"]) for row in found["history"]] == [
-        pytest.approx(point, abs=1e-4) for point in curve
-    ]
-    assert_close(found["state"], expected["state"], atol=1e-4)
+def curve(history: History) -> list[tuple[float, float]]:
+    return [(row["train_loss"], row["val_cosine"]) for row in history]
 
 
-def test_plain_torch_goes_on_where_it_was_saved(
-    tiny_tower: str, width: int, alone: dict[str, Any], tmp_path: Path
-) -> None:
-    config = config_of(tiny_tower, width=width)
-    half = trained(config, tmp_path, stop=1)
-    assert len(half["history"]) == 1
-    whole = trained(config, tmp_path)
-    assert [row["epoch"] for row in whole["history"]] == [1, 2, 3]
-    assert whole["history"][0] == half["history"][0]
-    for name, tensor in alone["state"].items():
-        assert torch.equal(whole["state"][name], tensor), name
+def assert_same_run(found: list[Checkpoint], expected: list[Checkpoint], atol: float) -> None:
+    """Both end after three epochs with the same losses and tensors."""
+    there, here = found[-1].progress, expected[-1].progress
+    assert (there.epoch, there.step) == (here.epoch, here.step) == (3, 0)
+    assert curve(here.history)[-1][0] < curve(here.history)[0][0] - 0.1
+    assert curve(there.history) == [pytest.approx(p, abs=atol) for p in curve(here.history)]
+    assert_close(found[-1].engine.model, expected[-1].engine.model, atol=atol)
 
 
-def worker(rank: int, folder: str, tower: str) -> None:
-    """All ZeRO stages and heads in two processes, each run at once and in two halves."""
+def changed(tower: str, stage: int, width: int, workers: int) -> TrainConfig:
+    """The run of `alone` by DeepSpeed."""
+    return config_of(
+        tower,
+        width=width,
+        engine__kind="deepspeed",
+        engine__zero_stage=stage,
+        engine__workers=workers,
+        engine__save_every=2,
+    )
+
+
+def worker(rank: int, workers: int, folder: str, tower: str) -> None:
+    """All ZeRO stages and heads: two workers run at once and from checkpoints, one from theirs."""
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS
+        "gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers
     )
-    place = Place(rank, WORKERS)
     for stage, width in product(ZERO_STAGES, WIDTHS):
-        base = config_of(tower, width=width)
-        changes = {
-            "engine.kind": "deepspeed",
-            "engine.zero_stage": stage,
-            "engine.workers": WORKERS,
-        }
-        config = base.replace(changes)
-        saved = Path(folder) / f"saved-{stage}-{width}"
-        saved.mkdir(exist_ok=True)
-        runs = [trained(config, Path(folder), place), trained(config, saved, place, stop=2)]
-        runs.append(trained(config, saved, place))
-        torch.save(runs, Path(folder) / f"{stage}-{width}-{rank}.pt")
+        config, place = changed(tower, stage, width, workers), Place(rank, workers)
+        if workers > 1:
+            at_once = run_loop(config, TRAIN, VAL, place).saved
+            starts = {
+                "own": at_once[MIDDLE],
+                "plain": torch.load(f"{folder}/plain-{width}.pt", weights_only=False),
+            }
+            runs = {"at once": at_once}
+        else:
+            two = made_by(Path(folder), stage, width, WORKERS, 0)
+            starts, runs = {"two": two["at once"][MIDDLE]}, {}
+        for name, start in starts.items():
+            runs[name] = run_loop(config, TRAIN, VAL, place, start).saved
+        torch.save(runs, f"{folder}/{stage}-{width}-{workers}-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spawned(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(worker, args=(str(folder), tiny_tower), nprocs=WORKERS)
+    for width in WIDTHS:
+        config = config_of(tiny_tower, width=width, engine__save_every=2, optim__epochs=3)
+        torch.save(run_loop(config, TRAIN, VAL).saved[MIDDLE], folder / f"plain-{width}.pt")
+    for workers in (WORKERS, 1):
+        arguments = (workers, str(folder), tiny_tower)
+        torch.multiprocessing.spawn(worker, args=arguments, nprocs=workers)
     return folder
+
+
+def made_by(folder: Path, stage: int, width: int, workers: int, rank: int) -> dict[str, Any]:
+    return torch.load(folder / f"{stage}-{width}-{workers}-{rank}.pt", weights_only=False)
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_deepspeed_on_two_workers_is_plain_torch_on_the_whole_batch(
-    shared: Path, alone: dict[str, Any], width: int, stage: int
+    spawned: Path, alone: Trained, width: int, stage: int
 ) -> None:
     for rank in range(WORKERS):
-        at_once, _, _ = torch.load(shared / f"{stage}-{width}-{rank}.pt")
-        assert_same_run(at_once, alone)
+        at_once = made_by(spawned, stage, width, WORKERS, rank)["at once"]
+        assert_same_run(at_once, alone.saved, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
-def test_deepspeed_goes_on_where_it_was_saved(shared: Path, width: int, stage: int) -> None:
+def test_deepspeed_goes_on_inside_an_epoch(spawned: Path, width: int, stage: int) -> None:
     for rank in range(WORKERS):
-        at_once, half, whole = torch.load(shared / f"{stage}-{width}-{rank}.pt")
-        assert len(half["history"]) == 2
-        assert whole["history"][:2] == half["history"]
-        assert_same_run(whole, at_once)
+        runs = made_by(spawned, stage, width, WORKERS, rank)
+        assert runs["at once"][MIDDLE].progress.name == "00001-000000002"
+        assert_same_run(runs["own"], runs["at once"], atol=1e-5)
 
 
-def test_a_checkpoint_holds_no_frozen_weights(
-    shared: Path, alone: dict[str, Any], width: int
+@pytest.mark.parametrize("stage", ZERO_STAGES)
+def test_another_number_of_workers_goes_on(
+    spawned: Path, alone: Trained, tiny_tower: str, width: int, stage: int
 ) -> None:
-    for stage in ZERO_STAGES:
-        path = shared / f"saved-{stage}-{width}" / "engine" / "mp_rank_00_model_states.pt"
-        assert torch.load(path, weights_only=False)["module"].keys() == alone["state"].keys()
+    two = made_by(spawned, stage, width, WORKERS, 0)
+    assert_same_run(two["plain"], alone.saved, atol=1e-4)
+    assert_same_run(made_by(spawned, stage, width, 1, 0)["two"], two["at once"], atol=1e-4)
+    config = config_of(tiny_tower, width=width)
+    plain = run_loop(config, TRAIN, VAL, start=two["at once"][MIDDLE])
+    assert_same_run(plain.saved, two["at once"], atol=1e-4)
 
 
-def test_workers_end_with_the_same_weights(shared: Path, width: int) -> None:
-    for stage in ZERO_STAGES:
-        first, second = (torch.load(shared / f"{stage}-{width}-{rank}.pt")[0] for rank in (0, 1))
-        assert [row["val_cosine"] for row in first["history"]] == [
-            row["val_cosine"] for row in second["history"]
-        ]
-        for name, tensor in first["state"].items():
-            assert torch.equal(second["state"][name], tensor), name
+@pytest.mark.parametrize("stage", ZERO_STAGES)
+def test_a_checkpoint_knows_no_ranks_and_no_frozen_tensor(
+    spawned: Path, alone: Trained, width: int, stage: int
+) -> None:
+    plain = alone.saved[MIDDLE].engine
+    parameters = [name for name, _ in learning(alone.model)]
+    assert plain.optimizer.keys() == {f"{name}/{key}" for name in parameters for key in MOMENTS}
+    assert len(parameters) < len(list(alone.model.parameters()))
+    first, second = (made_by(spawned, stage, width, WORKERS, r)["at once"] for r in range(WORKERS))
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.progress.loss_sum == theirs.progress.loss_sum
+        for name, tensor in (ours.engine.model | ours.engine.optimizer).items():
+            assert torch.equal((theirs.engine.model | theirs.engine.optimizer)[name], tensor), name
+    found = first[MIDDLE].engine
+    assert found.steps == plain.steps == 5
+    assert_close(found.model, plain.model, atol=1e-4)
+    assert_close(found.optimizer, plain.optimizer, atol=1e-4)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny_tower: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(tiny_tower: str) -> None:
     linear, wide = config_of(tiny_tower), config_of(tiny_tower, width=24)
-    engine = build_engine(model_of(linear), linear, 9, CPU)
-    engine.save(tmp_path)
+    start = run_loop(linear, TRAIN, VAL).saved[0]
     with pytest.raises(UserError, match="does not fit this config"):
-        build_engine(model_of(wide), wide, 9, CPU).load(tmp_path)
+        run_loop(wide, TRAIN, VAL, start=start)
 
 
 def test_bfloat16_keeps_float32_weights(tiny_tower: str) -> None:

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny import MemoryRows, assert_close, config_of, is_noise, model_of
+from tiny import CPU, MemoryRows, assert_close, config_of, is_noise, model_of, run_loop
 from torch import nn
 
 from img2prompt.config import HeadConfig, OptimConfig, PlanConfig, TrainConfig
@@ -13,21 +13,11 @@ from img2prompt.data.order import epoch_order
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import build_predictor, learned_state
+from img2prompt.stages.checkpoint import History, Progress
 from img2prompt.stages.engine import PlainEngine
-from img2prompt.stages.worker import History, Place, fit, prefetch, total_steps, validate
+from img2prompt.stages.worker import Loop, Place, prefetch, seed_step, total_steps, validate
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
-CPU = torch.device("cpu")
-
-
-def fitted(
-    config: TrainConfig, model: nn.Module, train=TRAIN, history: History | None = None
-) -> list[History]:
-    """Train with the plain engine; what was reported."""
-    reports: list[History] = []
-    engine = PlainEngine(model, config, total_steps(config, len(train)), CPU)
-    fit(config, engine, train, VAL, Place(), history or [], reports.append)
-    return reports
 
 
 def by_hand(config: TrainConfig, model: nn.Module) -> list[tuple[float, float]]:
@@ -79,11 +69,11 @@ def by_hand(config: TrainConfig, model: nn.Module) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("width", [0, 24])
 def test_the_loop_is_the_one_written_by_hand(tiny_tower: str, width: int) -> None:
     config = config_of(tiny_tower, width=width)
-    ours, theirs = model_of(config), model_of(config)
-    start = {name: tensor.clone() for name, tensor in learned_state(ours).items()}
-    history = fitted(config, ours)[-1]
+    start, theirs = learned_state(model_of(config)), model_of(config)
+    made = run_loop(config, TRAIN, VAL)
+    ours = made.model
     curve = by_hand(config, theirs)
-    assert [(row["train_loss"], row["val_cosine"]) for row in history] == [
+    assert [(row["train_loss"], row["val_cosine"]) for row in made.reported] == [
         pytest.approx(point, abs=1e-4 if width else 2e-5) for point in curve
     ]
     assert_close(learned_state(ours), learned_state(theirs), atol=5e-5)
@@ -92,39 +82,71 @@ def test_the_loop_is_the_one_written_by_hand(tiny_tower: str, width: int) -> Non
     assert curve[-1][0] < curve[0][0]
 
 
-def test_every_epoch_is_reported_with_all_before_it(tiny_tower: str) -> None:
-    config = config_of(tiny_tower, optim__epochs=2)
-    reports = fitted(config, model_of(config))
-    assert [[row["epoch"] for row in history] for history in reports] == [[1], [1, 2]]
-    assert reports[1][0] == reports[0][0]
-    assert set(reports[1][1]) == {"epoch", "train_loss", "val_cosine", "rows_per_second"}
-    assert reports[1][1]["rows_per_second"] > 0
+def test_every_epoch_is_saved_and_reported(tiny_tower: str) -> None:
+    made = run_loop(config_of(tiny_tower, optim__epochs=2), TRAIN, VAL)
+    assert [row["epoch"] for row in made.reported] == [1, 2]
+    assert [point.progress.epoch for point in made.saved] == [1, 2]
+    assert [point.progress.history for point in made.saved] == [made.reported[:1], made.reported]
+    assert set(made.reported[1]) == {"epoch", "train_loss", "val_cosine", "rows_per_second"}
+    assert made.reported[1]["rows_per_second"] > 0
 
 
-def test_a_run_goes_on_with_the_epoch_after_its_history(tiny_tower: str) -> None:
-    config = config_of(tiny_tower)
-    seen: list[str] = []
+class Watched(MemoryRows):
+    """Notes which rows are fetched."""
 
-    class Watched(MemoryRows):
-        def fetch(self, rows: np.ndarray) -> Batch:
-            batch = super().fetch(rows)
-            seen.extend(batch.ids)
-            return batch
+    def __init__(self, rows: int, seed: int) -> None:
+        super().__init__(rows, seed)
+        self.seen: list[str] = []
 
-    before = [{"epoch": 1, "val_cosine": 0.5}, {"epoch": 2, "val_cosine": 0.6}]
-    reports = fitted(config, model_of(config), Watched(53, seed=1), history=before)
-    assert len(reports) == 1
-    assert reports[0][:2] == before
-    assert reports[0][2]["epoch"] == 3
-    expected = epoch_order(TRAIN.group_sizes, config.seed, 2)[:48]
-    assert seen == [f"row-{row}" for row in expected]
-    assert fitted(config, model_of(config), history=reports[0]) == []
+    def fetch(self, rows: np.ndarray) -> Batch:
+        batch = super().fetch(rows)
+        self.seen.extend(batch.ids)
+        return batch
+
+
+@pytest.mark.parametrize("width", [0, 24])
+def test_a_run_goes_on_inside_an_epoch_with_the_very_next_batch(
+    tiny_tower: str, width: int
+) -> None:
+    config = config_of(tiny_tower, width=width, engine__save_every=2, optim__batch_size=10)
+    whole = run_loop(config, TRAIN, VAL)
+    places = [(point.progress.epoch, point.progress.step) for point in whole.saved]
+    assert places == [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0)]
+    for start in whole.saved[1:6:4]:
+        train = Watched(53, seed=1)
+        rest = run_loop(config, train, VAL, start=start)
+        now = start.progress
+        order = epoch_order(TRAIN.group_sizes, config.seed, now.epoch)[now.step * 10 : 50]
+        assert train.seen[: len(order)] == [f"row-{row}" for row in order]
+        for found, expected in zip(rest.reported, whole.reported[now.epoch :], strict=True):
+            for name in ("epoch", "train_loss", "val_cosine"):
+                assert found[name] == expected[name]
+        for name, tensor in learned_state(whole.model).items():
+            assert torch.equal(learned_state(rest.model)[name], tensor), name
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, optim__epochs=1)
+    made = run_loop(config, TRAIN, VAL)
+    assert run_loop(config, TRAIN, VAL, start=made.saved[-1]).reported == []
+
+
+def test_draws_follow_from_the_position() -> None:
+    def drawn(epoch: int, step: int, rank: int, seed: int = 3) -> float:
+        seed_step(seed, Progress(epoch=epoch, step=step), rank)
+        return torch.rand(1).item()
+
+    at = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
+    first = [drawn(*place) for place in at]
+    assert first == [drawn(*place) for place in at]
+    assert len(set(first)) == len(at)
+    assert drawn(0, 0, 0, seed=4) not in first
 
 
 def test_a_seed_gives_one_run(tiny_tower: str) -> None:
     def losses(seed: int) -> list[float]:
         config = config_of(tiny_tower, seed=seed, optim__epochs=1)
-        return [row["train_loss"] for row in fitted(config, model_of(config))[-1]]
+        return [row["train_loss"] for row in run_loop(config, TRAIN, VAL).reported]
 
     assert losses(3) == losses(3)
     assert losses(3) != losses(4)
@@ -150,9 +172,12 @@ def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
 
     head = build_predictor(None, 3, config.plan, HeadConfig(), 0)
     engine = PlainEngine(head, config, total_steps(config, 53), CPU)
-    reports: list[History] = []
-    fit(config, engine, Features(53, 1), Features(21, 2), Place(), [], reports.append)
-    assert reports[-1][-1]["val_cosine"] > reports[-1][0]["val_cosine"]
+    reports: History = []
+    loop = Loop(
+        config, engine, Features(53, 1), Features(21, 2), Place(), lambda _: None, reports.append
+    )
+    loop.run(Progress())
+    assert reports[-1]["val_cosine"] > reports[0]["val_cosine"]
 
 
 def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str) -> None:
@@ -165,7 +190,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str) -> None
 
     config = config_of(tiny_tower, optim__batch_size=5)
     with pytest.raises(UserError, match=r"loss is nan at epoch 1, step \d+, .*'row-7'.*optim\.lr"):
-        fitted(config, model_of(config), Poisoned(53, seed=1))
+        run_loop(config, Poisoned(53, seed=1), VAL)
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(16, 3), (31, 3), (32, 6), (53, 9)])
@@ -213,6 +238,6 @@ def test_an_error_in_a_fetch_comes_through() -> None:
 def test_an_epoch_is_logged(tiny_tower: str, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(tiny_tower, optim__epochs=1)
     with caplog.at_level(logging.INFO, logger="img2prompt"):
-        history = fitted(config, model_of(config))[-1]
+        history = run_loop(config, TRAIN, VAL).reported
     line = f"run: epoch 1 of 1, train loss {history[0]['train_loss']:.4f}, val cosine"
     assert any(line in message for message in caplog.messages)

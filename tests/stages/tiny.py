@@ -1,5 +1,7 @@
 """Small things that tests of the training stages share."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -12,8 +14,18 @@ from img2prompt.config import (
     TrainConfig,
 )
 from img2prompt.data.shards import Batch
-from img2prompt.model.predictor import Predictor, build_predictor, open_tower
+from img2prompt.model.predictor import (
+    Predictor,
+    build_predictor,
+    load_learned_state,
+    open_tower,
+)
+from img2prompt.stages.checkpoint import Checkpoint, History, Progress
+from img2prompt.stages.engine import build_engine
+from img2prompt.stages.worker import Loop, Place, Rows, total_steps
 
+CPU = torch.device("cpu")
+ALONE = Place()
 FINETUNE = PlanConfig(lora_rate=0.5, nfz_rate=0.25, lora_rank=4)
 TINY = TrainConfig(
     name="run",
@@ -33,6 +45,39 @@ def model_of(config: TrainConfig) -> Predictor:
     tower = open_tower(config.tower, config.seed)
     width, kept = tower.width, None if config.plan.frozen_tower else tower
     return build_predictor(kept, width, config.plan, config.head, config.seed)
+
+
+@dataclass
+class Trained:
+    """What became of a run in this process."""
+
+    saved: list[Checkpoint]
+    reported: History
+    model: Predictor
+
+
+def run_loop(
+    config: TrainConfig,
+    train: Rows,
+    val: Rows,
+    place: Place = ALONE,
+    start: Checkpoint | None = None,
+    device: torch.device = CPU,
+) -> Trained:
+    """Train, or go on from `start`, keeping every checkpoint in memory."""
+    made = Trained([], [], model_of(config))
+    if start is not None:
+        load_learned_state(made.model, dict(start.engine.model), "start")
+    engine = build_engine(made.model, config, total_steps(config, len(train)), device)
+    if start is not None:
+        engine.load(start.engine)
+
+    def save(progress: Progress) -> None:
+        made.saved.append(Checkpoint(progress, engine.state()))
+
+    loop = Loop(config, engine, train, val, place, save, made.reported.append)
+    loop.run(start.progress if start else Progress())
+    return made
 
 
 class MemoryRows:

@@ -1,0 +1,214 @@
+"""Checkpoints that any number of workers can go on from.
+
+A checkpoint holds whole float32 tensors by parameter name, never a rank's part of them: what
+learned, AdamW's moments, and an EMA when a recipe keeps one. The rest is numbers: schedule, loss
+scale, and the position (epoch, step). Row order and random draws are functions of seed and
+position (`data/order.py`, `worker.seed_step`), so no generator's state is kept.
+
+One folder a checkpoint. `digests.json` is written last and publishes it, on a disk and on an object
+store alike; a file that does not match its digest makes the checkpoint damaged.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow.fs as pafs
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from img2prompt.artifact import delete_folder, join, open_uri, read_bytes, write_bytes
+from img2prompt.errors import UserError
+from img2prompt.model.predictor import WEIGHTS
+from img2prompt.stages.engine import EngineState
+
+logger = logging.getLogger(__name__)
+
+History = list[dict[str, Any]]
+"""A row an epoch: epoch, train_loss, val_cosine, rows_per_second."""
+
+OPTIMIZER = "optimizer.safetensors"
+EMA = "ema.safetensors"
+STATE = "state.json"
+DIGESTS = "digests.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    epoch: int = 0
+    """Epochs that are complete."""
+    step: int = 0
+    """Global batches of the next epoch that are done."""
+    loss_sum: float = 0.0
+    """Of the losses of that epoch's rows so far, over all workers."""
+    rows: int = 0
+    """Rows in `loss_sum`."""
+    history: History = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint; names sort as runs go."""
+        return f"{self.epoch:05d}-{self.step:09d}"
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}, step {self.step + 1}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from."""
+
+    progress: Progress
+    engine: EngineState
+    ema: Mapping[str, Tensor] = field(default_factory=dict)
+    """Averages of the tensors that learn, by name; empty when none are kept."""
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+class CheckpointStore:
+    """The checkpoints of a run: a folder on any pyarrow filesystem, one writer at a time."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def names(self) -> list[str]:
+        """Published checkpoints, the oldest first."""
+        fs, path = open_uri(self.uri)
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        files = [info.path.split("/") for info in fs.get_file_info(selector) if info.is_file]
+        return sorted(parts[-2] for parts in files if parts[-1] == DIGESTS)
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Publish a checkpoint; a disk that is or would get full is a UserError."""
+        folder = join(self.uri, checkpoint.progress.name)
+        files = _encode(checkpoint)
+        delete_folder(folder)  # a damaged one of the same position
+        try:
+            self._require_space(sum(map(len, files.values())))
+            for name, data in files.items():
+                write_bytes(join(folder, name), data)
+            digests = {name: _digest(data) for name, data in files.items()}
+            write_bytes(join(folder, DIGESTS), json.dumps(digests, indent=2).encode())
+        except UserError as error:
+            delete_folder(folder)
+            raise UserError(f"{error}. The last good checkpoint: {self._last()}") from error
+
+    def _last(self) -> str:
+        return next((join(self.uri, name) for name in reversed(self.names())), "none yet")
+
+    def _require_space(self, size: int) -> None:
+        fs, path = open_uri(self.uri)
+        if isinstance(fs, pafs.LocalFileSystem):
+            fs.create_dir(path, recursive=True)
+            if (free := shutil.disk_usage(path).free) < size:
+                raise UserError(
+                    f"{self.uri}: a checkpoint takes {size} bytes, and {free} are free. Free space "
+                    "there and run the same command again: it goes on from the last checkpoint"
+                )
+
+    def read(self, name: str) -> Checkpoint:
+        """A checkpoint, if every byte of it is as it was written; else DamagedError."""
+        try:
+            digests = json.loads(read_bytes(join(self.uri, name, DIGESTS)))
+            files = {file: read_bytes(join(self.uri, name, file)) for file in digests}
+        except (FileNotFoundError, ValueError) as error:
+            raise DamagedError(str(error)) from error
+        for file, digest in digests.items():
+            if _digest(files[file]) != digest:
+                raise DamagedError(f"{file} is not what was written: its digest differs")
+        if not digests.keys() >= {WEIGHTS, OPTIMIZER, STATE}:
+            raise DamagedError(f"{DIGESTS} lists {sorted(digests)} only")
+        return _decode(files)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; damaged ones are passed over with a warning."""
+        for name in reversed(self.names()):
+            try:
+                return self.read(name)
+            except DamagedError as error:
+                logger.warning(
+                    "checkpoint %s is damaged (%s): falling back to the one before it",
+                    join(self.uri, name),
+                    error,
+                )
+        return None
+
+    def prune(self, keep: int, best: str) -> None:
+        """Delete all but the newest `keep` and the one named `best`."""
+        for name in self.names()[:-keep]:
+            if name != best:
+                delete_folder(join(self.uri, name))
+
+
+def best_row(history: History) -> dict[str, Any]:
+    """The epoch with the best validation cosine, the first of equals."""
+    return max(history, key=lambda row: row["val_cosine"])
+
+
+def best_name(history: History) -> str:
+    """Checkpoint of the end of the best epoch; empty: no epoch is complete."""
+    return Progress(epoch=best_row(history)["epoch"]).name if history else ""
+
+
+class Saver:
+    """Writes checkpoints in a thread, one at a time, while training goes on."""
+
+    def __init__(self, store: CheckpointStore, keep: int) -> None:
+        self._store = store
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begin to write; waits for the one before, and raises what went wrong with that."""
+        self.wait()
+        self._pending = self._pool.submit(self._write, checkpoint)
+
+    def wait(self) -> None:
+        """Until all is written; raises what went wrong."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        self._store.write(checkpoint)
+        self._store.prune(self._keep, best_name(checkpoint.progress.history))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
+    engine = checkpoint.engine
+    files = {
+        WEIGHTS: safetensors.torch.save(dict(engine.model)),
+        OPTIMIZER: safetensors.torch.save(dict(engine.optimizer)),
+    }
+    if checkpoint.ema:
+        files[EMA] = safetensors.torch.save(dict(checkpoint.ema))
+    numbers = {"steps": engine.steps, "schedule": engine.schedule, "scale": engine.scale}
+    state = {"progress": asdict(checkpoint.progress), "engine": numbers}
+    return files | {STATE: json.dumps(state, indent=2).encode()}
+
+
+def _decode(files: Mapping[str, bytes]) -> Checkpoint:
+    state = json.loads(files[STATE])
+    tensors = {name: safetensors.torch.load(data) for name, data in files.items() if name != STATE}
+    engine = EngineState(tensors[WEIGHTS], tensors[OPTIMIZER], **state["engine"])
+    return Checkpoint(Progress(**state["progress"]), engine, tensors.get(EMA, {}))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors with a NaN or an infinity."""
+    return [name for name, t in tensors.items() if not torch.isfinite(t).all()]

@@ -1,0 +1,138 @@
+"""DeepSpeed ZeRO as an engine, with a state that knows no ranks.
+
+DeepSpeed's own checkpoints belong to a number of workers. Here the parts of every tensor are joined
+when a run is saved, and cut anew for the workers that go on.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from img2prompt.config import TrainConfig
+from img2prompt.model.optim import build_optimizer, build_schedule
+from img2prompt.model.predictor import learned_state
+from img2prompt.stages.engine import (
+    MOMENTS,
+    EngineState,
+    compute_dtype,
+    copy_of,
+    learning,
+    load_schedule,
+)
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO over the process group that Ray Train has started (arXiv 1910.02054)."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, steps: int, device: torch.device):
+        deepspeed = _import_deepspeed(device)
+        self.module = module
+        self.device = device
+        self._optimizer = build_optimizer(module.to(device), config.optim)
+        self._schedule = build_schedule(self._optimizer, config.optim, steps)
+        self._utils = deepspeed.utils
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=self._optimizer,
+            lr_scheduler=self._schedule,
+            config=self._settings(config, device),
+            dist_init_required=False,
+        )
+        self._stage = config.engine.zero_stage
+        self._steps = 0
+
+    @staticmethod
+    def _settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+        half = compute_dtype(config.engine.precision, device) != torch.float32
+        return {
+            "train_batch_size": config.optim.batch_size,
+            "train_micro_batch_size_per_gpu": config.optim.batch_size // dist.get_world_size(),
+            "gradient_clipping": config.optim.clip_norm,
+            "zero_optimization": {"stage": config.engine.zero_stage},
+            "torch_autocast": {"enabled": half, "dtype": "bfloat16"},
+            "steps_per_print": 10**9,
+        }
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._engine(inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        self._engine.step()
+        self._steps += 1
+
+    def state(self) -> EngineState:
+        model, schedule = copy_of(learned_state(self.module)), self._schedule.state_dict()
+        moments = self._moments() if self._steps else {}
+        return EngineState(model, moments, self._steps, schedule)
+
+    def _moments(self) -> dict[str, Tensor]:
+        """Whole, from the parts of all workers."""
+        found = {}
+        self._link_moments()
+        for name, tensor in learning(self.module):
+            for key in MOMENTS:
+                whole = (
+                    self._utils.safe_get_full_optimizer_state(tensor, key)
+                    if self._stage
+                    else self._optimizer.state[tensor][key]
+                )
+                found |= copy_of({f"{name}/{key}": whole})
+        return found
+
+    def load(self, state: EngineState) -> None:
+        if state.steps:
+            self._begin_moments(state.steps)
+            self._cut(state.optimizer)
+        load_schedule(self._schedule, state.schedule)
+        self._steps = state.steps
+
+    def _begin_moments(self, steps: int) -> None:
+        """Make the optimiser's state as its first step would."""
+        for group in self._optimizer.param_groups:
+            for part in group["params"]:
+                zeros = {key: torch.zeros_like(part.data) for key in MOMENTS}
+                self._optimizer.state[part] = {"step": torch.tensor(float(steps))} | zeros
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find a tensor's moments in its flat groups.
+
+        It does so itself at the first step, but after the first group only, when the other groups
+        have no moments yet.
+        """
+        if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _cut(self, moments: Mapping[str, Tensor]) -> None:
+        """Give this worker its part of each moment."""
+        for name, tensor in learning(self.module):
+            for key in MOMENTS:
+                whole = moments[f"{name}/{key}"].to(self.device)
+                if self._stage:
+                    self._utils.safe_set_full_optimizer_state(tensor, whole, key)
+                else:
+                    self._optimizer.state[tensor][key].copy_(whole)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told of the device; importing it takes seconds that a probe need not pay."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # It calls collectives by names that this torch is about to drop; nothing a user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if device.type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce for CPUs at first use: a minute, and a
+        # C++ compiler. Small models on a few CPU workers are served as well by gloo.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
