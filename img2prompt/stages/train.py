@@ -44,9 +44,10 @@ from img2prompt.artifact import (
     join,
     read_bytes,
 )
-from img2prompt.config import TrainConfig
+from img2prompt.config import EngineConfig, TrainConfig
 from img2prompt.data.shards import FeatureRows, ShardRows, check_size
 from img2prompt.errors import UserError
+from img2prompt.model.cost import cost
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.predictor import (
     WEIGHTS,
@@ -65,7 +66,7 @@ from img2prompt.stages.checkpoint import (
     best_name,
     best_row,
 )
-from img2prompt.stages.engine import build_engine, check_batch
+from img2prompt.stages.engine import build_engine, check_batch, compute_dtype
 from img2prompt.stages.worker import Loop, Place, Rows, total_steps
 
 logger = logging.getLogger(__name__)
@@ -214,19 +215,31 @@ def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
 
 
 def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -> None:
+    """Say what learns, how many rows there are, and what a row and a worker will cost."""
     plan = layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
-    model = build_predictor(tower, tower.width, config.plan, config.head, config.seed)
-    learning = sum(t.numel() for t in model.parameters() if t.requires_grad)
-    everything = sum(t.numel() for t in model.parameters())
+    estimate = cost(
+        tower.vision.config,
+        config.plan,
+        config.head,
+        half=_in_half(config.engine),
+        cached=config.plan.frozen_tower,
+    )
+    zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
     logger.info(
-        "%s: %s; %.2fM of %.2fM parameters learn; %d rows; %d worker(s)",
+        "%s: %s; %d rows; %d worker(s); %s",
         config.name,
         plan,
-        learning / 1e6,
-        everything / 1e6,
         inputs.shards.counts["train"],
         workers,
+        estimate.describe(config.optim.batch_size // workers, workers, zero_stage),
     )
+
+
+def _in_half(engine: EngineConfig) -> bool:
+    """Whether workers will compute in 16 bits; the driver may have no GPU itself."""
+    if engine.precision == "auto" and _has_gpus():
+        return True
+    return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
 
 
 def storage(out: str) -> str:
