@@ -42,6 +42,8 @@ class Options:
     batch_size: int = 32
     batches: int = 40
     """Of each actor."""
+    free_rows: int = 100_000
+    """For the model that takes no time: many more than what is decoded while it starts."""
     size: int = 32
     """Side of the pictures in pixels."""
     rows_per_shard: int = 256
@@ -114,6 +116,7 @@ def run(options: Options) -> dict[int, float]:
             rows = actors * options.batches * options.batch_size
             shards = write_shards(options, rows, f"{folder}/{actors}")
             found[actors] = steady_rate(stream(options, shards, actors, options.seconds))
+        shards = write_shards(options, options.free_rows, f"{folder}/free")
         found[0] = steady_rate(stream(options, shards, 1, 0.0))
     linear = options.batch_size / options.seconds
     cli.show(

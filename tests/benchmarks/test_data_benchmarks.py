@@ -43,7 +43,7 @@ def test_features_are_those_of_the_bare_model_and_of_transformers(
 
 @pytest.mark.ray
 def test_sleeping_actors_are_counted_while_all_are_at_work(cluster) -> None:
-    options = scaling.Options(actors=(1, 2), seconds=0.05, batch_size=4, batches=4)
+    options = scaling.Options(actors=(1, 2), seconds=0.05, batch_size=4, batches=4, free_rows=100)
     found = scaling.run(options)
     assert set(found) == {0, 1, 2}
     assert 0 < found[1] <= 1.05 * 4 / 0.05
