@@ -81,10 +81,18 @@ class EngineConfig(Config):
 
     kind: Literal["plain", "deepspeed"] = "deepspeed"
     """`plain`: torch on one worker (the probe needs no more)."""
-    zero_stage: Literal[0, 1, 2] = 1
-    """DeepSpeed ZeRO: 1 shards optimiser state, 2 gradients too (arXiv 1910.02054)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 1 shards optimiser state, 2 gradients, 3 weights too (arXiv 1910.02054)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32. fp16 scales the loss
+    and is for GPUs without bf16, with `plain` or ZeRO 0: DeepSpeed's other stages would clip the
+    scaled gradients."""
+    micro_batch: int = 0
+    """Rows that a worker takes at once; the gradients of a global batch add up. 0: its whole share.
+    Not with a wide head, whose BatchNorm needs the whole global batch in one pass."""
+    recompute: bool = False
+    """Activation checkpointing: keep only the inputs of the tower's layers, and compute what is in
+    them again for the backward pass. Less memory, about a third more work (arXiv 1604.06174)."""
     workers: int = 0
     """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
     save_every: int = 0
@@ -94,6 +102,9 @@ class EngineConfig(Config):
 
     def __post_init__(self) -> None:
         check(self.workers >= 0, "engine.workers", self.workers, "0 (automatic) or more")
+        check(self.micro_batch >= 0, "engine.micro_batch", self.micro_batch, "0 (all) or more")
+        scaled = self.precision != "fp16" or self.kind == "plain" or self.zero_stage == 0
+        check(scaled, "engine.zero_stage", self.zero_stage, "0 with engine.precision fp16")
         check(self.save_every >= 0, "engine.save_every", self.save_every, "0 (epochs only) or more")
         check(self.keep >= 1, "engine.keep", self.keep, "1 or more")
         single = self.kind != "plain" or self.workers <= 1
@@ -124,3 +135,10 @@ class TrainConfig(Config):
         )
         check(self.start_from != self.name, "start_from", self.start_from, "another run")
         check(self.seed >= 0, "seed", self.seed, "0 or more")
+        whole = self.engine.micro_batch == 0 or self.head.width == 0
+        check(
+            whole,
+            "engine.micro_batch",
+            self.engine.micro_batch,
+            "0 with a wide head: its BatchNorm needs the whole global batch in one pass",
+        )

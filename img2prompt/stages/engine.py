@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
 
-from img2prompt.config import OptimConfig, TrainConfig
+from img2prompt.config import TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.optim import build_optimizer, build_schedule
 from img2prompt.model.predictor import learned_state
@@ -44,8 +45,14 @@ class Engine(Protocol):
     @property
     def device(self) -> torch.device: ...
     def forward(self, inputs: Tensor) -> Tensor: ...
-    def backward(self, loss: Tensor) -> None: ...
-    def step(self) -> None: ...
+    def backward(self, loss: Tensor) -> None:
+        """Add one part's gradients; `loss` is the mean over the part's rows."""
+        ...
+
+    def step(self) -> None:
+        """After the backward passes of all parts of a global batch."""
+        ...
+
     def state(self) -> EngineState:
         """A copy that later steps leave alone; equal on all workers."""
         ...
@@ -60,7 +67,9 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
         return torch.bfloat16 if has_bf16 else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("engine.precision is 'fp16'; allowed without a GPU: auto, fp32 or bf16")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _cpu_has_bf16() -> bool:
@@ -92,7 +101,9 @@ class PlainEngine:
         self.module = module.to(device)
         self.device = device
         self._clip = config.optim.clip_norm
+        self._parts = parts(config, workers=1)
         self._dtype = compute_dtype(config.engine.precision, device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
         self._optimizer = build_optimizer(module, config.optim)
         self._schedule = build_schedule(self._optimizer, config.optim, steps)
         self._steps = 0
@@ -103,11 +114,13 @@ class PlainEngine:
             return self.module(inputs)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        self._scaler.scale(loss / self._parts).backward()
 
     def step(self) -> None:
+        self._scaler.unscale_(self._optimizer)
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._steps += 1
@@ -121,7 +134,8 @@ class PlainEngine:
             if tensor in found
         }
         model, schedule = copy_of(learned_state(self.module)), self._schedule.state_dict()
-        return EngineState(model, copy_of(moments), self._steps, schedule)
+        scale = self._scaler.state_dict()
+        return EngineState(model, copy_of(moments), self._steps, schedule, scale)
 
     def load(self, state: EngineState) -> None:
         for name, tensor in learning(self.module):
@@ -130,6 +144,8 @@ class PlainEngine:
                 step = torch.tensor(float(state.steps))
                 self._optimizer.state[tensor] = {"step": step} | made
         load_schedule(self._schedule, state.schedule)
+        if state.scale:
+            self._scaler.load_state_dict(dict(state.scale))
         self._steps = state.steps
 
 
@@ -137,6 +153,10 @@ def build_engine(
     module: nn.Module, config: TrainConfig, steps: int, device: torch.device
 ) -> Engine:
     """The engine that the config asks for; `steps` is the length of the whole run."""
+    if config.engine.recompute:
+        for part in module.modules():
+            if isinstance(part, PreTrainedModel):
+                part.activation_checkpointing_enable()
     if config.engine.kind == "plain":
         return PlainEngine(module, config, steps, device)
     from img2prompt.stages.zero import DeepSpeedEngine  # a probe does not pay for it
@@ -144,10 +164,21 @@ def build_engine(
     return DeepSpeedEngine(module, config, steps, device)
 
 
-def check_batch(optim: OptimConfig, workers: int) -> None:
-    """Equal shares for all workers, or a UserError."""
-    if optim.batch_size % workers:
+def parts(config: TrainConfig, workers: int) -> int:
+    """Passes in which a worker takes its share of a global batch."""
+    share = config.optim.batch_size // workers
+    return share // (config.engine.micro_batch or share)
+
+
+def check_batch(config: TrainConfig, workers: int) -> None:
+    """Equal shares for all workers and equal parts of them, or a UserError."""
+    size, micro = config.optim.batch_size, config.engine.micro_batch
+    if size % workers:
         raise UserError(
-            f"optim.batch_size is {optim.batch_size}; allowed with {workers} workers: "
-            f"a multiple of {workers}"
+            f"optim.batch_size is {size}; allowed with {workers} workers: a multiple of {workers}"
+        )
+    if micro and size // workers % micro:
+        raise UserError(
+            f"engine.micro_batch is {micro}; allowed with {size // workers} rows a worker: a "
+            "divisor of that, or 0"
         )

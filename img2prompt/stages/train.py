@@ -192,7 +192,9 @@ def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
     layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
     workers = worker_count(config)
     runtime.require(gpus=workers) if _has_gpus() else runtime.require(cpus=workers)
-    check_batch(config.optim, workers)
+    check_batch(config, workers)
+    if not _has_gpus():
+        compute_dtype(config.engine.precision, torch.device("cpu"))
     if config.plan.frozen_tower and inputs.features is None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
     for made in filter(None, [inputs.features, inputs.start]):

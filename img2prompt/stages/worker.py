@@ -131,15 +131,25 @@ class Loop:
     def _step(self, now: Progress, batch: Batch) -> float:
         """One global batch; returns the mean loss of this worker's rows."""
         seed_step(self.config.seed, now, self.place.rank)
-        inputs, targets = _to_device(batch, self.engine.device)
+        losses = [self._part(now, part) for part in self._parts(batch)]
+        self.engine.step()
+        return sum(losses) / len(losses)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        size = self.config.engine.micro_batch or len(batch.ids)
+        cuts = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
+        return [Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut]) for cut in cuts]
+
+    def _part(self, now: Progress, part: Batch) -> float:
+        """Forward and backward of rows that are taken at once; returns their mean loss."""
+        inputs, targets = _to_device(part, self.engine.device)
         loss = cosine_loss(self.engine.forward(inputs), targets)
         if not torch.isfinite(loss):
             raise UserError(
-                f"{self.config.name}: the loss is {loss.item()} at {now}, rows {batch.ids[:8]}; "
+                f"{self.config.name}: the loss is {loss.item()} at {now}, rows {part.ids[:8]}; "
                 f"lower optim.lr ({self.config.optim.lr}) or look at those rows"
             )
         self.engine.backward(loss)
-        self.engine.step()
         return loss.item()
 
 

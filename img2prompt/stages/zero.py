@@ -23,6 +23,7 @@ from img2prompt.stages.engine import (
     copy_of,
     learning,
     load_schedule,
+    parts,
 )
 
 
@@ -45,16 +46,20 @@ class DeepSpeedEngine:
         )
         self._stage = config.engine.zero_stage
         self._steps = 0
+        self._open = False
 
     @staticmethod
     def _settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-        half = compute_dtype(config.engine.precision, device) != torch.float32
+        dtype = compute_dtype(config.engine.precision, device)
+        workers, half = dist.get_world_size(), dtype != torch.float32
+        passes = parts(config, workers)
         return {
             "train_batch_size": config.optim.batch_size,
-            "train_micro_batch_size_per_gpu": config.optim.batch_size // dist.get_world_size(),
+            "train_micro_batch_size_per_gpu": config.optim.batch_size // workers // passes,
+            "gradient_accumulation_steps": passes,
             "gradient_clipping": config.optim.clip_norm,
             "zero_optimization": {"stage": config.engine.zero_stage},
-            "torch_autocast": {"enabled": half, "dtype": "bfloat16"},
+            "torch_autocast": {"enabled": half, "dtype": str(dtype).removeprefix("torch.")},
             "steps_per_print": 10**9,
         }
 
@@ -62,21 +67,37 @@ class DeepSpeedEngine:
         return self._engine(inputs)
 
     def backward(self, loss: Tensor) -> None:
+        if self._open:
+            self._engine.step()  # ends the part before; no step of the optimiser
         self._engine.backward(loss)
+        self._open = True
 
     def step(self) -> None:
         self._engine.step()
+        self._open = False
         self._steps += 1
 
     def state(self) -> EngineState:
-        model, schedule = copy_of(learned_state(self.module)), self._schedule.state_dict()
         moments = self._moments() if self._steps else {}
-        return EngineState(model, moments, self._steps, schedule)
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        scale = scaler.state_dict() if scaler else {}
+        schedule = self._schedule.state_dict()
+        return EngineState(self._learned(), moments, self._steps, schedule, scale)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Whole; between passes, ZeRO-3 leaves each worker but a part of a weight."""
+        if self._stage < 3:
+            return copy_of(learned_state(self.module))
+        found = {
+            name: self._utils.safe_get_full_fp32_param(tensor)
+            for name, tensor in learning(self.module)
+        }
+        return copy_of({name: found.get(name, t) for name, t in learned_state(self.module).items()})
 
     def _moments(self) -> dict[str, Tensor]:
         """Whole, from the parts of all workers."""
-        found = {}
         self._link_moments()
+        found = {}
         for name, tensor in learning(self.module):
             for key in MOMENTS:
                 whole = (
@@ -92,14 +113,20 @@ class DeepSpeedEngine:
             self._begin_moments(state.steps)
             self._cut(state.optimizer)
         load_schedule(self._schedule, state.schedule)
+        if state.scale:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(dict(state.scale))
         self._steps = state.steps
 
     def _begin_moments(self, steps: int) -> None:
         """Make the optimiser's state as its first step would."""
-        for group in self._optimizer.param_groups:
-            for part in group["params"]:
-                zeros = {key: torch.zeros_like(part.data) for key in MOMENTS}
-                self._optimizer.state[part] = {"step": torch.tensor(float(steps))} | zeros
+        flat = (
+            self._engine.optimizer.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [part for group in self._optimizer.param_groups for part in group["params"]]
+        )
+        for part in flat:
+            zeros = {key: torch.zeros_like(part.data) for key in MOMENTS}
+            self._optimizer.state[part] = {"step": torch.tensor(float(steps))} | zeros
         self._link_moments()
 
     def _link_moments(self) -> None:
@@ -117,10 +144,21 @@ class DeepSpeedEngine:
         for name, tensor in learning(self.module):
             for key in MOMENTS:
                 whole = moments[f"{name}/{key}"].to(self.device)
-                if self._stage:
+                if self._stage == 0:
+                    self._optimizer.state[tensor][key].copy_(whole)
+                elif self._stage < 3:
                     self._utils.safe_set_full_optimizer_state(tensor, whole, key)
                 else:
-                    self._optimizer.state[tensor][key].copy_(whole)
+                    part = self._utils.safe_get_local_optimizer_state(tensor, key)
+                    own = _own_part(whole, part.numel())
+                    self._utils.safe_set_local_optimizer_state(tensor, own, key)
+
+
+def _own_part(whole: Tensor, size: int) -> Tensor:
+    """This worker's `size` numbers of a flat tensor; ZeRO-3 fills up the last part with zeros."""
+    padding = size * dist.get_world_size() - whole.numel()
+    flat = torch.nn.functional.pad(whole.flatten(), (0, padding))
+    return flat.narrow(0, size * dist.get_rank(), size)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

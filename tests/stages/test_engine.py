@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, run_loop
 
-from img2prompt.config import OptimConfig, TrainConfig
+from img2prompt.config import EngineConfig, OptimConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.stages import engine as engines
 from img2prompt.stages.checkpoint import Checkpoint, History
@@ -16,15 +16,17 @@ from img2prompt.stages.engine import (
     MOMENTS,
     Engine,
     PlainEngine,
+    build_engine,
     check_batch,
     compute_dtype,
     learning,
+    parts,
 )
 from img2prompt.stages.worker import Place
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
 WORKERS = 2
-ZERO_STAGES = (0, 1, 2)
+ZERO_STAGES = (0, 1, 2, 3)
 WIDTHS = (0, 24)
 MIDDLE = 2
 """Number of the checkpoint in the middle of the second epoch."""
@@ -82,6 +84,9 @@ def worker(rank: int, workers: int, folder: str, tower: str) -> None:
                 "plain": torch.load(f"{folder}/plain-{width}.pt", weights_only=False),
             }
             runs = {"at once": at_once}
+            if width == 0:
+                in_parts = config.replace({"engine.micro_batch": 2, "engine.recompute": True})
+                runs["in parts"] = run_loop(in_parts, TRAIN, VAL, place).saved
         else:
             two = made_by(Path(folder), stage, width, WORKERS, 0)
             starts, runs = {"two": two["at once"][MIDDLE]}, {}
@@ -122,6 +127,12 @@ def test_deepspeed_goes_on_inside_an_epoch(spawned: Path, width: int, stage: int
         runs = made_by(spawned, stage, width, WORKERS, rank)
         assert runs["at once"][MIDDLE].progress.name == "00001-000000002"
         assert_same_run(runs["own"], runs["at once"], atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ZERO_STAGES)
+def test_deepspeed_adds_up_the_gradients_of_parts(spawned: Path, stage: int) -> None:
+    runs = made_by(spawned, stage, 0, WORKERS, 0)
+    assert_same_run(runs["in parts"], runs["at once"], atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
@@ -205,6 +216,79 @@ def test_compute_dtype(
 
 
 def test_workers_must_divide_the_batch() -> None:
-    check_batch(OptimConfig(batch_size=12), 4)
+    config = TrainConfig(name="x", optim=OptimConfig(batch_size=12))
+    check_batch(config, 4)
     with pytest.raises(UserError, match=r"optim\.batch_size is 12; allowed with 5 workers: a mult"):
-        check_batch(OptimConfig(batch_size=12), 5)
+        check_batch(config, 5)
+
+
+def test_parts_must_divide_a_share() -> None:
+    config = TrainConfig(
+        name="x", optim=OptimConfig(batch_size=12), engine=EngineConfig(micro_batch=3)
+    )
+    check_batch(config, 4)
+    assert [parts(config, workers) for workers in (1, 2, 4)] == [4, 2, 1]
+    assert parts(config.replace({"engine.micro_batch": 0}), 3) == 1
+    with pytest.raises(UserError, match=r"micro_batch is 3; allowed with 4 rows a worker: a divi"):
+        check_batch(config, 3)
+
+
+def test_half_precision_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match="'fp16'; allowed without a GPU: auto, fp32 or bf16"):
+        compute_dtype("fp16", CPU)
+    assert compute_dtype("fp16", torch.device("cuda")) == torch.float16
+    with pytest.raises(UserError, match=r"zero_stage is 1; allowed: 0 with engine\.precision fp16"):
+        EngineConfig(precision="fp16")
+
+
+def test_parts_of_a_batch_with_a_wide_head_are_refused(tiny_tower: str) -> None:
+    with pytest.raises(UserError, match="micro_batch is 4; allowed: 0 with a wide head: its Batch"):
+        config_of(tiny_tower, width=24, engine__micro_batch=4)
+
+
+@pytest.mark.parametrize("changes", [{"engine.micro_batch": 4}, {"engine.recompute": True}])
+def test_parts_and_recomputing_change_nothing(tiny_tower: str, changes: dict[str, Any]) -> None:
+    config = config_of(tiny_tower, optim__epochs=1)
+    expected = run_loop(config, TRAIN, VAL).saved
+    found = run_loop(config.replace(changes), TRAIN, VAL).saved
+    assert curve(found[-1].progress.history) == [
+        pytest.approx(point, abs=1e-5) for point in curve(expected[-1].progress.history)
+    ]
+    assert_close(found[-1].engine.model, expected[-1].engine.model, atol=1e-5)
+
+
+def test_recomputing_runs_the_layers_again(tiny_tower: str) -> None:
+    calls = []
+    for again in (False, True):
+        config = config_of(tiny_tower, engine__recompute=again)
+        model = model_of(config)
+        engine = build_engine(model, config, 9, CPU)
+        model.train()
+        seen: list[int] = []
+        assert model.tower is not None
+        for layer in model.tower.vision.encoder.layers:
+            layer.mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        engine.backward(engine.forward(torch.from_numpy(TRAIN.pixels[:4])).square().mean())
+        calls.append(len(seen))
+    assert calls[0] == 4
+    assert calls[1] > 4
+
+
+def test_a_scaled_loss_gives_the_same_step(tiny_tower: str) -> None:
+    """Float32 with a loss scale: what float16 does on a GPU."""
+    config, inputs = config_of(tiny_tower), torch.from_numpy(TRAIN.pixels[:8])
+    states = []
+    for scaled in (False, True):
+        engine = PlainEngine(model_of(config), config, 9, CPU)
+        if scaled:
+            engine._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for _ in range(2):
+            engine.backward(engine.forward(inputs).square().mean())
+            engine.step()
+        states.append(engine.state())
+    assert_close(states[1].model, states[0].model, atol=1e-6)
+    assert (states[0].scale, states[1].scale["scale"]) == ({}, 1024.0)
+    engine = PlainEngine(model_of(config), config, 9, CPU)
+    engine._scaler = torch.amp.GradScaler("cpu")
+    engine.load(states[1])
+    assert engine._scaler.get_scale() == 1024.0
