@@ -63,8 +63,8 @@ class Tower(nn.Module):
         return self.vision.config.num_hidden_layers
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> features (B, D)."""
-        return self.vision(pixel_values=normalise(pixels)).pooler_output
+        """uint8 (B, S, S, 3) -> features float32 (B, D)."""
+        return self.vision(pixel_values=normalise(pixels)).pooler_output.float()
 
 
 def load_tower(config: TowerConfig) -> Tower:

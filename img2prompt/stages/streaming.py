@@ -27,6 +27,7 @@ from img2prompt import runtime
 from img2prompt.artifact import Artifact
 from img2prompt.data import images
 from img2prompt.data.shards import read_rows
+from img2prompt.model.tower import Tower
 from img2prompt.stages.engine import compute_dtype
 from img2prompt.stages.progress import StepTimes
 
@@ -50,6 +51,8 @@ ModelMaker = Callable[[], nn.Module]
 class Forward:
     """An actor that holds a model from pixels uint8 (B, S, S, 3) to floats (B, D).
 
+    A tower runs in the type that `precision` asks for, a head always in float32.
+
     Its rows get `vector`, (V * D) floats for V views, and `forward_s`, the seconds of one row.
     """
 
@@ -59,8 +62,10 @@ class Forward:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))
-        self._dtype = compute_dtype(precision, self._device)
         self._model = make_model().to(self._device).eval()
+        for module in self._model.modules():
+            if isinstance(module, Tower):  # autocast would cast its weights again for each batch
+                module.vision.to(compute_dtype(precision, self._device))
         self._views = [VIEWS[view] for view in views]
         self._size = size
         self._turn = threading.Lock()
@@ -74,8 +79,7 @@ class Forward:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pixels = batch.pop("pixels")
         rows, sent = len(pixels), self._send(pixels)
-        half = self._dtype != torch.float32
-        with self._turn, torch.autocast(self._device.type, self._dtype, enabled=half):
+        with self._turn:
             began = time.perf_counter()
             seen = [self._model(view(sent))[:rows].float().cpu() for view in self._views]
             seconds = time.perf_counter() - began

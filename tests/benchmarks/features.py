@@ -13,12 +13,15 @@ TABLE
 """
 
 import functools
+import multiprocessing
+import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +40,7 @@ from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.model.predictor import open_tower
 from img2prompt.model.tower import fresh_tower, save_tower
 from img2prompt.stages.engine import compute_dtype
-from img2prompt.stages.streaming import Pool, forward_shards
+from img2prompt.stages.streaming import Pool, actor_count, forward_shards
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
 
@@ -100,17 +103,42 @@ def _files(options: Options) -> list[bytes]:
     return [images.encode(images.resize(p, options.size, "crop"), "jpeg") for p in pictures]
 
 
-def bare(options: Options, tower: TowerConfig, pixels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Pictures a second, and the features of `pixels`, which are in memory."""
-    model, tensor = open_tower(tower).eval(), torch.from_numpy(pixels)
-    dtype = compute_dtype(options.precision, torch.device("cpu"))
-    half = dtype != torch.float32
-    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=half):
-        batches = tensor.split(options.batch_size)
+def bare(
+    options: Options, tower: TowerConfig, pixels: np.ndarray, processes: int
+) -> tuple[float, np.ndarray]:
+    """Pictures a second of so many processes that share the cores, and the features of `pixels`.
+
+    Each process has all of `pixels` in memory.
+    """
+    start = multiprocessing.get_context("spawn")
+    gate = start.Barrier(processes)
+    with ProcessPoolExecutor(
+        processes, start, initializer=_open_gate, initargs=(gate,)
+    ) as executor:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        runs = [executor.submit(_bare, options, tower, pixels, threads) for _ in range(processes)]
+        found = [run.result() for run in runs]
+    return sum(rate for rate, _ in found), found[0][1]
+
+
+def _open_gate(gate: Any) -> None:
+    global _gate
+    _gate = gate
+
+
+def _bare(
+    options: Options, tower: TowerConfig, pixels: np.ndarray, threads: int
+) -> tuple[float, np.ndarray]:
+    torch.set_num_threads(threads)
+    model, batches = open_tower(tower).eval(), torch.from_numpy(pixels).split(options.batch_size)
+    model.vision.to(compute_dtype(options.precision, torch.device("cpu")))
+    with torch.inference_mode():
         model(batches[0])
+        _gate.wait()
         began = time.perf_counter()
-        found = torch.cat([model(batch).float() for batch in batches])
-    return len(pixels) / (time.perf_counter() - began), found.numpy()
+        found = torch.cat([model(batch) for batch in batches])
+        seconds = time.perf_counter() - began
+    return len(pixels) / seconds, found.numpy()
 
 
 def staged(
@@ -171,12 +199,19 @@ def run(options: Options) -> dict[str, float]:
         table = shards.read_tables("train/", ["id", "image"]).slice(0, options.theirs)
         files = table["image"].to_pylist()
         pixels = np.stack([images.decode(data) for data in files])
-        before, expected = bare(options, tower, pixels)
         with runtime.connect():
+            processes = actor_count(0)
+            before, expected = bare(options, tower, pixels, processes)
             steady, whole, found = staged(options, tower, shards)
-        after, _ = bare(options, tower, pixels)
+            after, _ = bare(options, tower, pixels, processes)
+        alone, _ = bare(options, tower, pixels, 1)
         check_same(np.stack([found[i] for i in table["id"].to_pylist()]), expected, "stage")
-        rates = {"bare model": (before + after) / 2, "stage": steady, "stage with start": whole}
+        rates = {
+            "bare model": (before + after) / 2,
+            "bare model, one process": alone,
+            "stage": steady,
+            "stage with start": whole,
+        }
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             rates[f"transformers {name}"], other = theirs(options, tower, files, dtype)
             check_same(other, expected, name)

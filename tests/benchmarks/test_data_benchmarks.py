@@ -33,7 +33,7 @@ def test_features_are_those_of_the_bare_model_and_of_transformers(
         rows=24, rows_per_shard=8, batch_size=8, size=32, layers=1, width=64, theirs=6
     )
     found = features.run(options)
-    assert len(found) == 5
+    assert len(found) == 6
     assert min(found.values()) > 0
     assert "24 pictures of 32 px" in capsys.readouterr().out
     some = np.eye(3)
