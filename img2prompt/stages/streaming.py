@@ -65,7 +65,7 @@ class Forward:
         self._model = make_model().to(self._device).eval()
         for module in self._model.modules():
             if isinstance(module, Tower):  # autocast would cast its weights again for each batch
-                module.vision.to(compute_dtype(precision, self._device))
+                module.to(compute_dtype(precision, self._device))
         self._views = [VIEWS[view] for view in views]
         self._size = size
         self._turn = threading.Lock()

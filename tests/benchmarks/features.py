@@ -131,7 +131,7 @@ def _bare(
 ) -> tuple[float, np.ndarray]:
     torch.set_num_threads(threads)
     model, batches = open_tower(tower).eval(), torch.from_numpy(pixels).split(options.batch_size)
-    model.vision.to(compute_dtype(options.precision, torch.device("cpu")))
+    model.to(compute_dtype(options.precision, torch.device("cpu")))
     with torch.inference_mode():
         model(batches[0])
         _gate.wait()

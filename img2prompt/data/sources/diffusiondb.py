@@ -26,7 +26,7 @@ from img2prompt.data.sources.parts import (
     read_json,
 )
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized
-from img2prompt.data.sources.threads import in_order, in_turn, with_sizes
+from img2prompt.data.sources.waiting import in_order, in_turn, with_sizes
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import HEADER_BYTES
 from img2prompt.data.sources.metadata import NoPrompt, read_metadata
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
-from img2prompt.data.sources.threads import in_order, probe, with_sizes
+from img2prompt.data.sources.waiting import in_order, probe, with_sizes
 
 PICTURE_ENDS = (".png", ".jpg", ".jpeg", ".webp")
 TEXT_END = ".txt"

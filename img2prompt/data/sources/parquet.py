@@ -25,7 +25,7 @@ from img2prompt.data.sources.rows import (
     sized,
     unread_picture,
 )
-from img2prompt.data.sources.threads import in_turn, with_sizes
+from img2prompt.data.sources.waiting import in_turn, with_sizes
 
 _ROWS_AT_ONCE = 16
 _SIZES = ("width", "height")

@@ -24,7 +24,7 @@ from img2prompt.data.sources.rows import (
     new_row,
     undecodable,
 )
-from img2prompt.data.sources.threads import with_sizes
+from img2prompt.data.sources.waiting import with_sizes
 from img2prompt.errors import UserError
 
 CSV_ENDS = (".csv", ".csv.gz")

@@ -26,7 +26,7 @@ from img2prompt.data.sources.rows import (
     sized,
     unread_picture,
 )
-from img2prompt.data.sources.threads import in_turn, probe
+from img2prompt.data.sources.waiting import in_turn, probe
 
 _REMOTE_BYTES = 8 << 20
 """Read at once from an object store, where a request costs as much as a megabyte."""

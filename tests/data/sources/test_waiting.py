@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from img2prompt.data.sources.threads import in_order, in_turn
+from img2prompt.data.sources.waiting import in_order, in_turn
 
 
 def test_in_turn_keeps_the_order() -> None:
