@@ -97,8 +97,16 @@ class EngineConfig(Config):
     """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
     save_every: int = 0
     """Steps between checkpoints inside an epoch; 0: one after each epoch only."""
+    save_seconds: float = 0.0
+    """Seconds between checkpoints inside an epoch; 0: only as `save_every` says."""
     keep: int = 2
     """Newest checkpoints to keep, beside the one of the best epoch."""
+    skip_nonfinite: int = 0
+    """Global batches whose loss is no finite number that a run may leave out before it stops."""
+    hang_timeout: float = 1800.0
+    """Seconds without any progress after which a worker counts as hanging and all are replaced."""
+    mlflow: str = ""
+    """Tracking URI of an MLflow server that gets the metrics too; empty: none."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 0, "engine.workers", self.workers, "0 (automatic) or more")
@@ -106,6 +114,12 @@ class EngineConfig(Config):
         scaled = self.precision != "fp16" or self.kind == "plain" or self.zero_stage == 0
         check(scaled, "engine.zero_stage", self.zero_stage, "0 with engine.precision fp16")
         check(self.save_every >= 0, "engine.save_every", self.save_every, "0 (epochs only) or more")
+        check(self.save_seconds >= 0, "engine.save_seconds", self.save_seconds, "0 or more")
+        check(self.hang_timeout >= 5, "engine.hang_timeout", self.hang_timeout, "5 or more")
+        skips = self.skip_nonfinite
+        check(skips >= 0, "engine.skip_nonfinite", skips, "0 (stop at the first) or more")
+        whole = skips == 0 or self.micro_batch == 0
+        check(whole, "engine.skip_nonfinite", skips, "0 with engine.micro_batch")
         check(self.keep >= 1, "engine.keep", self.keep, "1 or more")
         single = self.kind != "plain" or self.workers <= 1
         check(single, "engine.workers", self.workers, "0 or 1 with engine.kind plain")

@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from img2prompt.artifact import delete_folder, join, open_uri, read_bytes, write_bytes
@@ -51,6 +50,8 @@ class Progress:
     """Of the losses of that epoch's rows so far, over all workers."""
     rows: int = 0
     """Rows in `loss_sum`."""
+    skipped: int = 0
+    """Global batches of the whole run that were left out."""
     history: History = field(default_factory=list)
 
     @property
@@ -102,9 +103,10 @@ class CheckpointStore:
             write_bytes(join(folder, DIGESTS), json.dumps(digests, indent=2).encode())
         except UserError as error:
             delete_folder(folder)
-            raise UserError(f"{error}. The last good checkpoint: {self._last()}") from error
+            raise UserError(f"{error}. The last good checkpoint: {self.last()}") from error
 
-    def _last(self) -> str:
+    def last(self) -> str:
+        """The newest published checkpoint, for people."""
         return next((join(self.uri, name) for name in reversed(self.names())), "none yet")
 
     def _require_space(self, size: int) -> None:
@@ -207,8 +209,3 @@ def _decode(files: Mapping[str, bytes]) -> Checkpoint:
     tensors = {name: safetensors.torch.load(data) for name, data in files.items() if name != STATE}
     engine = EngineState(tensors[WEIGHTS], tensors[OPTIMIZER], **state["engine"])
     return Checkpoint(Progress(**state["progress"]), engine, tensors.get(EMA, {}))
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors with a NaN or an infinity."""
-    return [name for name, t in tensors.items() if not torch.isfinite(t).all()]

@@ -1,56 +1,40 @@
 """The training loop of one worker: batches, loss, step, validation, and going on where it ended.
 
-The loop sees an engine and rows, never Ray or DeepSpeed; `stages/train.py` gives it both.
+The loop sees an engine and rows, never Ray or DeepSpeed; `stages/ray_worker.py` gives it both.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from img2prompt.config import TrainConfig
 from img2prompt.data.order import epoch_order, steps_per_epoch, worker_rows
 from img2prompt.data.shards import Batch
-from img2prompt.errors import UserError
 from img2prompt.model.loss import cosine_loss, cosines
+from img2prompt.stages.batches import (
+    Place,
+    Rows,
+    ids_of_all,
+    in_parts,
+    prefetch,
+    seed_step,
+    sum_of_all,
+    to_device,
+)
 from img2prompt.stages.checkpoint import Progress
 from img2prompt.stages.engine import Engine
+from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
+from img2prompt.stages.steplog import StepLog
 
 logger = logging.getLogger(__name__)
 
 
-class Rows(Protocol):
-    """Rows by number; `group_sizes` are the sizes of consecutive groups that are read together."""
-
-    group_sizes: np.ndarray
-
-    def __len__(self) -> int: ...
-    def fetch(self, rows: np.ndarray) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this worker stands."""
-
-    rank: int = 0
-    workers: int = 1
-
-
-def total_steps(config: TrainConfig, rows: int) -> int:
-    """Optimiser steps of the whole run; fewer rows than one batch is a UserError."""
-    steps = steps_per_epoch(rows, config.optim.batch_size)
-    if steps == 0:
-        raise UserError(
-            f"optim.batch_size is {config.optim.batch_size}; allowed with {rows} training rows: "
-            f"1 to {rows}"
-        )
-    return steps * config.optim.epochs
+def _nothing(*_: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,30 +47,44 @@ class Loop:
     val: Rows
     place: Place
     save: Callable[[Progress], None]
-    """Keeps the engine's state; called after each epoch and every `engine.save_every` steps."""
+    """Keeps the engine's state; called after each epoch, and inside it when that is due."""
     report: Callable[[dict[str, Any]], None]
     """Gets each epoch's row of the history."""
+    vote: Callable[[], Vote] = Vote
+    """What this worker knows: whether the run has to end, or a checkpoint is due."""
+    beat: Callable[[str], None] = _nothing
+    """Hears what the loop is about to do."""
+    log: StepLog = field(default_factory=StepLog)
 
     def run(self, progress: Progress) -> Progress:
-        """Train from `progress` to the last epoch."""
+        """Train from `progress` to the last epoch.
+
+        Raises:
+            NotFiniteError: the loss is no number, more often than may be skipped.
+            AskedToStop, StoppedError: the vote was to end; `save` was called before.
+        """
         while progress.epoch < self.config.optim.epochs:
             progress = self._epoch(progress)
             self.save(progress)
             self.report(progress.history[-1])
         return progress
 
+    @property
+    def _steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.train), self.config.optim.batch_size)
+
     def _epoch(self, progress: Progress) -> Progress:
         """What is left of an epoch, and validation."""
         began, size = time.perf_counter(), self.config.optim.batch_size
-        steps = steps_per_epoch(len(self.train), size)
-        done = self._steps(progress, steps)
+        done = self._steps(progress)
         seconds = time.perf_counter() - began
         row = {
             "epoch": progress.epoch + 1,
-            "train_loss": done.loss_sum / done.rows,
-            "val_cosine": validate(self.engine, self.val, self.place, size),
-            "rows_per_second": (steps - progress.step) * size / seconds,
+            "train_loss": done.loss_sum / done.rows if done.rows else float("nan"),
+            "val_cosine": validate(self.engine, self.val, self.place, size, self.beat),
+            "rows_per_second": (done.step - progress.step) * size / seconds,
         }
+        self.log.epoch(row, row["epoch"] * self._steps_per_epoch)
         if self.place.rank == 0:
             logger.info(
                 "%s: epoch %d of %d, train loss %.4f, val cosine %.4f, %.0f rows/s",
@@ -97,26 +95,66 @@ class Loop:
                 row["val_cosine"],
                 row["rows_per_second"],
             )
-        return Progress(epoch=progress.epoch + 1, history=[*progress.history, row])
+        history = [*progress.history, row]
+        return Progress(epoch=progress.epoch + 1, history=history, skipped=done.skipped)
 
-    def _steps(self, start: Progress, steps: int) -> Progress:
-        """Steps from `start` to the end of its epoch; the sums are over all workers' rows."""
+    def _steps(self, now: Progress) -> Progress:
+        """Steps from `now` to the end of its epoch; the sums are over all workers' rows."""
         self.engine.module.train()
-        own = _own_sums(start, self.place)
-        told = time.perf_counter()
-        todo = range(start.step, steps)
-        batches = prefetch(self.train, self._shares(start.epoch, todo))
-        for step, batch in zip(todo, batches, strict=True):
-            now = replace(start, step=step)
-            loss, rows = self._step(now, batch), len(batch.ids)
-            own += torch.tensor([loss * rows, rows], dtype=torch.float64)
-            if self._is_due(step + 1) and step + 1 < steps:
-                self.save(_sums_of_all(own, replace(start, step=step + 1), self.place))
-            if self.place.rank == 0 and time.perf_counter() - told > 15:
-                told = time.perf_counter()
-                mean = own[0] / own[1]
-                logger.info("%s: %s of %d, loss %.4f", self.config.name, now, steps, mean)
-        return _sums_of_all(own, replace(start, step=steps), self.place)
+        sums = [now.loss_sum, now.rows] if self.place.rank == 0 else [0.0, 0.0]
+        own = torch.tensor(sums, dtype=torch.float64)
+        todo = range(now.step, self._steps_per_epoch)
+        batches = prefetch(self.train, self._shares(now.epoch, todo))
+        for step in todo:
+            self.beat(f"reading the rows of {now}")
+            with self.log.timed("data"):
+                batch = next(batches)
+            self.beat(f"computing {now}")
+            loss, vote = self._step(now, batch)
+            if loss is not None:
+                own += torch.tensor([loss * len(batch.ids), len(batch.ids)], dtype=torch.float64)
+                self.log.add(loss, len(batch.ids))
+            now = replace(now, step=step + 1, skipped=now.skipped + (loss is None))
+            self._after(now, own, vote)
+        return _with_sums(now, own, self.place)
+
+    def _after(self, now: Progress, own: torch.Tensor, vote: Vote) -> None:
+        """Tell, save and stop between two steps."""
+        if self.place.rank == 0 and (self.log.is_due or now.step == self._steps_per_epoch):
+            self._tell(now)
+        every = self.config.engine.save_every
+        due = vote.late or (every > 0 and now.step % every == 0)
+        if vote.ends or (due and now.step < self._steps_per_epoch):
+            self.beat(f"saving before {now}")
+            self.save(_with_sums(now, own, self.place))
+        if vote.asked:
+            raise AskedToStop(
+                f"{self.config.name} was asked to stop and is saved before {now}; run the same "
+                "command again: it goes on there"
+            )
+        if vote.taken:
+            raise StoppedError(f"a worker got SIGTERM; {self.config.name} is saved before {now}")
+
+    def _tell(self, now: Progress) -> None:
+        step = now.epoch * self._steps_per_epoch + now.step
+        is_due = self.log.is_due
+        line = self.log.line(step=step, epoch=now.epoch + 1, skipped=now.skipped)
+        if not is_due:
+            return  # the epoch is over, and has a line of its own
+        mfu = "" if line["mfu"] is None else f", MFU {line['mfu']:.1%}"
+        logger.info(
+            "%s: epoch %d, step %d of %d, loss %.4f; %.0f images/s%s; a step: data %.0f ms, "
+            "forward and backward %.0f ms, optimiser %.0f ms; %.2f worker-hours so far",
+            self.config.name,
+            now.epoch + 1,
+            now.step,
+            self._steps_per_epoch,
+            float("nan") if line["loss"] is None else line["loss"],
+            line["images_per_s"],
+            mfu,
+            *(1000 * line[f"{name}_s"] for name in ("data", "compute", "step")),
+            line["worker_hours"],
+        )
 
     def _shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
         """This worker's rows of each of the epoch's global batches."""
@@ -124,43 +162,55 @@ class Loop:
         size, place = self.config.optim.batch_size, self.place
         return (worker_rows(order, step, size, place.rank, place.workers) for step in steps)
 
-    def _is_due(self, step: int) -> bool:
-        every = self.config.engine.save_every
-        return every > 0 and step % every == 0
-
-    def _step(self, now: Progress, batch: Batch) -> float:
-        """One global batch; returns the mean loss of this worker's rows."""
+    def _step(self, now: Progress, batch: Batch) -> tuple[float | None, Vote]:
+        """One global batch; the mean loss of this worker's rows, None if it was skipped."""
         seed_step(self.config.seed, now, self.place.rank)
-        losses = [self._part(now, part) for part in self._parts(batch)]
-        self.engine.step()
-        return sum(losses) / len(losses)
+        losses, vote, kept = [], self.vote(), self._statistics()
+        for part in in_parts(batch, self.config.engine.micro_batch):
+            with self.log.timed("compute"):
+                inputs, targets = to_device(part, self.engine.device)
+                predicted = self.engine.forward(inputs)
+                loss = cosine_loss(predicted, targets)
+                vote = replace(vote, bad=not torch.isfinite(loss)).of_all(self.place)
+                if vote.bad:
+                    self._count_bad(now, part, cosines(predicted, targets))
+                    for buffer, before in zip(self.engine.module.buffers(), kept, strict=True):
+                        buffer.copy_(before)
+                    return None, vote
+                self.engine.backward(loss)
+            losses.append(loss.item())
+        with self.log.timed("step"):
+            self.engine.step()
+        return sum(losses) / len(losses), vote
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        size = self.config.engine.micro_batch or len(batch.ids)
-        cuts = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
-        return [Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut]) for cut in cuts]
+    def _statistics(self) -> list[torch.Tensor]:
+        """Copies of what a forward pass changes, if the pass may turn out not to count."""
+        may_skip = self.config.engine.skip_nonfinite > 0
+        return [buffer.clone() for buffer in self.engine.module.buffers()] if may_skip else []
 
-    def _part(self, now: Progress, part: Batch) -> float:
-        """Forward and backward of rows that are taken at once; returns their mean loss."""
-        inputs, targets = _to_device(part, self.engine.device)
-        loss = cosine_loss(self.engine.forward(inputs), targets)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"{self.config.name}: the loss is {loss.item()} at {now}, rows {part.ids[:8]}; "
-                f"lower optim.lr ({self.config.optim.lr}) or look at those rows"
+    def _count_bad(self, now: Progress, part: Batch, scores: torch.Tensor) -> None:
+        """Skip the batch if that is allowed, else stop; tell the rows."""
+        bad = (~torch.isfinite(scores)).tolist()
+        ids = ids_of_all([i for i, no in zip(part.ids, bad, strict=True) if no], self.place)
+        told = f"{self.config.name}: the loss is no finite number at {now}, rows {ids[:16]}"
+        allowed = self.config.engine.skip_nonfinite
+        if now.skipped >= allowed:
+            raise NotFiniteError(
+                f"{told}; {now.skipped} batches skipped before, engine.skip_nonfinite allows "
+                f"{allowed}. Look at those rows, or lower optim.lr ({self.config.optim.lr})"
             )
-        self.engine.backward(loss)
-        return loss.item()
-
-
-def seed_step(seed: int, now: Progress, rank: int) -> None:
-    """Make torch's draws a function of the position, so that a resumed run draws the same."""
-    words = np.random.SeedSequence([seed, now.epoch, now.step, rank]).generate_state(2)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        if self.place.rank == 0:
+            logger.warning("%s; batch skipped, %d of %d", told, now.skipped + 1, allowed)
 
 
 @torch.no_grad()
-def validate(engine: Engine, val: Rows, place: Place, batch_size: int) -> float:
+def validate(
+    engine: Engine,
+    val: Rows,
+    place: Place,
+    batch_size: int,
+    beat: Callable[[str], None] = _nothing,
+) -> float:
     """Mean cosine over the rows of all workers: sums and counts are reduced, never means.
 
     All workers run equally many batches, as ZeRO-3 needs; rows beyond the end are the first ones
@@ -172,7 +222,8 @@ def validate(engine: Engine, val: Rows, place: Place, batch_size: int) -> float:
     shares = (mine[start : start + batch_size] % len(val) for start in starts)
     total = torch.zeros(2, dtype=torch.float64)
     for start, batch in zip(starts, prefetch(val, shares), strict=True):
-        inputs, targets = _to_device(batch, engine.device)
+        beat(f"validating from row {mine[start]} on")
+        inputs, targets = to_device(batch, engine.device)
         scores = cosines(engine.forward(inputs), targets).double().cpu()
         kept = torch.from_numpy(mine[start : start + batch_size] < len(val))
         total += torch.tensor([scores[kept].sum().item(), kept.sum().item()], dtype=torch.float64)
@@ -180,40 +231,6 @@ def validate(engine: Engine, val: Rows, place: Place, batch_size: int) -> float:
     return (total[0] / total[1]).item()
 
 
-def prefetch(rows: Rows, shares: Iterator[np.ndarray]) -> Iterator[Batch]:
-    """Fetch the next batch while this one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = None
-        for share in shares:
-            ready, coming = coming, pool.submit(rows.fetch, share)
-            if ready is not None:
-                yield ready.result()
-        if coming is not None:
-            yield coming.result()
-
-
-def _to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs = torch.from_numpy(batch.inputs).to(device)
-    if inputs.is_floating_point():
-        inputs = inputs.float()  # cached features are float16
-    return inputs, torch.from_numpy(batch.targets).to(device)
-
-
-def _own_sums(start: Progress, place: Place) -> torch.Tensor:
-    """Loss and rows so far, on one of the workers."""
-    sums = [start.loss_sum, start.rows] if place.rank == 0 else [0.0, 0.0]
-    return torch.tensor(sums, dtype=torch.float64)
-
-
-def _sums_of_all(own: torch.Tensor, now: Progress, place: Place) -> Progress:
+def _with_sums(now: Progress, own: torch.Tensor, place: Place) -> Progress:
     loss_sum, rows = sum_of_all(own.clone(), place).tolist()
     return replace(now, loss_sum=loss_sum, rows=int(rows))
-
-
-def sum_of_all(total: torch.Tensor, place: Place) -> torch.Tensor:
-    """The sum over all workers, on the CPU."""
-    if place.workers == 1:
-        return total
-    total = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(total)
-    return total.cpu()

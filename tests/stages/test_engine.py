@@ -11,6 +11,7 @@ from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, ru
 from img2prompt.config import EngineConfig, OptimConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.stages import engine as engines
+from img2prompt.stages.batches import Place
 from img2prompt.stages.checkpoint import Checkpoint, History
 from img2prompt.stages.engine import (
     MOMENTS,
@@ -22,7 +23,6 @@ from img2prompt.stages.engine import (
     learning,
     parts,
 )
-from img2prompt.stages.worker import Place
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
 WORKERS = 2

@@ -29,7 +29,7 @@ from img2prompt.model.predictor import (
     read_learned_state,
 )
 from img2prompt.model.tower import save_tower
-from img2prompt.stages import train
+from img2prompt.stages import ray_worker, train
 from img2prompt.stages.train import Inputs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -42,7 +42,7 @@ import sys
 from img2prompt import runtime
 from img2prompt.artifact import Artifact
 from img2prompt.config import TrainConfig
-from img2prompt.stages import train
+from img2prompt.stages import ray_worker, train
 
 config, shards, start, out = sys.argv[1:]
 inputs = train.Inputs(Artifact.load(shards, "shards"), start=Artifact.load(start, "train"))
@@ -177,9 +177,9 @@ def test_a_fine_tune_starts_with_the_head_of_its_probe(
     head = read_learned_state(probe)
     assert set(head) == {"head.weight", "head.bias"}
     config = shared(tiny_tower, "x", 1, 1)
-    model = train.build_model(config, Inputs(inputs.shards, start=probe))
+    model = ray_worker.build_model(config, Inputs(inputs.shards, start=probe))
     assert all(torch.equal(learned_state(model)[name], head[name]) for name in head)
-    fresh = train.build_model(config, Inputs(inputs.shards))
+    fresh = ray_worker.build_model(config, Inputs(inputs.shards))
     assert not torch.equal(learned_state(fresh)["head.weight"], head["head.weight"])
     first = history_of(tuned(1, 1))[0]["val_cosine"]
     assert first > probe.counts["val_cosine"] - 0.01
@@ -187,7 +187,7 @@ def test_a_fine_tune_starts_with_the_head_of_its_probe(
 
 def test_a_finished_run_predicts_as_it_was_validated(inputs: Inputs, tuned) -> None:
     run = tuned(2, 1)
-    rows = train.open_rows(TrainConfig.from_json(json.dumps(run.config)), inputs, "val")
+    rows = ray_worker.open_rows(TrainConfig.from_json(json.dumps(run.config)), inputs, "val")
     batch = rows.fetch(np.arange(len(rows)))
     with torch.no_grad():
         predicted = load_predictor(run)(torch.from_numpy(batch.inputs)).double().numpy()

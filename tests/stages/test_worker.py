@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny import CPU, MemoryRows, assert_close, config_of, is_noise, model_of, run_loop
+from tiny import CPU, MemoryRows, Trained, assert_close, config_of, is_noise, model_of, run_loop
 from torch import nn
 
 from img2prompt.config import HeadConfig, OptimConfig, PlanConfig, TrainConfig
@@ -13,9 +13,11 @@ from img2prompt.data.order import epoch_order
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import build_predictor, learned_state
+from img2prompt.stages.batches import Place, prefetch, seed_step, total_steps
 from img2prompt.stages.checkpoint import History, Progress
 from img2prompt.stages.engine import PlainEngine
-from img2prompt.stages.worker import Loop, Place, prefetch, seed_step, total_steps, validate
+from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
+from img2prompt.stages.worker import Loop, validate
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
 
@@ -180,17 +182,94 @@ def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
     assert reports[-1]["val_cosine"] > reports[0]["val_cosine"]
 
 
-def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str) -> None:
-    class Poisoned(MemoryRows):
-        def fetch(self, rows: np.ndarray) -> Batch:
-            batch = super().fetch(rows)
-            targets = batch.targets.copy()
-            targets[np.array(batch.ids) == "row-7"] = np.nan
-            return Batch(batch.ids, batch.inputs, targets)
+class Poisoned(MemoryRows):
+    """One row has a target that is no number."""
 
-    config = config_of(tiny_tower, optim__batch_size=5)
-    with pytest.raises(UserError, match=r"loss is nan at epoch 1, step \d+, .*'row-7'.*optim\.lr"):
+    def fetch(self, rows: np.ndarray) -> Batch:
+        batch = super().fetch(rows)
+        targets = batch.targets.copy()
+        targets[np.array(batch.ids) == "row-7"] = np.nan
+        return Batch(batch.ids, batch.inputs, targets)
+
+
+def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
+    """Not even in BatchNorm's running statistics, which the forward pass has moved."""
+    config = config_of(tiny_tower, PlanConfig(), width=24, engine__skip_nonfinite=9)
+    engine = PlainEngine(build_predictor(None, 3, config.plan, config.head, 0), config, 9, CPU)
+    loop = Loop(config, engine, TRAIN, VAL, Place(), lambda _: None, lambda _: None)
+    before = engine.state()
+    engine.module.train()
+    inputs = np.full((4, 3), np.nan, np.float16)
+    loss, vote = loop._step(Progress(), Batch(list("abcd"), inputs, TRAIN.targets[:4]))
+    assert loss is None
+    assert vote.bad
+    assert_close(engine.state().model, before.model, atol=0)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str, micro_batch: int) -> None:
+    config = config_of(tiny_tower, optim__batch_size=10, engine__micro_batch=micro_batch)
+    told = r"no finite number at epoch 1, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
+    with pytest.raises(NotFiniteError, match=told):
         run_loop(config, Poisoned(53, seed=1), VAL)
+
+
+@pytest.mark.parametrize("width", [0, 24])
+def test_a_bad_batch_can_be_skipped_and_is_counted(
+    tiny_tower: str, width: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"optim__batch_size": 10, "optim__epochs": 2, "engine__skip_nonfinite": 2}
+    config = config_of(tiny_tower, width=width, **changes)
+    order = epoch_order(TRAIN.group_sizes, config.seed, 0)
+    bad = [np.flatnonzero(epoch_order(TRAIN.group_sizes, 0, e) == 7)[0] // 10 for e in (0, 1)]
+    expected_skips = sum(int(step) < 5 for step in bad)
+    made = run_loop(config, Poisoned(53, seed=1), VAL)
+    assert len(order) == 53
+    assert made.saved[-1].progress.skipped == expected_skips > 0
+    assert made.saved[-1].engine.steps == 10 - expected_skips
+    told = [line for line in caplog.messages if "batch skipped" in line]
+    assert len(told) == expected_skips
+    assert all("'row-7'" in line for line in told)
+    assert all(torch.isfinite(t).all() for t in learned_state(made.model).values())
+    fewer = config.replace({"engine.skip_nonfinite": expected_skips - 1})
+    with pytest.raises(NotFiniteError, match=rf"skip_nonfinite allows {expected_skips - 1}\."):
+        run_loop(fewer, Poisoned(53, seed=1), VAL)
+
+
+@pytest.mark.parametrize(
+    ("vote", "error"), [(Vote(taken=True), StoppedError), (Vote(asked=True), AskedToStop)]
+)
+def test_a_vote_to_end_saves_first_and_nothing_is_lost(
+    tiny_tower: str, vote: Vote, error: type[Exception]
+) -> None:
+    config = config_of(tiny_tower)
+    whole = run_loop(config, TRAIN, VAL)
+    votes = iter([Vote()] * 4 + [vote])
+    cut = Trained([], [], model_of(config))
+    with pytest.raises(error, match="saved before epoch 2, step 3"):
+        run_loop(config, TRAIN, VAL, vote=lambda: next(votes), made=cut)
+    assert [point.progress.name for point in cut.saved] == ["00001-000000000", "00001-000000002"]
+    rest = run_loop(config, TRAIN, VAL, start=cut.saved[-1])
+    assert_close(rest.saved[-1].engine.model, whole.saved[-1].engine.model, atol=0)
+    assert rest.reported[-1]["train_loss"] == whole.reported[-1]["train_loss"]
+
+
+def test_a_checkpoint_that_is_late_is_made_at_once(tiny_tower: str) -> None:
+    votes = iter([Vote(), Vote(late=True), *[Vote()] * 7])
+    made = run_loop(config_of(tiny_tower), TRAIN, VAL, vote=lambda: next(votes))
+    places = [(point.progress.epoch, point.progress.step) for point in made.saved]
+    assert places == [(0, 2), (1, 0), (2, 0), (3, 0)]
+
+
+def test_what_the_loop_does_is_told_before_it_begins(tiny_tower: str) -> None:
+    heard: list[str] = []
+    run_loop(config_of(tiny_tower, optim__epochs=1), TRAIN, VAL, beat=heard.append)
+    assert heard[:3] == [
+        "reading the rows of epoch 1, step 1",
+        "computing epoch 1, step 1",
+        "reading the rows of epoch 1, step 2",
+    ]
+    assert heard[-2:] == ["validating from row 0 on", "validating from row 16 on"]
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(16, 3), (31, 3), (32, 6), (53, 9)])

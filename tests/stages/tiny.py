@@ -1,6 +1,7 @@
 """Small things that tests of the training stages share."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from img2prompt.model.predictor import (
     load_learned_state,
     open_tower,
 )
+from img2prompt.stages.batches import Place, Rows, total_steps
 from img2prompt.stages.checkpoint import Checkpoint, History, Progress
 from img2prompt.stages.engine import build_engine
-from img2prompt.stages.worker import Loop, Place, Rows, total_steps
+from img2prompt.stages.worker import Loop
 
 CPU = torch.device("cpu")
 ALONE = Place()
@@ -63,9 +65,11 @@ def run_loop(
     place: Place = ALONE,
     start: Checkpoint | None = None,
     device: torch.device = CPU,
+    made: Trained | None = None,
+    **hooks: Any,
 ) -> Trained:
-    """Train, or go on from `start`, keeping every checkpoint in memory."""
-    made = Trained([], [], model_of(config))
+    """Train, or go on from `start`, keeping every checkpoint in memory; `hooks` are the loop's."""
+    made = made or Trained([], [], model_of(config))
     if start is not None:
         load_learned_state(made.model, dict(start.engine.model), "start")
     engine = build_engine(made.model, config, total_steps(config, len(train)), device)
@@ -75,7 +79,7 @@ def run_loop(
     def save(progress: Progress) -> None:
         made.saved.append(Checkpoint(progress, engine.state()))
 
-    loop = Loop(config, engine, train, val, place, save, made.reported.append)
+    loop = Loop(config, engine, train, val, place, save, made.reported.append, **hooks)
     loop.run(start.progress if start else Progress())
     return made
 

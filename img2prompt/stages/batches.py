@@ -1,0 +1,96 @@
+"""What a worker's loop is fed with: its place among the workers, rows, batches, sums over all."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from img2prompt.config import TrainConfig
+from img2prompt.data.order import steps_per_epoch
+from img2prompt.data.shards import Batch
+from img2prompt.errors import UserError
+from img2prompt.stages.checkpoint import Progress
+
+
+class Rows(Protocol):
+    """Rows by number; `group_sizes` are the sizes of consecutive groups that are read together."""
+
+    group_sizes: np.ndarray
+
+    def __len__(self) -> int: ...
+    def fetch(self, rows: np.ndarray) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this worker stands."""
+
+    rank: int = 0
+    workers: int = 1
+
+
+def total_steps(config: TrainConfig, rows: int) -> int:
+    """Optimiser steps of the whole run; fewer rows than one batch is a UserError."""
+    steps = steps_per_epoch(rows, config.optim.batch_size)
+    if steps == 0:
+        raise UserError(
+            f"optim.batch_size is {config.optim.batch_size}; allowed with {rows} training rows: "
+            f"1 to {rows}"
+        )
+    return steps * config.optim.epochs
+
+
+def prefetch(rows: Rows, shares: Iterator[np.ndarray]) -> Iterator[Batch]:
+    """Fetch the next batch while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for share in shares:
+            ready, coming = coming, pool.submit(rows.fetch, share)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def in_parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """Parts of `size` rows; 0: the batch as it is."""
+    size = size or len(batch.ids)
+    for start in range(0, len(batch.ids), size):
+        cut = slice(start, start + size)
+        yield Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut])
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets; cached features, which are float16, as float32."""
+    inputs = torch.from_numpy(batch.inputs).to(device)
+    if inputs.is_floating_point():
+        inputs = inputs.float()
+    return inputs, torch.from_numpy(batch.targets).to(device)
+
+
+def seed_step(seed: int, now: Progress, rank: int) -> None:
+    """Make torch's draws a function of the position, so that a resumed run draws the same."""
+    words = np.random.SeedSequence([seed, now.epoch, now.step, rank]).generate_state(2)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def sum_of_all(total: torch.Tensor, place: Place) -> torch.Tensor:
+    """The sum over all workers, on the CPU."""
+    if place.workers == 1:
+        return total
+    total = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return total.cpu()
+
+
+def ids_of_all(own: list[str], place: Place) -> list[str]:
+    """The ids that the workers hold, in order of rank."""
+    if place.workers == 1:
+        return own
+    found: list[list[str] | None] = [None] * place.workers
+    dist.all_gather_object(found, own)
+    return [row_id for ids in found for row_id in ids or []]

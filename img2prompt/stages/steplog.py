@@ -1,0 +1,185 @@
+"""How a run goes, step by step: metrics.jsonl, TensorBoard files, MLflow where asked for.
+
+A line tells the mean loss since the line before, and where the time of a step went. Computing on a
+GPU is not waited for: what the optimiser's step leaves running counts to the next forward pass.
+"""
+
+import contextlib
+import importlib.util
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+
+from img2prompt.artifact import exists, join, read_bytes, write_bytes
+from img2prompt.errors import UserError
+
+LINES = "metrics.jsonl"
+BOARD = "tensorboard"
+SECONDS = 15.0
+"""Between two lines."""
+
+PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""16-bit FLOP/s of dense matrix products, from NVIDIA's data sheets; V100 and T4 in float16."""
+
+
+def peak_of(device: torch.device) -> float:
+    """FLOP/s of a device, 0 when unknown."""
+    if device.type != "cuda":
+        return 0.0
+    words = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return next((peak for name, peak in PEAKS.items() if name in words), 0.0)
+
+
+def require_mlflow(uri: str) -> None:
+    """MLflow that is asked for and not installed is a UserError."""
+    if uri and importlib.util.find_spec("mlflow") is None:
+        raise UserError(
+            f"engine.mlflow is {uri!r}, and MLflow is not installed: pip install mlflow-skinny on "
+            "all machines, or leave it empty"
+        )
+
+
+class StepLog:
+    """Gathers times and losses of this worker; the first worker also writes them to a folder."""
+
+    def __init__(
+        self,
+        out: str = "",
+        name: str = "",
+        *,
+        step: int = 0,
+        workers: int = 1,
+        flop: float = 0.0,
+        device: torch.device | None = None,
+        mlflow: str = "",
+    ) -> None:
+        """`out`: folder of the run, empty to write nothing. `step`: steps that are done. `flop`: of
+        a row, forward and backward."""
+        self._out = out
+        self._workers = workers
+        self._flop = flop
+        self._peak = peak_of(device) if device else 0.0
+        self._lines = _lines_before(out, step)
+        self._hours = self._lines[-1]["worker_hours"] if self._lines else 0.0
+        self._board = _Board(out, step) if out else None
+        self._mlflow = _mlflow_run(mlflow, name) if out and mlflow else None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._began = time.perf_counter()
+        self._times = {"data": 0.0, "compute": 0.0, "step": 0.0}
+        self._sums = [0.0, 0, 0]  # loss, rows, steps
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the time in here as `data`, `compute` (forward and backward) or `step`."""
+        began = time.perf_counter()
+        yield
+        self._times[what] += time.perf_counter() - began
+
+    def add(self, loss: float, rows: int) -> None:
+        """A step is done: this worker's mean loss and rows."""
+        for number, value in enumerate((loss * rows, rows, 1)):
+            self._sums[number] += value
+
+    @property
+    def is_due(self) -> bool:
+        return time.perf_counter() - self._began > SECONDS
+
+    def line(self, **facts: Any) -> dict[str, Any]:
+        """Write a line about the steps since the last one, and return it; `facts` come first.
+
+        Times are seconds a step. `images_per_s` is that of all workers, `worker_hours` (GPU-hours
+        on GPUs) of the run so far, `mfu` the share of the device's peak (null if unknown).
+        """
+        loss, rows, steps = self._sums
+        seconds = time.perf_counter() - self._began
+        self._hours += self._workers * seconds / 3600
+        rate = rows / seconds
+        made = dict(facts)
+        made["loss"] = loss / rows if rows else None
+        made |= {f"{name}_s": spent / max(steps, 1) for name, spent in self._times.items()}
+        made |= {"images_per_s": rate * self._workers, "worker_hours": self._hours}
+        made["mfu"] = rate * self._flop / self._peak if self._peak else None
+        self._write(made)
+        self._restart()
+        return made
+
+    def epoch(self, row: dict[str, Any], step: int) -> None:
+        """An epoch is over: `row` is that of the history."""
+        self._hours += self._workers * (time.perf_counter() - self._began) / 3600
+        self._write({"step": step, **row, "worker_hours": self._hours})
+        self._restart()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._board is None:
+            return
+        self._lines.append(line)
+        text = "".join(json.dumps(row) + "\n" for row in self._lines)
+        write_bytes(join(self._out, LINES), text.encode())
+        numbers = {n: v for n, v in line.items() if isinstance(v, int | float) and n != "step"}
+        self._board.write(numbers, line["step"])
+        if self._mlflow is not None:
+            self._mlflow.log_metrics(numbers, step=line["step"])
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._mlflow is not None:
+            self._mlflow.end_run()
+
+
+def _lines_before(out: str, step: int) -> list[dict[str, Any]]:
+    """Lines of an earlier process, but for steps that will be made again."""
+    if not out or not exists(join(out, LINES)):
+        return []
+    lines = [json.loads(text) for text in read_bytes(join(out, LINES)).splitlines()]
+    return [line for line in lines if line["step"] <= step]
+
+
+class _Board:
+    """TensorBoard's event file, kept here and copied to any filesystem."""
+
+    def __init__(self, out: str, step: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._writer = SummaryWriter(self._folder.name, purge_step=step + 1 if step else None)
+        self._out = join(out, BOARD)
+
+    def write(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        self._copy()
+
+    def _copy(self) -> None:
+        for path in Path(self._folder.name).glob("events*"):
+            write_bytes(join(self._out, path.name), path.read_bytes())
+
+    def close(self) -> None:
+        self._writer.close()
+        self._copy()  # the writer's thread may lag behind a flush
+        self._folder.cleanup()
+
+
+def _mlflow_run(uri: str, name: str) -> Any:
+    require_mlflow(uri)
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("img2prompt")
+    mlflow.start_run(run_name=name)
+    return mlflow
