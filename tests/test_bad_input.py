@@ -24,9 +24,9 @@ NOODLES = "a bowl of fresh ramen noodles with egg"
 ROWS: list[tuple[bytes, str]] = [
     (b"noodles,noodles.png," + NOODLES.encode(), "used"),
     (b"noodles again,wide.jpg," + NOODLES.encode(), "used"),
-    (b"noodles alike,noodles.png,a bowl of fresh ramen noodles with an egg", "near duplicate"),
-    (b"long,noodles.png," + LONG.encode(), "used"),
-    (b'quoted,wide.jpg,"a ""giant"" snail,\r\nmade of  glass"', "used"),
+    (b"noodles alike,alike.png,a bowl of fresh ramen noodles with an egg", "near duplicate"),
+    (b"long,long.png," + LONG.encode(), "used"),
+    (b'quoted,quoted.png,"a ""giant"" snail,\r\nmade of  glass"', "used"),
     (b"missing,absent.png,a lighthouse on a cliff at dawn", "missing picture"),
     (b"vanishing,vanishing.png,an empty train station in winter", "missing picture"),
     (b"text,text.png,portrait of an old sailor", "unreadable picture"),
@@ -43,6 +43,7 @@ ROWS: list[tuple[bytes, str]] = [
     (b"many words,noodles.png," + b"word " * 501, "too many words"),
     (b"noodles,wide.jpg,a second row with the id of another", "repeated id"),
     (b"same picture,noodles.png,a  bowl of fresh ramen noodles with egg", "repeated row"),
+    (b"other words,noodles.png,a plate of spaghetti", "contradicting prompt"),
 ]
 """CSV records and what becomes of each."""
 
@@ -70,8 +71,8 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 def write_pictures(folder: Path) -> None:
     noise = Image.effect_noise((64, 48), 80).convert("RGB")
-    for name in ("noodles.png", "vanishing.png", "half.png"):
-        noise.save(folder / name)
+    for name in ("noodles", "alike", "long", "quoted", "vanishing", "half"):
+        noise.save(folder / f"{name}.png")
     noise.resize((200, 20)).convert("CMYK").save(folder / "wide.jpg")
     Image.new("RGB", (15, 400)).save(folder / "tiny.png")
     (folder / "half.png").write_bytes((folder / "half.png").read_bytes()[:2000])
@@ -209,9 +210,9 @@ def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
         "many words": "too many words: 501; allowed: 1 to 500",
         "same picture": "noodles.png with this prompt came before",
         "noodles": "repeated id: 'noodles'; allowed: one row an id",
-        "mine/line 84": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
-        "mine/line 85": "bad CSV: 2 cells; the header has 3",
-        "mine/line 87": "no picture: column 'file' is empty",
+        "mine/line 85": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
+        "mine/line 86": "bad CSV: 2 cells; the header has 3",
+        "mine/line 88": "no picture: column 'file' is empty",
     }.items():
         assert told in reasons[name]
     assert all(": " in reason for reason in reasons.values())
