@@ -60,7 +60,10 @@ def test_every_folder_says_what_it_is(chained, folder: str, expected: tuple) -> 
     assert metrics
     assert metrics == manifest["counts"]
     data = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
-    assert data - set(manifest["files"]) == {"manifest.json", "config.json", "metrics.json"}
+    logs = {name for name in data if name.startswith(("tensorboard/", "metrics.jsonl"))}
+    assert bool(logs) == (stage == "train")
+    own = {"manifest.json", "config.json", "metrics.json"}
+    assert data - logs - set(manifest["files"]) == own
     assert set(manifest["files"]) <= data
 
 

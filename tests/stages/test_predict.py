@@ -273,7 +273,7 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     def any_vectors(batch: dict) -> dict:
         return {**batch, "vector": np.ones((len(batch.pop("pixels")), 384), np.float32)}
 
-    monkeypatch.setattr(predict, "forward", lambda rows, *rest: rows.map_batches(any_vectors))
+    monkeypatch.setattr(Pool, "forward", lambda self, rows, count: rows.map_batches(any_vectors))
     (tmp_path / "pictures").mkdir()
     write_bad(tmp_path / "pictures")
     config = PredictConfig(pictures=str(tmp_path / "pictures"), run="lora")

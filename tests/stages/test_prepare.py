@@ -41,7 +41,7 @@ def test_each_stage_reads_the_one_before(prepared: Prepared) -> None:
 def test_the_config_of_each_stage_is_kept(prepared: Prepared, config: PrepareConfig) -> None:
     assert (config.name, config.shard.size) == ("tiny", 32)
     assert prepared.index.config == json.loads(json.dumps({"sources": config.to_dict()["sources"]}))
-    assert prepared.clean.config == config.clean.to_dict()
+    assert prepared.clean.config == json.loads(config.clean.to_json())
     assert prepared.targets.config == {"encoder": ""}
     assert prepared.groups.config == config.group.to_dict()
     assert prepared.shards.config == config.shard.to_dict()
