@@ -105,6 +105,7 @@ def lora_l14_336() -> TrainConfig:
         tower=L14_336,
         plan=PlanConfig(lora_rate=0.6, nfz_rate=0.4),
         optim=OptimConfig(epochs=3, batch_size=256, lr=5e-5, head_lr=5e-5, warmup=0.2),
+        engine=EngineConfig(micro_batch=64),  # 38 GB of activations, for a GPU of 80 GB
     )
 
 
@@ -121,6 +122,7 @@ def lora_published() -> TrainConfig:
         plan=PlanConfig(lora_rate=0.6, nfz_rate=0.4, lora_rank=256, lora_init="published"),
         head=HeadConfig(width=16384),
         optim=OptimConfig(epochs=5, batch_size=256, lr=1e-4, head_lr=1e-4, warmup=0.2),
+        engine=EngineConfig(recompute=True),  # BatchNorm needs the whole batch at once
     )
 
 
@@ -172,7 +174,7 @@ def demo_search() -> SearchConfig:
 def l14_336_search() -> SearchConfig:
     """LoRA, unfreezing and head width on CLIP ViT-L/14-336."""
     return SearchConfig(
-        base=lora_l14_336(),
+        base=lora_l14_336().replace({"engine.micro_batch": 0, "engine.recompute": True}),
         probe=probe_l14_336(),
         lora_rates=(0.0, 0.2, 0.4, 0.6),
         nfz_rates=(0.0, 0.125, 0.25, 0.4),

@@ -88,7 +88,7 @@ class EngineConfig(Config):
     and is for GPUs without bf16, with `plain` or ZeRO 0: DeepSpeed's other stages would clip the
     scaled gradients."""
     micro_batch: int = 0
-    """Rows that a worker takes at once; the gradients of a global batch add up. 0: its whole share.
+    """Most rows that a worker takes at once; gradients add up to the global batch. 0: its share.
     Not with a wide head, whose BatchNorm needs the whole global batch in one pass."""
     recompute: bool = False
     """Activation checkpointing: keep only the inputs of the tower's layers, and compute what is in

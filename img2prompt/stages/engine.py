@@ -166,8 +166,13 @@ def build_engine(
 
 def parts(config: TrainConfig, workers: int) -> int:
     """Passes in which a worker takes its share of a global batch."""
+    return config.optim.batch_size // workers // rows_at_once(config, workers)
+
+
+def rows_at_once(config: TrainConfig, workers: int) -> int:
+    """Rows that a worker takes in one pass."""
     share = config.optim.batch_size // workers
-    return share // (config.engine.micro_batch or share)
+    return min(config.engine.micro_batch or share, share)
 
 
 def check_batch(config: TrainConfig, workers: int) -> None:
@@ -177,7 +182,7 @@ def check_batch(config: TrainConfig, workers: int) -> None:
         raise UserError(
             f"optim.batch_size is {size}; allowed with {workers} workers: a multiple of {workers}"
         )
-    if micro and size // workers % micro:
+    if size // workers % rows_at_once(config, workers):
         raise UserError(
             f"engine.micro_batch is {micro}; allowed with {size // workers} rows a worker: a "
             "divisor of that, or 0"

@@ -58,7 +58,7 @@ from img2prompt.stages.checkpoint import (
     History,
     Progress,
 )
-from img2prompt.stages.engine import check_batch, compute_dtype
+from img2prompt.stages.engine import check_batch, compute_dtype, rows_at_once
 from img2prompt.stages.faults import own_callbacks, sigterm_asks_to_stop, told_to_users
 from img2prompt.stages.ray_worker import CHECKPOINTS, STOP, Inputs, Job, train_worker
 from img2prompt.stages.steplog import require_mlflow
@@ -193,7 +193,7 @@ def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -
         plan,
         inputs.shards.counts["train"],
         workers,
-        estimate.describe(config.optim.batch_size // workers, workers, zero_stage),
+        estimate.describe(rows_at_once(config, workers), workers, zero_stage),
     )
 
 

@@ -229,6 +229,7 @@ def test_parts_must_divide_a_share() -> None:
     check_batch(config, 4)
     assert [parts(config, workers) for workers in (1, 2, 4)] == [4, 2, 1]
     assert parts(config.replace({"engine.micro_batch": 0}), 3) == 1
+    assert parts(config.replace({"engine.micro_batch": 64}), 3) == 1  # more than a share
     with pytest.raises(UserError, match=r"micro_batch is 3; allowed with 4 rows a worker: a divi"):
         check_batch(config, 3)
 
