@@ -7,8 +7,6 @@ the stage's type. The stage's rate counts from the first finished file to the la
 start once for millions of pictures; the whole time is shown too. The bare model runs before and
 after the stage, and its mean counts. All must give the same features.
 
-TABLE
-
     python tests/benchmarks/features.py
 """
 
