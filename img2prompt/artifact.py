@@ -172,7 +172,7 @@ class Artifact:
 
     def read_tables(self, prefix: str = "", columns: list[str] | None = None) -> pa.Table:
         """All tables under a prefix, one after the other."""
-        names = self.names(prefix)
+        names = [name for name in self.names(prefix) if name.endswith(".parquet")]
         if not names:
             raise UserError(f"{self.uri} has no file under {prefix!r}; it holds {self.names()}")
         return pa.concat_tables([self.read_table(name, columns) for name in names])

@@ -3,18 +3,19 @@
 One tower with random weights, heavy enough to be the limit, sees the same pictures three ways: as
 tensors that already lie in memory (the ceiling); from shards through `stages/features.py`; and as
 opened pictures through transformers' image-feature-extraction pipeline, in its own float32 and in
-the stage's type. The stage's rate counts from the first finished file to the last, since actors
-start once for millions of pictures; the whole time is shown too. The bare model runs before and
-after the stage, and its mean counts. All must give the same features.
+the stage's type. The stage's rate counts while all its actors are at work, since they start once
+for millions of pictures; the whole time is shown too. The bare model runs in as many processes as
+the stage has actors, before and after it, and its mean counts; one process with all cores is shown
+beside it. All must give the same features.
 
     python tests/benchmarks/features.py
 """
 
-import functools
 import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,6 +27,8 @@ import pyarrow as pa
 import torch
 import tyro
 from PIL import Image
+from scaling import steady_rate
+from torch import Tensor, nn
 from transformers import CLIPVisionModel, pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -144,19 +147,37 @@ def staged(
 ) -> tuple[float, float, dict[str, np.ndarray]]:
     """Pictures a second between first and last file, over all, and the features by id."""
     pool = Pool(
-        make_model=functools.partial(open_tower, tower),
+        make_model=timed(tower, time.time()),
         batch_size=options.batch_size,
         precision=options.precision,
     )
-    times, arrived = pool.times("features", options.rows), []
+    times, stamps = pool.times("features", options.rows), []
     found: dict[str, np.ndarray] = {}
     began = time.perf_counter()
     for _, ids, vectors in forward_shards(shards, shards.names("train/"), pool, times):
-        found |= dict(zip(ids, vectors[:, 0], strict=True))
-        arrived.append((time.perf_counter(), len(ids)))
+        found |= dict(zip(ids, vectors[:, 0, 3:], strict=True))
+        stamps.append(vectors[:, 0, :3])
+    whole = options.rows / (time.perf_counter() - began)
     times.log()
-    steady = sum(rows for _, rows in arrived[1:]) / max(arrived[-1][0] - arrived[0][0], 1e-9)
-    return steady, options.rows / (time.perf_counter() - began), found
+    return steady_rate(np.concatenate(stamps)), whole, found
+
+
+def timed(tower: TowerConfig, zero: float) -> Callable[[], nn.Module]:
+    """Maker of a tower whose features follow (begin, end, process), times since `zero`."""
+
+    # Workers cannot import this file; a class inside a function travels to them whole.
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = open_tower(tower)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            began = time.time() - zero
+            features = self.tower(pixels)
+            row = torch.tensor([began, time.time() - zero, float(os.getpid())])
+            return torch.cat([row.repeat(len(pixels), 1), features], dim=1)
+
+    return lambda: Timed()
 
 
 def theirs(
