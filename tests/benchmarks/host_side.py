@@ -9,9 +9,9 @@ value in fifty apart, by one or two levels.
 Measured on one core of an AMD EPYC (Zen 5), 48 real pictures, 336 pixels; pictures a second:
 
     file    ours   Pillow + CLIP's processor   ... without floats
-    JPEG     645          219 (2.9x)              277 (2.3x)
-    PNG      207          110 (1.9x)              122 (1.7x)
-    WEBP     285          151 (1.9x)              176 (1.6x)
+    JPEG     752          244 (3.1x)              308 (2.4x)
+    PNG      236          126 (1.9x)              140 (1.7x)
+    WEBP     317          171 (1.9x)              199 (1.6x)
 
     python tests/benchmarks/host_side.py
 """
