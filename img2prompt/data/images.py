@@ -1,10 +1,13 @@
 """Pictures: bytes -> uint8 RGB -> the size a tower wants.
 
-Decoding takes the fastest maintained decoder of a format for plain 8-bit pictures (simplejpeg for
-JPEG, imagecodecs for PNG and WebP: the same pixels as Pillow, 1.05 to 1.35 times as fast) and
-Pillow for everything else and for whatever those refuse. Resizing is torch's antialiased uint8
-bicubic: 3.7 times as fast as Pillow's, which is CLIP's own, and equal to it but for one value in a
-hundred, off by one or two levels. Numbers: tests/benchmarks/host_side.py.
+Decoding takes simplejpeg for JPEG and imagecodecs for PNG and WebP where a picture is plain 8-bit
+RGB: the same pixels as Pillow, sooner (pyspng and OpenCV were a twentieth faster still on PNG and
+WebP, for one more dependency each). Pillow reads everything else and whatever those refuse.
+
+Resizing is torch's antialiased uint8 bicubic. Cropped pictures equal those of Pillow, which is
+CLIP's own, but for one value in fifty, off by one or two levels; where the two sides shrink
+differently (`whole`) a quarter of the values may be off, on noise by up to a dozen levels.
+tests/benchmarks/host_side.py measures both steps together.
 
 Shapes: H, W are the picture's own height and width in pixels; S is the tower's side.
 """

@@ -6,7 +6,6 @@ yet. `timings.json` says where the time of the last run went.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +20,6 @@ from img2prompt.stages.progress import Progress
 from img2prompt.stages.streaming import Pool, actor_count, forward_shards
 
 STAGE = "features"
-TIMINGS = "timings.json"
 
 
 def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
@@ -51,7 +49,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
         with times.measure("write"):
             draft.write_table(name, _table(ids, vectors, config.views))
         progress.add(len(ids))
-    draft.write_bytes(TIMINGS, json.dumps(times.log(), indent=2).encode(), rows=0)
+    times.keep(draft)
     return draft.publish(rows=sum(receipt.rows for receipt in draft.receipts().values()))
 
 

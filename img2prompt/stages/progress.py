@@ -1,5 +1,6 @@
 """A line now and then while a long stage works, and at its end where the time went."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -8,9 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from img2prompt.artifact import Draft
+
 logger = logging.getLogger(__name__)
 
 SECONDS = 5.0
+TIMINGS = "timings.json"
+"""File of a stage's folder: where the time of its last run went."""
 
 
 class Progress:
@@ -89,6 +94,10 @@ class StepTimes:
             "busy_share": share,
             "bottleneck": max(share, key=share.__getitem__),
         }
+
+    def keep(self, draft: Draft) -> None:
+        """Log the report, and write it as the TIMINGS of a folder."""
+        draft.write_bytes(TIMINGS, json.dumps(self.log(), indent=2).encode(), rows=0)
 
     def log(self) -> dict[str, Any]:
         """Log the report in one line; returns it."""

@@ -9,7 +9,6 @@ Memory: the driver holds the vectors of the kept prompts (1.5 KB each) and one f
 worker one shard.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 
@@ -32,13 +31,12 @@ from img2prompt.data.sources import (
 )
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
-from img2prompt.stages.progress import Progress, StepTimes
+from img2prompt.stages.progress import TIMINGS, Progress, StepTimes
 from img2prompt.stages.tasks import run_bounded
 
 logger = logging.getLogger(__name__)
 
 STAGE = "shards"
-TIMINGS = "timings.json"
 STEPS = ("read", "decode", "encode", "write")
 
 
@@ -92,7 +90,7 @@ def _write(
     for rows, seconds in run_bounded(started, cpus):
         progress.add(rows)
         times.add_rows(rows, seconds)
-    draft.write_bytes(TIMINGS, json.dumps(times.log(), indent=2).encode(), rows=0)
+    times.keep(draft)
 
 
 def _rows(

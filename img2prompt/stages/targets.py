@@ -7,7 +7,6 @@ goes on with the files that have no receipt yet.
 
 import contextlib
 import itertools
-import json
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -26,7 +25,6 @@ from img2prompt.stages.progress import Progress, StepTimes
 from img2prompt.stages.tasks import run_bounded
 
 STAGE = "targets"
-TIMINGS = "timings.json"
 PROMPTS_PER_FILE = 20_000
 SCHEMA = pa.schema(
     [
@@ -111,7 +109,7 @@ def _encode_parts(draft: Draft, config: TargetsConfig, parts: dict[str, pa.Table
                 draft.write_table(name, part.append_column("cut", pa.array(cut)).cast(SCHEMA))
             times.add_rows(len(part), seconds)
             progress.add(len(part))
-    draft.write_bytes(TIMINGS, json.dumps(times.log(), indent=2).encode(), rows=0)
+    times.keep(draft)
 
 
 def _most_encoders() -> int:

@@ -1,12 +1,12 @@
 """The features stage against the bare model, and against transformers' own pipeline.
 
 One tower with random weights, heavy enough to be the limit, sees the same pictures three ways: as
-tensors that already lie in memory (the ceiling); from shards through `stages/features.py`; and as
-opened pictures through transformers' image-feature-extraction pipeline, in its own float32 and in
-the stage's type. The stage's rate counts while all its actors are at work, since they start once
-for millions of pictures; the whole time is shown too. The bare model runs in as many processes as
-the stage has actors, before and after it, and its mean counts; one process with all cores is shown
-beside it. All must give the same features.
+tensors that already lie in memory (the ceiling); from shards through the stream of the features
+stage (`stages/streaming.py`); and as opened pictures through transformers' image-feature-extraction
+pipeline, in its own float32 and in the stage's type. The stage's rate counts while all its actors
+are at work, since they start once for millions of pictures; the whole time is shown too. The bare
+model runs in as many processes as the stage has actors, before and after it, and its mean counts;
+one process with all cores is shown beside it. All must give the same features.
 
 On two cores of an AMD EPYC (Zen 5), 224 px, bf16, 1,536 pictures through 12 layers of 512 and 448
 through 12 layers of 1024 (`--rows 448 --width 1024 --theirs 32 --batch-size 16`), with
@@ -20,7 +20,7 @@ RAY_worker_niceness=0 in the environment, since Ray's workers yield to everythin
     transformers fp32           11.2    32.5%       3.3    29.6%
     transformers bf16           32.1    92.8%      11.2    99.1%
 
-The tenth that is missing goes to Ray's own processes, which share these two cores with the model.
+What takes the missing tenth was not measured; Ray's own processes share these cores with the model.
 
     python tests/benchmarks/features.py
 """

@@ -3,8 +3,8 @@
 Tiny pictures in a Parquet source go through index, clean, shards and features; targets and groups
 are invented, since only their number matters here. While shards and features run, the private
 memory of every worker process and the pages of the object store that were ever touched are watched.
-The driver is shown too: it holds the vectors of the kept prompts (1.5 KB each), and what it needed
-for a piece of the index (100,000 rows as Python objects) stays with it. Two cores of an AMD EPYC
+The driver is shown too: it holds the vectors of the kept prompts (1.5 KB each), and before
+that it had a piece of the index (up to 100,000 rows) as Python objects. Two cores of an AMD EPYC
 (Zen 5):
 
        rows   stage      worker   object store   driver   (MiB)

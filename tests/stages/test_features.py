@@ -18,6 +18,7 @@ from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.model.tower import fresh_tower, normalise, save_tower
 from img2prompt.stages import features
+from img2prompt.stages.progress import TIMINGS
 
 pytestmark = pytest.mark.ray
 
@@ -78,7 +79,7 @@ def test_features_are_the_towers_to_float16(
 def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None:
     names = [name for split in SPLITS for name in prepared.shards.names(f"{split}/")]
     assert len(names) > 8
-    assert embedded.names() == sorted([*names, features.TIMINGS])
+    assert embedded.names() == sorted([*names, TIMINGS])
     for name in names:
         table, ids = embedded.read_table(name), prepared.shards.read_table(name)["id"].to_pylist()
         assert table["id"].to_pylist() == ids * 2
@@ -87,7 +88,7 @@ def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None
 
 
 def test_timings_say_where_the_time_went(prepared, embedded) -> None:
-    timings = json.loads(read_bytes(embedded.path(features.TIMINGS)))
+    timings = json.loads(read_bytes(embedded.path(TIMINGS)))
     assert timings["rows"] == sum(prepared.shards.counts[split] for split in SPLITS)
     assert set(timings["busy_s"]) == {"read", "decode", "forward", "write"}
     assert all(0 < seconds < timings["wall_s"] * 4 for seconds in timings["busy_s"].values())
@@ -114,7 +115,7 @@ def test_a_killed_driver_loses_only_unfinished_shards(
     monkeypatch.setattr(features, "forward_shards", watched)
     resumed = features.run(config, prepared.shards, str(tmp_path))
     done = {str(path.relative_to(tmp_path)) for path in finished}
-    assert set(asked) == set(embedded.names()) - done - {features.TIMINGS}
+    assert set(asked) == set(embedded.names()) - done - {TIMINGS}
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert resumed.fingerprint == embedded.fingerprint
     assert resumed.counts == embedded.counts

@@ -25,6 +25,7 @@ from img2prompt.data.sources import REJECTED_SCHEMA, list_rows, read_pictures
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, group, index, shard, targets
+from img2prompt.stages.progress import TIMINGS
 
 pytestmark = pytest.mark.ray
 
@@ -85,7 +86,7 @@ def shards(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Arti
 
 
 def files(artifact: Artifact) -> dict[str, bytes]:
-    names = [name for name in artifact.names() if name != shard.TIMINGS]
+    names = [name for name in artifact.names() if name != TIMINGS]
     return {name: Path(artifact.path(name)).read_bytes() for name in names}
 
 
@@ -167,7 +168,7 @@ def test_rows_keep_the_order_of_the_index_and_are_repeatable(
 
 
 def test_timings_name_the_bottleneck(shards: Artifact) -> None:
-    timings = json.loads(Path(shards.path(shard.TIMINGS)).read_bytes())
+    timings = json.loads(Path(shards.path(TIMINGS)).read_bytes())
     assert timings["rows"] == sum(shards.counts[split] for split in SPLITS) + 3
     assert timings["bottleneck"] in shard.STEPS
     assert all(timings["busy_s"][step] > 0 for step in shard.STEPS)

@@ -12,6 +12,7 @@ from img2prompt.data.prompts import prompt_id
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.stages import clean, targets
+from img2prompt.stages.progress import TIMINGS
 
 pytestmark = pytest.mark.ray
 
@@ -89,7 +90,7 @@ def test_actors_and_this_process_give_the_same(
     vectors = [np.array(table.pop("target")) for table in tables]
     assert tables[0] == tables[1]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
-    timings = json.loads(Path(spread.path(targets.TIMINGS)).read_bytes())
+    timings = json.loads(Path(spread.path(TIMINGS)).read_bytes())
     assert timings["rows"] == len(PROMPTS)
     assert all(timings["busy_s"][step] > 0 for step in ("tokenise", "encode", "write"))
 
