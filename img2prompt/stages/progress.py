@@ -51,8 +51,9 @@ class StepTimes:
     The bottleneck is the step whose workers were busy for the largest share of the time.
     """
 
-    def __init__(self, what: str, slots: Mapping[str, int]) -> None:
+    def __init__(self, what: str, slots: Mapping[str, int], unit: str = "images") -> None:
         self._what = what
+        self._unit = unit
         self._slots = dict(slots)
         self.busy = dict.fromkeys(slots, 0.0)
         self._rows = 0
@@ -82,13 +83,13 @@ class StepTimes:
         self.add(step, time.perf_counter() - began)
 
     def report(self) -> dict[str, Any]:
-        """Ready for JSON: seconds by step, images/s, share of the time busy, and the bottleneck."""
+        """Ready for JSON: seconds by step, rows/s, share of the time busy, and the bottleneck."""
         wall = max(time.perf_counter() - self._began, 1e-9)
         share = {step: busy / (wall * self._slots[step]) for step, busy in self.busy.items()}
         return {
             "wall_s": wall,
             "rows": self._rows,
-            "images_per_s": self._rows / wall,
+            "rows_per_s": self._rows / wall,
             "busy_s": self.busy,
             "at_once": self._slots,
             "busy_share": share,
@@ -107,11 +108,12 @@ class StepTimes:
             for step, busy in self.busy.items()
         )
         logger.info(
-            "%s: %d rows in %.1f s, %.0f images/s; %s; bottleneck: %s",
+            "%s: %d rows in %.1f s, %.0f %s/s; %s; bottleneck: %s",
             self._what,
             found["rows"],
             found["wall_s"],
-            found["images_per_s"],
+            found["rows_per_s"],
+            self._unit,
             steps,
             found["bottleneck"],
         )

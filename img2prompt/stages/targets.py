@@ -100,7 +100,7 @@ def _encode_parts(draft: Draft, config: TargetsConfig, parts: dict[str, pa.Table
     workers = min(_most_encoders(), len(parts))
     progress = Progress("targets", total=sum(map(len, parts.values())))
     slots = {"tokenise": int(runtime.resources().cpus), "encode": workers, "write": 1}
-    times = StepTimes("targets", slots)
+    times = StepTimes("targets", slots, "prompts")
     encode = _encode_here if len(parts) == 1 else _encode_by_actors
     with contextlib.closing(encode(config.encoder, parts, workers)) as encoded:
         for name, vectors, cut, seconds in encoded:
