@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from gloo import run_workers
 from torch import Tensor, nn
 
 from img2prompt.config import HeadConfig
@@ -72,22 +73,16 @@ def halved(norm: nn.Module, mine: slice = slice(None)) -> list[Tensor]:
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORKERS
-    )
     for name, shares in SHARES.items():
         mine = slice(sum(shares[:rank]), sum(shares[: rank + 1]))
         torch.save(two_steps(wide_head(), mine), Path(folder) / f"{name}-{rank}.pt")
-    dist.barrier()  # neither leaves while the other still listens
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of what two processes saw."""
     folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORKERS)
+    run_workers(worker, WORKERS, folder, str(folder))
     return folder
 
 

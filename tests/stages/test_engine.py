@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from gloo import run_workers
 from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, run_loop
 
 from img2prompt.config import EngineConfig, OptimConfig, TrainConfig
@@ -70,11 +70,7 @@ def changed(tower: str, stage: int, width: int, workers: int) -> TrainConfig:
 
 def worker(rank: int, workers: int, folder: str, tower: str) -> None:
     """All ZeRO stages and heads: two workers run at once and from checkpoints, one from theirs."""
-    torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet-{workers}", rank=rank, world_size=workers
-    )
     for stage, width in product(ZERO_STAGES, WIDTHS):
         config, place = changed(tower, stage, width, workers), Place(rank, workers)
         if workers > 1:
@@ -93,7 +89,6 @@ def worker(rank: int, workers: int, folder: str, tower: str) -> None:
         for name, start in starts.items():
             runs[name] = run_loop(config, TRAIN, VAL, place, start).saved
         torch.save(runs, f"{folder}/{stage}-{width}-{workers}-{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +98,8 @@ def spawned(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = config_of(tiny_tower, width=width, engine__save_every=2, optim__epochs=3)
         torch.save(run_loop(config, TRAIN, VAL).saved[MIDDLE], folder / f"plain-{width}.pt")
     for workers in (WORKERS, 1):
-        arguments = (workers, str(folder), tiny_tower)
-        torch.multiprocessing.spawn(worker, args=arguments, nprocs=workers)
+        meet = f"meet-{workers}"
+        run_workers(worker, workers, folder, workers, str(folder), tiny_tower, name=meet)
     return folder
 
 

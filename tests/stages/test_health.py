@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from gloo import join
 from tiny import ALONE
 
 from img2prompt.artifact import write_bytes
@@ -71,8 +72,7 @@ def test_a_closed_watch_says_nothing() -> None:
 
 def member(rank: int, folder: str, frozen: bool) -> None:
     """Three workers vote; then worker 1 hangs, in its data or as a stopped process."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    join(rank, 3, f"{folder}/meet")
     place = Place(rank, 3)
     assert Vote(late=rank == 2, taken=rank == 0).of_all(place) == Vote(late=True, taken=True)
     assert ids_of_all(["a", "b"] if rank == 1 else [], place) == ["a", "b"]
