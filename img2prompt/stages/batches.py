@@ -13,7 +13,7 @@ from img2prompt.config import TrainConfig
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
-from img2prompt.stages.checkpoint import Progress
+from img2prompt.stages.checkpoint import Position
 
 
 class Rows(Protocol):
@@ -72,7 +72,7 @@ def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.T
     return inputs, torch.from_numpy(batch.targets).to(device)
 
 
-def seed_step(seed: int, now: Progress, rank: int) -> None:
+def seed_step(seed: int, now: Position, rank: int) -> None:
     """Make torch's draws a function of the position, so that a resumed run draws the same."""
     words = np.random.SeedSequence([seed, now.epoch, now.step, rank]).generate_state(2)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))

@@ -39,7 +39,7 @@ DIGESTS = "digests.json"
 
 
 @dataclass(frozen=True)
-class Progress:
+class Position:
     """How far a run is."""
 
     epoch: int = 0
@@ -67,7 +67,7 @@ class Progress:
 class Checkpoint:
     """What a run goes on from."""
 
-    progress: Progress
+    position: Position
     engine: EngineState
     ema: Mapping[str, Tensor] = field(default_factory=dict)
     """Averages of the tensors that learn, by name; empty when none are kept."""
@@ -92,7 +92,7 @@ class CheckpointStore:
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint; a disk that is or would get full is a UserError."""
-        folder = join(self.uri, checkpoint.progress.name)
+        folder = join(self.uri, checkpoint.position.name)
         files = _encode(checkpoint)
         delete_folder(folder)  # a damaged one of the same position
         try:
@@ -160,7 +160,7 @@ def best_row(history: History) -> dict[str, Any]:
 
 def best_name(history: History) -> str:
     """Checkpoint of the end of the best epoch; empty: no epoch is complete."""
-    return Progress(epoch=best_row(history)["epoch"]).name if history else ""
+    return Position(epoch=best_row(history)["epoch"]).name if history else ""
 
 
 class Saver:
@@ -184,7 +184,7 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         self._store.write(checkpoint)
-        self._store.prune(self._keep, best_name(checkpoint.progress.history))
+        self._store.prune(self._keep, best_name(checkpoint.position.history))
 
 
 def _digest(data: bytes) -> str:
@@ -200,7 +200,7 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.ema:
         files[EMA] = safetensors.torch.save(dict(checkpoint.ema))
     numbers = {"steps": engine.steps, "schedule": engine.schedule, "scale": engine.scale}
-    state = {"progress": asdict(checkpoint.progress), "engine": numbers}
+    state = {"position": asdict(checkpoint.position), "engine": numbers}
     return files | {STATE: json.dumps(state, indent=2).encode()}
 
 
@@ -208,4 +208,4 @@ def _decode(files: Mapping[str, bytes]) -> Checkpoint:
     state = json.loads(files[STATE])
     tensors = {name: safetensors.torch.load(data) for name, data in files.items() if name != STATE}
     engine = EngineState(tensors[WEIGHTS], tensors[OPTIMIZER], **state["engine"])
-    return Checkpoint(Progress(**state["progress"]), engine, tensors.get(EMA, {}))
+    return Checkpoint(Position(**state["position"]), engine, tensors.get(EMA, {}))

@@ -24,7 +24,7 @@ from img2prompt.model.predictor import (
     open_tower,
 )
 from img2prompt.stages.batches import Place, Rows, total_steps
-from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Progress, Saver
+from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Position, Saver
 from img2prompt.stages.engine import Engine, build_engine, compute_dtype
 from img2prompt.stages.health import (
     SIGTERM,
@@ -85,8 +85,8 @@ def train_worker(job: Job) -> None:
     engine = build_engine(model, config, total_steps(config, len(train)), device)
     if found is not None:
         engine.load(found.engine)
-        logger.info("%s: goes on at %s", config.name, found.progress)
-    start = found.progress if found else Progress()
+        logger.info("%s: goes on at %s", config.name, found.position)
+    start = found.position if found else Position()
     keeper = Keeper(config, engine, place, store, join(job.work, STOP))
     done = start.epoch * steps_per_epoch(len(train), config.optim.batch_size) + start.step
     log = _log(job, place, device, done)
@@ -129,10 +129,10 @@ class Keeper:
         self._asked = FileWatch(stop) if self._first else None
         self._saved = time.monotonic()
 
-    def save(self, progress: Progress) -> None:
+    def save(self, position: Position) -> None:
         state = self._engine.state()
         if self._first:
-            self._saver.save(Checkpoint(progress, state))
+            self._saver.save(Checkpoint(position, state))
         self._saved = time.monotonic()
 
     def vote(self) -> Vote:
@@ -151,7 +151,7 @@ class Keeper:
 def _going_on(store: CheckpointStore, place: Place) -> Checkpoint | None:
     """The newest whole checkpoint; all workers go on from the one that the first has found."""
     found = store.newest() if place.rank == 0 else None
-    name = broadcast_from_rank_zero(found and found.progress.name)
+    name = broadcast_from_rank_zero(found and found.position.name)
     return store.read(name) if name and found is None else found
 
 

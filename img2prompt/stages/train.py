@@ -56,7 +56,7 @@ from img2prompt.stages.checkpoint import (
     CheckpointStore,
     DamagedError,
     History,
-    Progress,
+    Position,
 )
 from img2prompt.stages.engine import check_batch, compute_dtype, rows_at_once
 from img2prompt.stages.faults import own_callbacks, sigterm_asks_to_stop, told_to_users
@@ -222,13 +222,13 @@ def checkpoints(out: str) -> CheckpointStore:
 def _publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
     last = store.newest()
     assert last is not None, "every epoch saves one"
-    history = last.progress.history
+    history = last.position.history
     best, top = _best(store, history)
     draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(best.engine.model)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
     metrics = {"best_epoch": top["epoch"], "val_cosine": top["val_cosine"], "seconds": seconds}
-    if last.progress.skipped:
-        metrics["skipped_batches"] = last.progress.skipped
+    if last.position.skipped:
+        metrics["skipped_batches"] = last.position.skipped
     run = draft.publish(**metrics)
     delete_folder(storage(draft.uri))
     return run
@@ -237,7 +237,7 @@ def _publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
 def _best(store: CheckpointStore, history: History) -> tuple[Checkpoint, dict[str, Any]]:
     """Checkpoint and row of the best epoch whose checkpoint is whole."""
     for row in sorted(history, key=lambda row: -row["val_cosine"]):
-        name = Progress(epoch=row["epoch"]).name
+        name = Position(epoch=row["epoch"]).name
         if name in store.names():
             try:
                 return store.read(name), row

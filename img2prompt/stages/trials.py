@@ -104,7 +104,7 @@ def _name(trial: Trial) -> str:
 def _trained(folder: str) -> History:
     """Epochs after which the run in this folder goes on."""
     checkpoint = train.checkpoints(folder).newest()
-    return checkpoint.progress.history if checkpoint else []
+    return checkpoint.position.history if checkpoint else []
 
 
 class _Stops(tune.Callback):

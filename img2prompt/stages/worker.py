@@ -26,7 +26,7 @@ from img2prompt.stages.batches import (
     sum_of_all,
     to_device,
 )
-from img2prompt.stages.checkpoint import Progress
+from img2prompt.stages.checkpoint import Position
 from img2prompt.stages.engine import Engine
 from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
 from img2prompt.stages.steplog import StepLog
@@ -46,7 +46,7 @@ class Loop:
     train: Rows
     val: Rows
     place: Place
-    save: Callable[[Progress], None]
+    save: Callable[[Position], None]
     """Keeps the engine's state; called after each epoch, and inside it when that is due."""
     report: Callable[[dict[str, Any]], None]
     """Gets each epoch's row of the history."""
@@ -56,33 +56,33 @@ class Loop:
     """Hears what the loop is about to do."""
     log: StepLog = field(default_factory=StepLog)
 
-    def run(self, progress: Progress) -> Progress:
-        """Train from `progress` to the last epoch.
+    def run(self, position: Position) -> Position:
+        """Train from `position` to the last epoch.
 
         Raises:
             NotFiniteError: the loss is no number, more often than may be skipped.
             AskedToStop, StoppedError: the vote was to end; `save` was called before.
         """
-        while progress.epoch < self.config.optim.epochs:
-            progress = self._epoch(progress)
-            self.save(progress)
-            self.report(progress.history[-1])
-        return progress
+        while position.epoch < self.config.optim.epochs:
+            position = self._epoch(position)
+            self.save(position)
+            self.report(position.history[-1])
+        return position
 
     @property
     def _steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.train), self.config.optim.batch_size)
 
-    def _epoch(self, progress: Progress) -> Progress:
+    def _epoch(self, position: Position) -> Position:
         """What is left of an epoch, and validation."""
         began, size = time.perf_counter(), self.config.optim.batch_size
-        done = self._steps(progress)
+        done = self._steps(position)
         seconds = time.perf_counter() - began
         row = {
-            "epoch": progress.epoch + 1,
+            "epoch": position.epoch + 1,
             "train_loss": done.loss_sum / done.rows if done.rows else float("nan"),
             "val_cosine": validate(self.engine, self.val, self.place, size, self.beat),
-            "rows_per_second": (done.step - progress.step) * size / seconds,
+            "rows_per_second": (done.step - position.step) * size / seconds,
         }
         self.log.epoch(row, row["epoch"] * self._steps_per_epoch)
         if self.place.rank == 0:
@@ -95,10 +95,10 @@ class Loop:
                 row["val_cosine"],
                 row["rows_per_second"],
             )
-        history = [*progress.history, row]
-        return Progress(epoch=progress.epoch + 1, history=history, skipped=done.skipped)
+        history = [*position.history, row]
+        return Position(epoch=position.epoch + 1, history=history, skipped=done.skipped)
 
-    def _steps(self, now: Progress) -> Progress:
+    def _steps(self, now: Position) -> Position:
         """Steps from `now` to the end of its epoch; the sums are over all workers' rows."""
         self.engine.module.train()
         sums = [now.loss_sum, now.rows] if self.place.rank == 0 else [0.0, 0.0]
@@ -118,7 +118,7 @@ class Loop:
             self._after(now, own, vote)
         return _with_sums(now, own, self.place)
 
-    def _after(self, now: Progress, own: torch.Tensor, vote: Vote) -> None:
+    def _after(self, now: Position, own: torch.Tensor, vote: Vote) -> None:
         """Tell, save and stop between two steps."""
         if self.place.rank == 0 and (self.log.is_due or now.step == self._steps_per_epoch):
             self._tell(now)
@@ -135,7 +135,7 @@ class Loop:
         if vote.taken:
             raise StoppedError(f"a worker got SIGTERM; {self.config.name} is saved before {now}")
 
-    def _tell(self, now: Progress) -> None:
+    def _tell(self, now: Position) -> None:
         step = now.epoch * self._steps_per_epoch + now.step
         is_due = self.log.is_due
         line = self.log.line(step=step, epoch=now.epoch + 1, skipped=now.skipped)
@@ -162,7 +162,7 @@ class Loop:
         size, place = self.config.optim.batch_size, self.place
         return (worker_rows(order, step, size, place.rank, place.workers) for step in steps)
 
-    def _step(self, now: Progress, batch: Batch) -> tuple[float | None, Vote]:
+    def _step(self, now: Position, batch: Batch) -> tuple[float | None, Vote]:
         """One global batch; the mean loss of this worker's rows, None if it was skipped."""
         seed_step(self.config.seed, now, self.place.rank)
         losses, vote, kept = [], self.vote(), self._statistics()
@@ -188,7 +188,7 @@ class Loop:
         may_skip = self.config.engine.skip_nonfinite > 0
         return [buffer.clone() for buffer in self.engine.module.buffers()] if may_skip else []
 
-    def _count_bad(self, now: Progress, part: Batch, scores: torch.Tensor) -> None:
+    def _count_bad(self, now: Position, part: Batch, scores: torch.Tensor) -> None:
         """Skip the batch if that is allowed, else stop; tell the rows."""
         bad = (~torch.isfinite(scores)).tolist()
         ids = ids_of_all([i for i, no in zip(part.ids, bad, strict=True) if no], self.place)
@@ -231,6 +231,6 @@ def validate(
     return (total[0] / total[1]).item()
 
 
-def _with_sums(now: Progress, own: torch.Tensor, place: Place) -> Progress:
+def _with_sums(now: Position, own: torch.Tensor, place: Place) -> Position:
     loss_sum, rows = sum_of_all(own.clone(), place).tolist()
     return replace(now, loss_sum=loss_sum, rows=int(rows))

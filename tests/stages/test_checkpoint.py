@@ -18,7 +18,7 @@ from img2prompt.stages.checkpoint import (
     Checkpoint,
     CheckpointStore,
     DamagedError,
-    Progress,
+    Position,
     Saver,
     best_name,
     best_row,
@@ -33,9 +33,9 @@ def point(epoch: int, step: int = 0, ema: bool = False) -> Checkpoint:
     tensors = {"head.weight": torch.full((3, 2), epoch + step / 8), "head.bias": torch.arange(4.0)}
     moments = {f"{name}/exp_avg": -tensor for name, tensor in tensors.items()}
     history = [{"epoch": n + 1, "val_cosine": COSINES[n]} for n in range(epoch)]
-    progress = Progress(epoch, step, loss_sum=0.1 + step, rows=7 * step, history=history)
+    position = Position(epoch, step, loss_sum=0.1 + step, rows=7 * step, history=history)
     engine = EngineState(tensors, moments, 9 * epoch + step, {"last_epoch": step}, {"scale": 8.0})
-    return Checkpoint(progress, engine, {"head.bias": torch.ones(4) / 3} if ema else {})
+    return Checkpoint(position, engine, {"head.bias": torch.ones(4) / 3} if ema else {})
 
 
 def equal(found: Checkpoint, expected: Checkpoint) -> bool:
@@ -45,7 +45,7 @@ def equal(found: Checkpoint, expected: Checkpoint) -> bool:
         a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         for a, b in zip(ours, theirs, strict=True)
     )
-    numbers = [(c.progress, c.engine.steps, c.engine.schedule) for c in (found, expected)]
+    numbers = [(c.position, c.engine.steps, c.engine.schedule) for c in (found, expected)]
     return tensors and numbers[0] == numbers[1] and found.engine.scale == expected.engine.scale
 
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_comes_back_as_it_was(store: CheckpointStore) -> None:
 
 def test_names_sort_as_a_run_goes() -> None:
     places = [(0, 5), (0, 40), (0, 123456), (1, 0), (2, 0), (10, 0), (10, 3)]
-    names = [Progress(epoch, step).name for epoch, step in places]
+    names = [Position(epoch, step).name for epoch, step in places]
     assert names == sorted(names)
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
     with caplog.at_level(logging.WARNING):
         found = store.newest()
     assert found is not None
-    assert found.progress.name == "00001-000000000"
+    assert found.position.name == "00001-000000000"
     (told,) = caplog.messages
     assert f"{store.uri}/00001-000000004 is damaged" in told
     assert file in told
@@ -126,10 +126,10 @@ def test_the_newest_and_the_best_are_kept(store: CheckpointStore) -> None:
     for written in (point(1), point(1, 2), point(2), point(2, 2), point(3), point(3, 2), point(4)):
         saver.save(written)
     saver.wait()
-    names = [Progress(*place).name for place in ((2, 0), (3, 2), (4, 0))]
+    names = [Position(*place).name for place in ((2, 0), (3, 2), (4, 0))]
     assert store.names() == names  # epoch 2 is the first with the best cosine
-    assert best_name(point(4).progress.history) == names[0]
-    assert best_row(point(4).progress.history)["epoch"] == 2
+    assert best_name(point(4).position.history) == names[0]
+    assert best_row(point(4).position.history)["epoch"] == 2
     assert best_name([]) == ""
 
 
@@ -207,5 +207,5 @@ def test_a_checkpoint_is_plain_files(store: CheckpointStore) -> None:
     assert load_file(folder / "model.safetensors")["head.weight"].tolist() == [[2.125] * 2] * 3
     assert load_file(folder / OPTIMIZER)["head.bias/exp_avg"].tolist() == [0, -1, -2, -3]
     state = json.loads((folder / STATE).read_text())
-    assert state["progress"]["rows"] == 7
+    assert state["position"]["rows"] == 7
     assert state["engine"]["schedule"] == {"last_epoch": 1}

@@ -49,7 +49,7 @@ def curve(history: History) -> list[tuple[float, float]]:
 
 def assert_same_run(found: list[Checkpoint], expected: list[Checkpoint], atol: float) -> None:
     """Both end after three epochs with the same losses and tensors."""
-    there, here = found[-1].progress, expected[-1].progress
+    there, here = found[-1].position, expected[-1].position
     assert (there.epoch, there.step) == (here.epoch, here.step) == (3, 0)
     assert curve(here.history)[-1][0] < curve(here.history)[0][0] - 0.1
     assert curve(there.history) == [pytest.approx(p, abs=atol) for p in curve(here.history)]
@@ -120,7 +120,7 @@ def test_deepspeed_on_two_workers_is_plain_torch_on_the_whole_batch(
 def test_deepspeed_goes_on_inside_an_epoch(spawned: Path, width: int, stage: int) -> None:
     for rank in range(WORKERS):
         runs = made_by(spawned, stage, width, WORKERS, rank)
-        assert runs["at once"][MIDDLE].progress.name == "00001-000000002"
+        assert runs["at once"][MIDDLE].position.name == "00001-000000002"
         assert_same_run(runs["own"], runs["at once"], atol=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_knows_no_ranks_and_no_frozen_tensor(
     assert len(parameters) < len(list(alone.model.parameters()))
     first, second = (made_by(spawned, stage, width, WORKERS, r)["at once"] for r in range(WORKERS))
     for ours, theirs in zip(first, second, strict=True):
-        assert ours.progress.loss_sum == theirs.progress.loss_sum
+        assert ours.position.loss_sum == theirs.position.loss_sum
         for name, tensor in (ours.engine.model | ours.engine.optimizer).items():
             assert torch.equal((theirs.engine.model | theirs.engine.optimizer)[name], tensor), name
     found = first[MIDDLE].engine
@@ -247,8 +247,8 @@ def test_parts_and_recomputing_change_nothing(tiny_tower: str, changes: dict[str
     config = config_of(tiny_tower, optim__epochs=1)
     expected = run_loop(config, TRAIN, VAL).saved
     found = run_loop(config.replace(changes), TRAIN, VAL).saved
-    assert curve(found[-1].progress.history) == [
-        pytest.approx(point, abs=1e-5) for point in curve(expected[-1].progress.history)
+    assert curve(found[-1].position.history) == [
+        pytest.approx(point, abs=1e-5) for point in curve(expected[-1].position.history)
     ]
     assert_close(found[-1].engine.model, expected[-1].engine.model, atol=1e-5)
 

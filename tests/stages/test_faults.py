@@ -26,7 +26,7 @@ from img2prompt.config import PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import read_learned_state
 from img2prompt.stages import train
-from img2prompt.stages.checkpoint import Progress
+from img2prompt.stages.checkpoint import Position
 from img2prompt.stages.train import Inputs
 
 EPOCHS = 12
@@ -117,7 +117,7 @@ def test_workers_that_die_or_hang_or_are_taken_away_lose_nothing(
     made = train.run(config(tiny_tower), inputs, out)
     striker.join()
     assert len(seen) == len(set(seen)) == len(signals)
-    assert seen[-1] < Progress(epoch=EPOCHS).name
+    assert seen[-1] < Position(epoch=EPOCHS).name
     assert_same(made, undisturbed, atol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_a_stopped_driver_saves_and_goes_on_past_damage_with_fewer_workers(
     assert driver.returncode == 1
     names = names_of(out)
     assert len(names) >= 3
-    assert names[-1] < Progress(epoch=EPOCHS).name
+    assert names[-1] < Position(epoch=EPOCHS).name
     refuse_others(inputs, begun, out)
     folder = Path(train.checkpoints(out).uri)
     flip(folder / names[-1] / "optimizer.safetensors")
@@ -153,7 +153,7 @@ def test_a_stopped_driver_saves_and_goes_on_past_damage_with_fewer_workers(
     weights.write_bytes(weights.read_bytes()[:-7])
     newest = train.checkpoints(out).newest()
     assert newest is not None
-    assert newest.progress.name == names[-3]
+    assert newest.position.name == names[-3]
     made = train.run(begun.replace({"engine.workers": 1, "engine.save_every": 0}), inputs, out)
     assert_same(made, undisturbed, atol=1e-4)
     assert not exists(train.storage(out))

@@ -198,7 +198,7 @@ def test_a_finished_run_predicts_as_it_was_validated(inputs: Inputs, tuned) -> N
 def checkpointed(out: str) -> list[dict[str, Any]]:
     """History of the newest checkpoint."""
     found = train.checkpoints(out).newest()
-    return found.progress.history if found else []
+    return found.position.history if found else []
 
 
 def wait_for_epoch(out: str, alive: Callable[[], bool]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import build_predictor, learned_state
 from img2prompt.stages.batches import Place, prefetch, seed_step, total_steps
-from img2prompt.stages.checkpoint import History, Progress
+from img2prompt.stages.checkpoint import History, Position
 from img2prompt.stages.engine import PlainEngine
 from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
 from img2prompt.stages.worker import Loop, validate
@@ -87,8 +87,8 @@ def test_the_loop_is_the_one_written_by_hand(tiny_tower: str, width: int) -> Non
 def test_every_epoch_is_saved_and_reported(tiny_tower: str) -> None:
     made = run_loop(config_of(tiny_tower, optim__epochs=2), TRAIN, VAL)
     assert [row["epoch"] for row in made.reported] == [1, 2]
-    assert [point.progress.epoch for point in made.saved] == [1, 2]
-    assert [point.progress.history for point in made.saved] == [made.reported[:1], made.reported]
+    assert [point.position.epoch for point in made.saved] == [1, 2]
+    assert [point.position.history for point in made.saved] == [made.reported[:1], made.reported]
     assert set(made.reported[1]) == {"epoch", "train_loss", "val_cosine", "rows_per_second"}
     assert made.reported[1]["rows_per_second"] > 0
 
@@ -112,12 +112,12 @@ def test_a_run_goes_on_inside_an_epoch_with_the_very_next_batch(
 ) -> None:
     config = config_of(tiny_tower, width=width, engine__save_every=2, optim__batch_size=10)
     whole = run_loop(config, TRAIN, VAL)
-    places = [(point.progress.epoch, point.progress.step) for point in whole.saved]
+    places = [(point.position.epoch, point.position.step) for point in whole.saved]
     assert places == [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0)]
     for start in whole.saved[1:6:4]:
         train = Watched(53, seed=1)
         rest = run_loop(config, train, VAL, start=start)
-        now = start.progress
+        now = start.position
         order = epoch_order(TRAIN.group_sizes, config.seed, now.epoch)[now.step * 10 : 50]
         assert train.seen[: len(order)] == [f"row-{row}" for row in order]
         for found, expected in zip(rest.reported, whole.reported[now.epoch :], strict=True):
@@ -135,7 +135,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(tiny_tower: str) -> None:
 
 def test_draws_follow_from_the_position() -> None:
     def drawn(epoch: int, step: int, rank: int, seed: int = 3) -> float:
-        seed_step(seed, Progress(epoch=epoch, step=step), rank)
+        seed_step(seed, Position(epoch=epoch, step=step), rank)
         return torch.rand(1).item()
 
     at = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
@@ -178,7 +178,7 @@ def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
     loop = Loop(
         config, engine, Features(53, 1), Features(21, 2), Place(), lambda _: None, reports.append
     )
-    loop.run(Progress())
+    loop.run(Position())
     assert reports[-1]["val_cosine"] > reports[0]["val_cosine"]
 
 
@@ -200,7 +200,7 @@ def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
     before = engine.state()
     engine.module.train()
     inputs = np.full((4, 3), np.nan, np.float16)
-    loss, vote = loop._step(Progress(), Batch(list("abcd"), inputs, TRAIN.targets[:4]))
+    loss, vote = loop._step(Position(), Batch(list("abcd"), inputs, TRAIN.targets[:4]))
     assert loss is None
     assert vote.bad
     assert_close(engine.state().model, before.model, atol=0)
@@ -225,7 +225,7 @@ def test_a_bad_batch_can_be_skipped_and_is_counted(
     expected_skips = sum(int(step) < 5 for step in bad)
     made = run_loop(config, Poisoned(53, seed=1), VAL)
     assert len(order) == 53
-    assert made.saved[-1].progress.skipped == expected_skips > 0
+    assert made.saved[-1].position.skipped == expected_skips > 0
     assert made.saved[-1].engine.steps == 10 - expected_skips
     told = [line for line in caplog.messages if "batch skipped" in line]
     assert len(told) == expected_skips
@@ -248,7 +248,7 @@ def test_a_vote_to_end_saves_first_and_nothing_is_lost(
     cut = Trained([], [], model_of(config))
     with pytest.raises(error, match="saved before epoch 2, step 3"):
         run_loop(config, TRAIN, VAL, vote=lambda: next(votes), made=cut)
-    assert [point.progress.name for point in cut.saved] == ["00001-000000000", "00001-000000002"]
+    assert [point.position.name for point in cut.saved] == ["00001-000000000", "00001-000000002"]
     rest = run_loop(config, TRAIN, VAL, start=cut.saved[-1])
     assert_close(rest.saved[-1].engine.model, whole.saved[-1].engine.model, atol=0)
     assert rest.reported[-1]["train_loss"] == whole.reported[-1]["train_loss"]
@@ -257,7 +257,7 @@ def test_a_vote_to_end_saves_first_and_nothing_is_lost(
 def test_a_checkpoint_that_is_late_is_made_at_once(tiny_tower: str) -> None:
     votes = iter([Vote(), Vote(late=True), *[Vote()] * 7])
     made = run_loop(config_of(tiny_tower), TRAIN, VAL, vote=lambda: next(votes))
-    places = [(point.progress.epoch, point.progress.step) for point in made.saved]
+    places = [(point.position.epoch, point.position.step) for point in made.saved]
     assert places == [(0, 2), (1, 0), (2, 0), (3, 0)]
 
 

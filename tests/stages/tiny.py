@@ -22,7 +22,7 @@ from img2prompt.model.predictor import (
     open_tower,
 )
 from img2prompt.stages.batches import Place, Rows, total_steps
-from img2prompt.stages.checkpoint import Checkpoint, History, Progress
+from img2prompt.stages.checkpoint import Checkpoint, History, Position
 from img2prompt.stages.engine import build_engine
 from img2prompt.stages.worker import Loop
 
@@ -76,11 +76,11 @@ def run_loop(
     if start is not None:
         engine.load(start.engine)
 
-    def save(progress: Progress) -> None:
-        made.saved.append(Checkpoint(progress, engine.state()))
+    def save(position: Position) -> None:
+        made.saved.append(Checkpoint(position, engine.state()))
 
     loop = Loop(config, engine, train, val, place, save, made.reported.append, **hooks)
-    loop.run(start.progress if start else Progress())
+    loop.run(start.position if start else Position())
     return made
 
 
