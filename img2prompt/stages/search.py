@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 
 from img2prompt.artifact import Artifact, Draft, join, read_bytes
 from img2prompt.config import SearchConfig, TrainConfig
+from img2prompt.data.order import steps_per_epoch
 from img2prompt.errors import UserError
 from img2prompt.model.plan import LayerPlan, layer_plan
 from img2prompt.model.predictor import open_tower
+from img2prompt.model.tower import Tower
 from img2prompt.stages import train, trials
 from img2prompt.stages.checkpoint import History
+from img2prompt.stages.steplog import worker_seconds
 from img2prompt.stages.trials import METRIC
 
 logger = logging.getLogger(__name__)
@@ -67,20 +70,37 @@ def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
         where = join(folder, "trials", setting.name)
         jobs[setting.name] = trials.Job(trial_config(config, setting), own, where)
     reasons = trials.run(config, jobs, folder)
-    rows = [_row(config, s, trials.ended(jobs[s.name].folder), reasons) for s in settings]
+    rows = [
+        _row(jobs[s.name], s, tower, trials.ended(jobs[s.name].folder), reasons.get(s.name, ""))
+        for s in settings
+    ]
     return _publish(config, draft, sorted(rows, key=_rank))
 
 
 def _row(
-    config: SearchConfig, setting: Setting, history: History, reasons: Mapping[str, str]
+    job: trials.Job, setting: Setting, tower: Tower, history: History, reason: str
 ) -> dict[str, Any]:
-    """What trials.json says of a trial."""
-    early = "stopped" if history else "failed"
+    """What trials.json says of a trial.
+
+    `flop` is that of a row, forward and backward, `memory` in bytes of a worker. `rows` counts the
+    pictures that were passed through the model in training, `seconds` those of all workers in their
+    loops.
+    """
+    config, early = job.config, "stopped" if history else "failed"
+    a_row, workers = train.estimate(config, tower), train.worker_count(config)
+    steps = steps_per_epoch(job.inputs.shards.counts["train"], config.optim.batch_size)
     return {
         "name": setting.name,
         "setting": vars(setting),
-        "end": "finished" if len(history) == config.base.optim.epochs else early,
-        "reason": reasons.get(setting.name, ""),
+        "seed": config.seed,
+        "plan": asdict(layer_plan(tower.depth, setting.lora_rate, setting.nfz_rate)),
+        "learned": a_row.learned,
+        "flop": a_row.forward + a_row.backward,
+        "memory": sum(a_row.memory(*train.share_of_memory(config, workers)).values()),
+        "rows": len(history) * steps * config.optim.batch_size,
+        "seconds": worker_seconds(job.folder),
+        "end": "finished" if len(history) == config.optim.epochs else early,
+        "reason": reason,
         "best": max((row[METRIC] for row in history), default=None),
         "epochs": history,
     }

@@ -144,6 +144,12 @@ class StepLog:
             self._mlflow.end_run()
 
 
+def worker_seconds(out: str) -> float:
+    """Seconds that all workers of the run in this folder were in their loops, added up."""
+    lines = read_bytes(join(out, LINES)).splitlines() if exists(join(out, LINES)) else []
+    return 3600 * json.loads(lines[-1])["worker_hours"] if lines else 0.0
+
+
 def _lines_before(out: str, step: int) -> list[dict[str, Any]]:
     """Lines of an earlier process, but for steps that will be made again."""
     if not out or not exists(join(out, LINES)):

@@ -41,7 +41,7 @@ from img2prompt.artifact import (
 from img2prompt.config import EngineConfig, TrainConfig
 from img2prompt.data.shards import check_size
 from img2prompt.errors import UserError
-from img2prompt.model.cost import cost
+from img2prompt.model.cost import Cost, cost
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.predictor import (
     WEIGHTS,
@@ -179,22 +179,31 @@ def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
 def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -> None:
     """Say what learns, how many rows there are, and what a row and a worker will cost."""
     plan = layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
-    estimate = cost(
-        tower.vision.config,
-        config.plan,
-        config.head,
-        half=_in_half(config.engine),
-        cached=config.plan.frozen_tower,
-    )
-    zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
     logger.info(
         "%s: %s; %d rows; %d worker(s); %s",
         config.name,
         plan,
         inputs.shards.counts["train"],
         workers,
-        estimate.describe(rows_at_once(config, workers), workers, zero_stage),
+        estimate(config, tower).describe(*share_of_memory(config, workers)),
     )
+
+
+def estimate(config: TrainConfig, tower: Tower) -> Cost:
+    """What a row of this run costs on this cluster."""
+    return cost(
+        tower.vision.config,
+        config.plan,
+        config.head,
+        half=_in_half(config.engine),
+        cached=config.plan.frozen_tower,
+    )
+
+
+def share_of_memory(config: TrainConfig, workers: int) -> tuple[int, int, int]:
+    """What decides a worker's memory: its rows at once, the workers, and DeepSpeed's ZeRO stage."""
+    zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
+    return rows_at_once(config, workers), workers, zero_stage
 
 
 def _in_half(engine: EngineConfig) -> bool:

@@ -28,7 +28,7 @@ from img2prompt.stages.search import Setting
 EPOCHS, GRACE = 4, 1
 FIRST, SECOND, THIRD = (f"lora0-nfz0.25-head{width}" for width in (1, 64, 2))
 """After an epoch the cosines are about 0.1, 0.5 and 0.1: one hidden unit or two say little."""
-NO_INPUTS = train.Inputs(Artifact("nowhere", shard.STAGE, {}, {}, {}, {}))
+NO_INPUTS = train.Inputs(Artifact("nowhere", shard.STAGE, {}, {}, {}, {"train": 64}))
 
 DRIVER = """
 import sys
@@ -348,6 +348,25 @@ def test_the_weakest_trial_is_stopped_early(searched: Artifact) -> None:
     assert len(rows[THIRD]["epochs"]) == GRACE
     assert scores[THIRD] < np.percentile([scores[FIRST], scores[SECOND]], 75)
     assert scores[FIRST] < scores[SECOND], "else the second would have been stopped"
+
+
+@real
+def test_a_row_tells_what_its_trial_cost(killed: Killed, searched: Artifact) -> None:
+    batch = killed.config.base.optim.batch_size
+    a_pass = killed.shards.counts["train"] // batch * batch
+    for row in rows_of(searched).values():
+        assert set(row["setting"]) == {"lora_rate", "nfz_rate", "head_width"}
+        assert row["seed"] == killed.config.base.seed
+        assert row["plan"] == {"frozen": [0, 1, 2], "lora": [], "trained": [3]}
+        width = row["setting"]["head_width"]
+        layer = 4 * 32 * 32 + 2 * 32 * 64 + 64 + 9 * 32
+        head = 32 * width + width * 384 + 384 + 2 * width
+        assert row["learned"] == layer + head + 2 * 32  # the last LayerNorm learns too
+        assert row["flop"] > 6 * row["learned"]
+        assert row["memory"] > 16 * row["learned"]
+        assert row["rows"] == len(row["epochs"]) * a_pass
+        trained = sum(a_pass / epoch["rows_per_second"] for epoch in row["epochs"])
+        assert row["seconds"] > 0.9 * trained
 
 
 @real
