@@ -10,6 +10,7 @@ refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerpr
 import errno
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,21 +30,36 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 RECEIPTS = "receipts"
 
+ENDPOINT = "AWS_ENDPOINT_URL"
+"""Variable that names another S3 than Amazon's (MinIO, R2, Ceph), as in Amazon's own tools."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a full quota, a file above the process's limit."""
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem behind a local path or URI (`s3://`, `gs://`), and the path in it."""
+    """The pyarrow filesystem behind a local path or URI (`s3://`, `gs://`), and the path in it.
+
+    S3 is that of AWS_ENDPOINT_URL when that is set, which pyarrow does not look at by itself.
+    """
     if "://" in uri:
         try:
-            return pafs.FileSystem.from_uri(uri)
+            return pafs.FileSystem.from_uri(uri + _endpoint(uri))
         except (ValueError, NotImplementedError) as error:
             raise UserError(
                 f"{uri} cannot be opened ({error}); allowed: a local path, or a URI that pyarrow "
                 "reads, such as s3://bucket/folder"
             ) from error
     return pafs.LocalFileSystem(), str(Path(uri).absolute())
+
+
+def _endpoint(uri: str) -> str:
+    """What a URI needs to be looked for elsewhere than at Amazon."""
+    endpoint = os.environ.get(ENDPOINT, "")
+    if not uri.startswith("s3://") or not endpoint:
+        return ""
+    scheme, _, host = endpoint.rstrip("/").rpartition("://")
+    return f"?scheme={scheme or 'https'}&endpoint_override={host}"
 
 
 def join(uri: str, *names: str) -> str:
