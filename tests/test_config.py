@@ -73,8 +73,8 @@ def test_the_fingerprint_follows_every_setting() -> None:
     config = presets.lora_demo()
     numbers = {k: v for k, v in leaves(config.to_dict()).items() if type(v) in (bool, int, float)}
     assert len(numbers) > 15
-    shares = ("optim.warmup", "plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout")
-    small = dict.fromkeys(shares, 0.3)
+    rates = ("optim.warmup", "plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
+    small = dict.fromkeys(rates, 0.3)
     changed = [
         config.replace({name: small.get(name, 2 if name == "engine.zero_stage" else other(value))})
         for name, value in numbers.items()
@@ -197,6 +197,8 @@ BAD = [
     (PlanConfig, {"lora_rank": 0}, "plan.lora_rank is 0; allowed: 1 or more"),
     (PlanConfig, {"lora_scale": 0.0}, "plan.lora_scale is 0.0; allowed: above 0"),
     (HeadConfig, {"width": -1}, "head.width is -1; allowed: 0 (linear) or more"),
+    (HeadConfig, {"dropout": 1.0}, "head.dropout is 1.0; allowed: [0, 1)"),
+    (HeadConfig, {"dropout": -0.1}, "head.dropout is -0.1; allowed: [0, 1)"),
     (OptimConfig, {"epochs": 0}, "optim.epochs is 0; allowed: 1 or more"),
     (OptimConfig, {"batch_size": 0}, "optim.batch_size is 0; allowed: 1 or more"),
     (OptimConfig, {"lr": 0.0}, "optim.lr is 0.0; allowed: above 0"),

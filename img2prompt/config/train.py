@@ -44,9 +44,12 @@ class HeadConfig(Config):
 
     width: int = 0
     """0: one linear layer; else Linear, BatchNorm, ReLU, Linear with this many hidden units."""
+    dropout: float = 0.0
+    """Share of the last linear layer's inputs that a training step drops."""
 
     def __post_init__(self) -> None:
         check(self.width >= 0, "head.width", self.width, "0 (linear) or more")
+        check(0 <= self.dropout < 1, "head.dropout", self.dropout, "[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

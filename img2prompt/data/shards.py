@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from img2prompt.artifact import Artifact, open_uri
 from img2prompt.data import images
@@ -57,9 +58,9 @@ class Batch:
     """Rows ready for a model."""
 
     ids: list[str]
-    inputs: np.ndarray
+    inputs: np.ndarray | Tensor
     """Pixels uint8 (B, S, S, 3), or features float16 (B, D)."""
-    targets: np.ndarray
+    targets: np.ndarray | Tensor
     """float32 (B, 384)."""
 
 

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce
 
@@ -16,13 +17,35 @@ def build_head(width_in: int, config: HeadConfig) -> nn.Module:
     it out again, so its gradient is rounding noise, and Adam would make steps of that.
     """
     if config.width == 0:
-        return nn.Linear(width_in, DIMENSIONS)
+        return _last(width_in, config.dropout)
     return nn.Sequential(
         nn.Linear(width_in, config.width, bias=False),
         GlobalBatchNorm(config.width),
         nn.ReLU(),
-        nn.Linear(config.width, DIMENSIONS),
+        _last(config.width, config.dropout),
     )
+
+
+def _last(width_in: int, dropout: float) -> nn.Linear:
+    return DropoutLinear(width_in, dropout) if dropout else nn.Linear(width_in, DIMENSIONS)
+
+
+class DropoutLinear(nn.Linear):
+    """Dropout, then Linear, with the parameters of Linear alone.
+
+    So a head may go on with another dropout: their tensors have the same names.
+    """
+
+    def __init__(self, width_in: int, dropout: float) -> None:
+        super().__init__(width_in, DIMENSIONS)
+        self.dropout = dropout
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C) to (B, 384)."""
+        return super().forward(F.dropout(input, self.dropout, self.training))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dropout={self.dropout}"
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):

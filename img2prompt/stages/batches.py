@@ -65,11 +65,14 @@ def in_parts(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets; cached features, which are float16, as float32."""
-    inputs = torch.from_numpy(batch.inputs).to(device)
+    """Inputs and targets; cached features, which are float16, as float32.
+
+    What is there already is not copied.
+    """
+    inputs = torch.as_tensor(batch.inputs).to(device)
     if inputs.is_floating_point():
         inputs = inputs.float()
-    return inputs, torch.from_numpy(batch.targets).to(device)
+    return inputs, torch.as_tensor(batch.targets).to(device)
 
 
 def seed_step(seed: int, now: Position, rank: int) -> None:

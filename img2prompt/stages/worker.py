@@ -5,7 +5,7 @@ The loop sees an engine and rows, never Ray or DeepSpeed; `stages/ray_worker.py`
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -77,14 +77,10 @@ class Loop:
         """What is left of an epoch, and validation."""
         began, size = time.perf_counter(), self.config.optim.batch_size
         done = self._steps(position)
-        seconds = time.perf_counter() - began
-        row = {
-            "epoch": position.epoch + 1,
-            "train_loss": done.loss_sum / done.rows if done.rows else float("nan"),
-            "val_cosine": validate(self.engine, self.val, self.place, size, self.beat),
-            "rows_per_second": (done.step - position.step) * size / seconds,
-        }
-        self.log.epoch(row, row["epoch"] * self._steps_per_epoch)
+        rate = (done.step - position.step) * size / (time.perf_counter() - began)
+        (score,) = validate([self.engine], self.val, self.place, size, self.beat)
+        after = self.end_epoch(done, score, rate)
+        row = after.history[-1]
         if self.place.rank == 0:
             logger.info(
                 "%s: epoch %d of %d, train loss %.4f, val cosine %.4f, %.0f rows/s",
@@ -95,30 +91,47 @@ class Loop:
                 row["val_cosine"],
                 row["rows_per_second"],
             )
-        history = [*position.history, row]
-        return Position(epoch=position.epoch + 1, history=history, skipped=done.skipped)
+        return after
+
+    def end_epoch(self, done: Position, val_cosine: float, rows_per_second: float) -> Position:
+        """The position after an epoch whose last step is `done`, with its row of the history."""
+        row = {
+            "epoch": done.epoch + 1,
+            "train_loss": done.loss_sum / done.rows if done.rows else float("nan"),
+            "val_cosine": val_cosine,
+            "rows_per_second": rows_per_second,
+        }
+        self.log.epoch(row, row["epoch"] * self._steps_per_epoch)
+        history = [*done.history, row]
+        return Position(epoch=done.epoch + 1, history=history, skipped=done.skipped)
 
     def _steps(self, now: Position) -> Position:
         """Steps from `now` to the end of its epoch; the sums are over all workers' rows."""
         self.engine.module.train()
-        sums = [now.loss_sum, now.rows] if self.place.rank == 0 else [0.0, 0.0]
-        own = torch.tensor(sums, dtype=torch.float64)
+        if self.place.rank > 0:
+            now = replace(now, loss_sum=0.0, rows=0)  # the first worker has those of before
         todo = range(now.step, self._steps_per_epoch)
-        batches = prefetch(self.train, self._shares(now.epoch, todo))
-        for step in todo:
+        batches = prefetch(self.train, self.shares(now.epoch, todo))
+        for _ in todo:
             self.beat(f"reading the rows of {now}")
             with self.log.timed("data"):
                 batch = next(batches)
             self.beat(f"computing {now}")
-            loss, vote = self._step(now, batch)
-            if loss is not None:
-                own += torch.tensor([loss * len(batch.ids), len(batch.ids)], dtype=torch.float64)
-                self.log.add(loss, len(batch.ids))
-            now = replace(now, step=step + 1, skipped=now.skipped + (loss is None))
-            self._after(now, own, vote)
-        return _with_sums(now, own, self.place)
+            now, vote = self.advance(now, batch)
+            self._after(now, vote)
+        return _sums_of_all(now, self.place)
 
-    def _after(self, now: Position, own: torch.Tensor, vote: Vote) -> None:
+    def advance(self, now: Position, batch: Batch) -> tuple[Position, Vote]:
+        """One global batch; the position after it, with the sums of this worker's rows."""
+        loss, vote = self._step(now, batch)
+        if loss is None:
+            return replace(now, step=now.step + 1, skipped=now.skipped + 1), vote
+        rows = len(batch.ids)
+        self.log.add(loss, rows)
+        sums = {"loss_sum": now.loss_sum + loss * rows, "rows": now.rows + rows}
+        return replace(now, step=now.step + 1, **sums), vote
+
+    def _after(self, now: Position, vote: Vote) -> None:
         """Tell, save and stop between two steps."""
         if self.place.rank == 0 and (self.log.is_due or now.step == self._steps_per_epoch):
             self._tell(now)
@@ -126,7 +139,7 @@ class Loop:
         due = vote.late or (every > 0 and now.step % every == 0)
         if vote.ends or (due and now.step < self._steps_per_epoch):
             self.beat(f"saving before {now}")
-            self.save(_with_sums(now, own, self.place))
+            self.save(_sums_of_all(now, self.place))
         if vote.asked:
             raise AskedToStop(
                 f"{self.config.name} was asked to stop and is saved before {now}; run the same "
@@ -156,7 +169,7 @@ class Loop:
             line["worker_hours"],
         )
 
-    def _shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
+    def shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
         """This worker's rows of each of the epoch's global batches."""
         order = epoch_order(self.train.group_sizes, self.config.seed, epoch)
         size, place = self.config.optim.batch_size, self.place
@@ -205,32 +218,37 @@ class Loop:
 
 @torch.no_grad()
 def validate(
-    engine: Engine,
+    engines: Sequence[Engine],
     val: Rows,
     place: Place,
     batch_size: int,
     beat: Callable[[str], None] = _nothing,
-) -> float:
-    """Mean cosine over the rows of all workers: sums and counts are reduced, never means.
+) -> list[float]:
+    """Each engine's mean cosine over the rows of all workers, which are read once.
 
-    All workers run equally many batches, as ZeRO-3 needs; rows beyond the end are the first ones
-    again, and are dropped from the sums.
+    Sums and counts are reduced, never means. All workers run equally many batches, as ZeRO-3 needs;
+    rows beyond the end are the first ones again, and are dropped from the sums.
     """
-    engine.module.eval()
+    for engine in engines:
+        engine.module.eval()
     mine = np.arange(place.rank, -(-len(val) // place.workers) * place.workers, place.workers)
     starts = range(0, len(mine), batch_size)
     shares = (mine[start : start + batch_size] % len(val) for start in starts)
-    total = torch.zeros(2, dtype=torch.float64)
+    totals = torch.zeros(len(engines) + 1, dtype=torch.float64)
     for start, batch in zip(starts, prefetch(val, shares), strict=True):
         beat(f"validating from row {mine[start]} on")
-        inputs, targets = to_device(batch, engine.device)
-        scores = cosines(engine.forward(inputs), targets).double().cpu()
+        inputs, targets = to_device(batch, engines[0].device)
         kept = torch.from_numpy(mine[start : start + batch_size] < len(val))
-        total += torch.tensor([scores[kept].sum().item(), kept.sum().item()], dtype=torch.float64)
-    total = sum_of_all(total, place)
-    return (total[0] / total[1]).item()
+        for number, engine in enumerate(engines):
+            scores = cosines(engine.forward(inputs), targets).double().cpu()
+            totals[number] += scores[kept].sum()
+        totals[-1] += kept.sum()
+    totals = sum_of_all(totals, place)
+    return (totals[:-1] / totals[-1]).tolist()
 
 
-def _with_sums(now: Position, own: torch.Tensor, place: Place) -> Position:
-    loss_sum, rows = sum_of_all(own.clone(), place).tolist()
+def _sums_of_all(now: Position, place: Place) -> Position:
+    """The same position with the sums over all workers."""
+    own = torch.tensor([now.loss_sum, now.rows], dtype=torch.float64)
+    loss_sum, rows = sum_of_all(own, place).tolist()
     return replace(now, loss_sum=loss_sum, rows=int(rows))

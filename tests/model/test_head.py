@@ -180,3 +180,25 @@ def test_statistics_are_float32_under_bfloat16() -> None:
     torch.testing.assert_close(found, nn.BatchNorm1d(4)(inputs))
     halved = norm(inputs.bfloat16())
     torch.testing.assert_close(halved, nn.BatchNorm1d(4)(inputs.bfloat16().float()))
+
+
+@pytest.mark.parametrize("width", [0, 10])
+def test_dropout_comes_before_the_last_layer(width: int) -> None:
+    """And leaves the names of the tensors alone, so that heads go on with another dropout."""
+    torch.manual_seed(3)
+    head = build_head(WIDTH, HeadConfig(width=width, dropout=0.25))
+    plain = build_head(WIDTH, HeadConfig(width=width))
+    assert not any("ropout" in repr(part) for part in plain.modules())
+    plain.load_state_dict(head.state_dict())
+    inputs = batches()[0][0]
+    body, last = (plain[:-1], plain[-1]) if width else (nn.Identity(), plain)
+    torch.manual_seed(4)
+    found = head.train()(inputs)
+    hidden = body.train()(inputs)
+    torch.manual_seed(4)
+    dropped = nn.functional.dropout(hidden, 0.25)
+    share = ((dropped == 0) & (hidden != 0)).sum() / (hidden != 0).sum()
+    assert 0.1 < share < 0.45
+    close(found, dropped @ last.weight.T + last.bias)
+    plain.load_state_dict(head.state_dict())
+    close(head.eval()(inputs), plain.eval()(inputs))

@@ -157,10 +157,11 @@ def test_a_seed_gives_one_run(tiny_tower: str) -> None:
 def test_validation_counts_every_row_once(tiny_tower: str) -> None:
     config = config_of(tiny_tower)
     engine = PlainEngine(model_of(config), config, 9, CPU)
-    expected = validate(engine, VAL, Place(), batch_size=21)
+    (expected,) = validate([engine], VAL, Place(), batch_size=21)
     assert not engine.module.training
     for batch_size in (1, 8, 64):
-        assert validate(engine, VAL, Place(), batch_size) == pytest.approx(expected, abs=1e-7)
+        found = validate([engine, engine], VAL, Place(), batch_size)
+        assert found == [pytest.approx(expected, abs=1e-7)] * 2
 
 
 def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
