@@ -1,0 +1,97 @@
+"""Rows of a search whose truth is known: `trials.json` as planted functions would give it."""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+DEPTH = 10
+RATES = (0.0, 0.2, 0.4, 0.6, 0.8)
+WIDTHS = (0, 1024, 4096)
+Truth = Callable[[dict[str, Any]], float]
+
+
+def settings(
+    rates: Sequence[float] = RATES, widths: Sequence[int] = WIDTHS, **extra: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Every valid setting of the grid in which a layer learns."""
+    names = ("lora_rate", "nfz_rate", "head_width", *(name.replace("__", ".") for name in extra))
+    grid = [
+        dict(zip(names, values, strict=True))
+        for values in product(rates, rates, widths, *extra.values())
+    ]
+    return [s for s in grid if 0 < s["lora_rate"] + s["nfz_rate"] <= 1]
+
+
+def plan(setting: dict[str, Any]) -> dict[str, list[int]]:
+    trained, lora = (round(DEPTH * setting[name]) for name in ("nfz_rate", "lora_rate"))
+    edges = DEPTH - trained - lora, DEPTH - trained
+    return {
+        "frozen": list(range(edges[0])),
+        "lora": list(range(*edges)),
+        "trained": list(range(edges[1], DEPTH)),
+    }
+
+
+def flop(setting: dict[str, Any]) -> float:
+    """A layer: 1 forward, 1 backward to what learns below it, 1 for the gradient of its weights."""
+    layers = plan(setting)
+    return 1e9 * (DEPTH + len(layers["lora"]) + 2 * len(layers["trained"]))
+
+
+def row(
+    setting: dict[str, Any], score: float, seed: int = 0, epochs: int = 4, length: int = 4
+) -> dict[str, Any]:
+    """A trial that nears `score` at its `length`-th epoch, and was ended after `epochs`."""
+    values = [score - 0.05 * (1 - (n + 1) / length) for n in range(epochs)]
+    name = "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in setting.items())
+    layers = plan(setting)
+    return {
+        "name": f"{name}-seed{seed}",
+        "setting": setting,
+        "seed": seed,
+        "plan": layers,
+        "learned": 1000 * (12 * len(layers["trained"]) + len(layers["lora"]) + 1),
+        "flop": flop(setting),
+        "memory": 10**9 + 10**7 * len(layers["trained"]),
+        "rows": 4000 * epochs,
+        "seconds": 3.0 * epochs,
+        "end": "finished" if epochs == length else "stopped",
+        "reason": "" if epochs == length else f"not among the best after epoch {epochs}",
+        "best": max(values, default=None),
+        "epochs": [
+            {"epoch": n + 1, "train_loss": 1 - v, "val_cosine": v, "rows_per_second": 900.0}
+            for n, v in enumerate(values)
+        ],
+    }
+
+
+def failed(setting: dict[str, Any], reason: str = "CUDA out of memory") -> dict[str, Any]:
+    empty = {"end": "failed", "reason": reason, "best": None, "epochs": [], "rows": 0}
+    return row(setting, 0.0, epochs=0) | empty
+
+
+def search(
+    truth: Truth,
+    chosen: Sequence[dict[str, Any]],
+    noise: float = 0.0,
+    seeds: int = 1,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """All trained to the end, the best first."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        row(setting, truth(setting) + noise * rng.normal(), number)
+        for setting in chosen
+        for number in range(seeds)
+    ]
+    return sorted(rows, key=lambda r: -r["best"])
+
+
+def stop(rows: Sequence[dict[str, Any]], epochs: int, keep: int) -> list[dict[str, Any]]:
+    """The same search where only the first `keep` went on after `epochs`."""
+    return [
+        r if place < keep else row(r["setting"], r["best"], r["seed"], epochs)
+        for place, r in enumerate(rows)
+    ]
