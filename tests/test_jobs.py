@@ -41,17 +41,19 @@ print(json.dumps({name: ask(name) for name in sys.argv[1:]}))
 """
 
 
-def environment() -> dict[str, str]:
+def environment(join: bool = False) -> dict[str, str]:
+    """That of a job with a cluster of its own, or of one that joins the cluster of the tests."""
     found = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
-    found.pop("RAY_ADDRESS", None)
+    if not join:
+        found.pop("RAY_ADDRESS", None)
     return found
 
 
-def start(name: str, *arguments: str) -> subprocess.Popen:
+def start(name: str, *arguments: str, join: bool = False) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, f"jobs/{name}.py", *arguments],
         cwd=ROOT,
-        env=environment(),
+        env=environment(join),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,8 +61,8 @@ def start(name: str, *arguments: str) -> subprocess.Popen:
 
 
 def job(name: str, *arguments: str, out: Path) -> str:
-    """What a job printed; it must succeed."""
-    process = start(name, *arguments, "--out", str(out))
+    """What a job printed; it must succeed. The first one has a cluster of its own."""
+    process = start(name, *arguments, "--out", str(out), join=name != "prepare")
     printed, told = process.communicate(timeout=600)
     assert process.returncode == 0, told
     assert "Traceback" not in printed
@@ -102,7 +104,7 @@ def test_help_of_a_preset_lists_its_options() -> None:
 
 @pytest.fixture(scope="module")
 def done(
-    tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
+    cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[list[str]]]]:
     """Each stage by its own command, on 60 prompts; the folder, and each command's table."""
     out = tmp_path_factory.mktemp("jobs")
@@ -124,7 +126,7 @@ def done(
 
 
 def marked(test):
-    """Five commands with a cluster each take minutes on a busy machine."""
+    """Six commands take minutes on a busy machine."""
     return pytest.mark.timeout(1800)(pytest.mark.ray(pytest.mark.slow(test)))
 
 
@@ -196,7 +198,7 @@ def test_a_missing_stage_is_named_with_what_to_do(done, tmp_path: Path) -> None:
     }
     folders = {"features": tmp_path, "evaluate": out}
     for name, (arguments, message) in cases.items():
-        process = start(name, *arguments, "--out", str(folders[name]))
+        process = start(name, *arguments, "--out", str(folders[name]), join=True)
         _, told = process.communicate(timeout=300)
         assert process.returncode == 2
         assert message in " ".join(told.split())
