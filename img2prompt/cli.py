@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from img2prompt.artifact import read_bytes
 from img2prompt.config import Config
 from img2prompt.errors import UserError
+from img2prompt.storage import read_bytes
 
 C = TypeVar("C", bound=Config)
 

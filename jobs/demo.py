@@ -1,8 +1,8 @@
 """The whole chain: prepare, features, probe, fine-tune, evaluate, predict."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import join
 from img2prompt.stages import chain, evaluate, prepare
+from img2prompt.storage import join
 
 
 def job() -> None:

@@ -1,8 +1,9 @@
 """Score runs on held-out pictures, beside the mean vector and nearest neighbours."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.stages import evaluate, features, prepare, train
+from img2prompt.storage import join
 
 
 def job() -> None:

@@ -1,8 +1,9 @@
 """Export a run as plain files: a Hugging Face checkpoint of the merged tower, and the head."""
 
 from img2prompt import cli, presets
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.stages import export, shard, train
+from img2prompt.storage import join
 
 
 def job() -> None:

@@ -1,8 +1,9 @@
 """Run the frozen tower once over all shards and keep its features."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.stages import features, shard
+from img2prompt.storage import join
 
 
 def job() -> None:

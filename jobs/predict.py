@@ -1,8 +1,9 @@
 """Predict the prompts of a folder of pictures: vectors, submission.csv and readable prompts."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.stages import predict, prepare, train
+from img2prompt.storage import join
 
 
 def job() -> None:

@@ -1,8 +1,9 @@
 """Search LoRA, unfreezing and head width with real training trials; writes the best config."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.stages import features, search, shard, train
+from img2prompt.storage import join
 
 
 def job() -> None:

@@ -1,11 +1,11 @@
 """Train the demo tower that this package carries, from random weights, and write its checkpoint."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import join
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import load_predictor
 from img2prompt.model.tower import save_tower
 from img2prompt.stages import prepare, train
+from img2prompt.storage import join
 
 
 def job() -> None:

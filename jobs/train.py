@@ -1,8 +1,9 @@
 """Train a probe on cached features, or fine-tune the tower from shards."""
 
 from img2prompt import cli, presets, runtime
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.stages import features, shard, train
+from img2prompt.storage import join
 
 
 def job() -> None:

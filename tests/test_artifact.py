@@ -13,18 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from img2prompt import artifact
-from img2prompt.artifact import (
-    Artifact,
-    Draft,
-    delete_folder,
-    exists,
-    join,
-    open_uri,
-    read_bytes,
-    write_bytes,
-)
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import Config, FeaturesConfig, TargetsConfig
 from img2prompt.errors import UserError
+from img2prompt.storage import delete_folder, exists, join, open_uri, read_bytes, write_bytes
 
 TABLE = pa.table({"id": ["a", "b", "c"], "number": [1, 2, 3]})
 
@@ -166,20 +158,6 @@ def test_a_kill_at_the_start_leaves_nothing_that_binds(folder: str, ending: str)
     other = TargetsConfig(encoder="another")
     assert draft_of(folder, config=other).publish().config == other.to_dict()
     assert json.loads(read_bytes(join(folder, "config.json"))) == other.to_dict()
-
-
-def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> None:
-    path = str(tmp_path / "folder" / "file.bin")
-    with pytest.raises(TypeError):
-        write_bytes(path, 3.5)  # type: ignore[arg-type]
-    assert not exists(path)
-    write_bytes(path, b"first")
-    with pytest.raises(TypeError):
-        write_bytes(path, None)  # type: ignore[arg-type]
-    assert read_bytes(path) == b"first"
-    write_bytes(path, b"second")
-    assert read_bytes(path) == b"second"
-    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file.bin"]
 
 
 FULL_DISK = """
@@ -364,8 +342,3 @@ def test_delete_folder(folder: str) -> None:
     assert not exists(folder)
     delete_folder(folder)
     assert draft_of(folder, source="two").receipts() == {}
-
-
-def test_a_scheme_without_a_file_system_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="nowhere://bucket"):
-        Artifact.load("nowhere://bucket/out", "made")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from img2prompt import artifact
-from img2prompt.artifact import Artifact, Draft, delete_folder, exists, join
+from img2prompt.artifact import MANIFEST, Artifact, Draft
 from img2prompt.config import PictureSource, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.sources import Rejected, list_rows, read_pictures
 from img2prompt.errors import UserError
 from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Position
 from img2prompt.stages.engine import EngineState
+from img2prompt.storage import ENDPOINT, delete_folder, exists, join, write_bytes
 
 BUCKET = "s3://bucket"
 PROMPTS = {"red cat.png": "a red cat", "dog#1.png": "a dog"}
@@ -32,7 +32,7 @@ def bucket() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(artifact.ENDPOINT, f"http://{host}:{port}")
+        patch.setenv(ENDPOINT, f"http://{host}:{port}")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "nobody")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -84,12 +84,12 @@ def test_a_stage_that_was_left_goes_on_and_is_skipped_when_done(bucket: str) -> 
     with pytest.raises(UserError, match="size"):
         Draft.open(folder, "shards", config.replace({"size": 64}), {})
     delete_folder(folder)
-    assert not exists(join(folder, artifact.MANIFEST))
+    assert not exists(join(folder, MANIFEST))
 
 
 def test_a_checkpoint_is_read_back_and_half_a_one_is_none(bucket: str) -> None:
     store = CheckpointStore(join(bucket, "checkpoints"))
-    artifact.write_bytes(join(store.uri, Position(epoch=9).name, "model.safetensors"), b"half")
+    write_bytes(join(store.uri, Position(epoch=9).name, "model.safetensors"), b"half")
     assert store.newest() is None
     learned = {"head.weight": torch.arange(6.0)}
     store.write(Checkpoint(Position(epoch=1), EngineState(learned, {}, 3, {"last_epoch": 3})))
@@ -101,4 +101,4 @@ def test_a_checkpoint_is_read_back_and_half_a_one_is_none(bucket: str) -> None:
 
 def test_a_bucket_that_is_not_there_is_named() -> None:
     with pytest.raises((OSError, UserError), match="absent"):
-        artifact.write_bytes("s3://absent/x", b"")
+        write_bytes("s3://absent/x", b"")

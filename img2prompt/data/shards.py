@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from img2prompt.artifact import Artifact, open_uri
+from img2prompt.artifact import Artifact
 from img2prompt.data import images
 from img2prompt.data.order import WINDOW
 from img2prompt.data.vectors import VECTOR, matrix
 from img2prompt.errors import UserError
+from img2prompt.storage import open_uri
 
 SPLITS = ("train", "val", "test")
 

@@ -6,12 +6,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from img2prompt.artifact import Artifact, read_bytes
+from img2prompt.artifact import Artifact
 from img2prompt.config import HeadConfig, PlanConfig, TowerConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.head import build_head
 from img2prompt.model.plan import apply_plan
 from img2prompt.model.tower import Tower, fresh_tower, load_tower
+from img2prompt.storage import read_bytes
 
 FRESH = "fresh"
 DEMO_SHAPE = {

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from img2prompt.artifact import exists, read_bytes, write_bytes
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
+from img2prompt.storage import exists, read_bytes, write_bytes
 
 HEADER = "imgId_eId,val"
 _PICTURES_AT_ONCE = 1024

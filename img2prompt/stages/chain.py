@@ -8,21 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from img2prompt.artifact import (
-    CONFIG,
-    METRICS,
-    Artifact,
-    delete_folder,
-    join,
-    read_bytes,
-    write_bytes,
-)
+from img2prompt.artifact import CONFIG, METRICS, Artifact
 from img2prompt.config import ChainConfig
 from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.results.metrics import cosine
 from img2prompt.stages import evaluate, features, predict, prepare, train
 from img2prompt.stages.prepare import Prepared
+from img2prompt.storage import delete_folder, join, read_bytes, write_bytes
 
 SAMPLES = "samples"
 

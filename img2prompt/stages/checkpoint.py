@@ -22,10 +22,10 @@ import pyarrow.fs as pafs
 import safetensors.torch
 from torch import Tensor
 
-from img2prompt.artifact import delete_folder, join, open_uri, read_bytes, write_bytes
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import WEIGHTS
 from img2prompt.stages.engine import EngineState
+from img2prompt.storage import delete_folder, join, open_uri, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 

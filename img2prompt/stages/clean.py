@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from img2prompt.artifact import Artifact, Draft, read_bytes
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import CleanConfig
 from img2prompt.data.blocked import BlockedWords
 from img2prompt.data.images import size_reason
@@ -23,6 +23,7 @@ from img2prompt.data.prompts import normalise, prompt_id, reject_reason
 from img2prompt.data.seen import Seen
 from img2prompt.data.sources import Rejected, Row, count_kinds, rejected_table
 from img2prompt.errors import UserError
+from img2prompt.storage import read_bytes
 
 logger = logging.getLogger(__name__)
 

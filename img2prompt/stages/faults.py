@@ -10,9 +10,9 @@ from typing import Any
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from img2prompt.artifact import delete_folder, write_bytes
 from img2prompt.errors import UserError
 from img2prompt.stages.health import listen
+from img2prompt.storage import delete_folder, write_bytes
 
 
 def own_callbacks() -> list[Any]:

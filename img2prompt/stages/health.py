@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from img2prompt.artifact import exists
 from img2prompt.errors import UserError
 from img2prompt.stages.batches import Place, sum_of_all
+from img2prompt.storage import exists
 
 logger = logging.getLogger(__name__)
 

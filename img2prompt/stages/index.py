@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from img2prompt.artifact import RECEIPTS, Artifact, Draft, delete_folder, join
+from img2prompt.artifact import RECEIPTS, Artifact, Draft
 from img2prompt.config import IndexConfig, PictureSource, PrepareConfig
 from img2prompt.data.sources import (
     INDEX_SCHEMA,
@@ -26,6 +26,7 @@ from img2prompt.data.sources import (
     unique_ids,
 )
 from img2prompt.errors import UserError
+from img2prompt.storage import delete_folder, join
 
 logger = logging.getLogger(__name__)
 

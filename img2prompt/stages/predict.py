@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray.data
 
-from img2prompt.artifact import Artifact, Draft, fingerprint_of, open_uri, read_bytes
+from img2prompt.artifact import Artifact, Draft, fingerprint_of
 from img2prompt.config import PredictConfig
 from img2prompt.data import images
 from img2prompt.data.sources import REJECTED_SCHEMA, Rejected, count_kinds, unread_picture
@@ -33,6 +33,7 @@ from img2prompt.results.submission import check_id, write_submission
 from img2prompt.stages.prepare import Prepared
 from img2prompt.stages.progress import Progress
 from img2prompt.stages.streaming import DECODE_CPUS, Pool, to_matrix
+from img2prompt.storage import open_uri, read_bytes
 
 logger = logging.getLogger(__name__)
 

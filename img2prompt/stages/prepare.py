@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from img2prompt.artifact import Artifact, join, write_bytes
+from img2prompt.artifact import Artifact
 from img2prompt.config import PrepareConfig, TargetsConfig
 from img2prompt.stages import clean, group, index, shard, targets
+from img2prompt.storage import join, write_bytes
 
 
 @dataclass(frozen=True)

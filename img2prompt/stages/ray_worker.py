@@ -10,7 +10,7 @@ import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2._internal.execution import context as train_context
 
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.config import TrainConfig
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.shards import FeatureRows, ShardRows
@@ -37,6 +37,7 @@ from img2prompt.stages.health import (
 )
 from img2prompt.stages.steplog import StepLog
 from img2prompt.stages.worker import Loop
+from img2prompt.storage import join
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from img2prompt.artifact import Artifact, Draft, join, read_bytes
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.errors import UserError
@@ -25,6 +25,7 @@ from img2prompt.stages import train, trials
 from img2prompt.stages.checkpoint import History
 from img2prompt.stages.steplog import worker_seconds
 from img2prompt.stages.trials import METRIC
+from img2prompt.storage import join, read_bytes
 
 logger = logging.getLogger(__name__)
 

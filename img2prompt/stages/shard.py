@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import ray
 
 from img2prompt import runtime
-from img2prompt.artifact import Artifact, Draft, join
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import CleanConfig, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA, SPLITS
@@ -33,6 +33,7 @@ from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
 from img2prompt.stages.progress import TIMINGS, Progress, StepTimes
 from img2prompt.stages.tasks import run_bounded
+from img2prompt.storage import join
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from tensorboardX import SummaryWriter
 
-from img2prompt.artifact import exists, join, read_bytes, write_bytes
 from img2prompt.errors import UserError
+from img2prompt.storage import exists, join, read_bytes, write_bytes
 
 LINES = "metrics.jsonl"
 BOARD = "tensorboard"

@@ -17,12 +17,13 @@ import ray
 import torch
 
 from img2prompt import runtime
-from img2prompt.artifact import Artifact, Draft, join, read_table
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import TargetsConfig
 from img2prompt.data.vectors import VECTOR, vector_column
 from img2prompt.model.text import PromptEncoder, Tokens, check_model, tokenise
 from img2prompt.stages.progress import Progress, StepTimes
 from img2prompt.stages.tasks import run_bounded
+from img2prompt.storage import join, read_table
 
 STAGE = "targets"
 PROMPTS_PER_FILE = 20_000

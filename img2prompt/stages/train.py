@@ -29,15 +29,7 @@ from ray.train.v2.api.config import (
 )
 
 from img2prompt import runtime
-from img2prompt.artifact import (
-    CONFIG,
-    Artifact,
-    Draft,
-    delete_folder,
-    exists,
-    join,
-    read_bytes,
-)
+from img2prompt.artifact import CONFIG, Artifact, Draft
 from img2prompt.config import EngineConfig, TrainConfig
 from img2prompt.data.shards import check_size
 from img2prompt.errors import UserError
@@ -62,6 +54,7 @@ from img2prompt.stages.engine import check_batch, compute_dtype, rows_at_once
 from img2prompt.stages.faults import own_callbacks, sigterm_asks_to_stop, told_to_users
 from img2prompt.stages.ray_worker import CHECKPOINTS, STOP, Inputs, Job, train_worker
 from img2prompt.stages.steplog import require_mlflow
+from img2prompt.storage import delete_folder, exists, join, read_bytes
 
 logger = logging.getLogger(__name__)
 

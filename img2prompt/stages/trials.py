@@ -23,11 +23,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from img2prompt import runtime
-from img2prompt.artifact import Artifact, exists, join, read_bytes, write_bytes
+from img2prompt.artifact import Artifact
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.stages import train
 from img2prompt.stages.checkpoint import History
+from img2prompt.storage import exists, join, read_bytes, write_bytes
 
 METRIC = "val_cosine"
 STOPPED = "stopped.json"

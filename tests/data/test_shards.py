@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from img2prompt.artifact import Artifact, Draft, open_uri
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import FeaturesConfig, ShardConfig
 from img2prompt.data.order import WINDOW, epoch_order, steps_per_epoch, worker_rows
 from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size
 from img2prompt.data.vectors import vector_column
 from img2prompt.errors import UserError
+from img2prompt.storage import open_uri
 
 SIDE = 16
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from img2prompt.artifact import exists, join, write_bytes
 from img2prompt.errors import UserError
 from img2prompt.stages import checkpoint as checkpoints
 from img2prompt.stages.checkpoint import (
@@ -24,6 +23,7 @@ from img2prompt.stages.checkpoint import (
     best_row,
 )
 from img2prompt.stages.engine import EngineState
+from img2prompt.storage import exists, join, write_bytes
 
 COSINES = (0.4, 0.7, 0.6, 0.7)
 

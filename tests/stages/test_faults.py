@@ -21,13 +21,14 @@ from ray.train import UserCallback
 from test_train import REPO, another_tower, curve_of, history_of, train_workers
 from tiny import assert_close, config_of
 
-from img2prompt.artifact import Artifact, Draft, exists
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import read_learned_state
 from img2prompt.stages import train
 from img2prompt.stages.checkpoint import Position
 from img2prompt.stages.train import Inputs
+from img2prompt.storage import exists
 
 EPOCHS = 12
 

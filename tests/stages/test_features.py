@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel
 
-from img2prompt.artifact import Artifact, read_bytes
+from img2prompt.artifact import Artifact
 from img2prompt.config import FeaturesConfig
 from img2prompt.data.shards import SPLITS, ShardRows
 from img2prompt.data.vectors import matrix
@@ -19,6 +19,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.tower import fresh_tower, normalise, save_tower
 from img2prompt.stages import features
 from img2prompt.stages.progress import TIMINGS
+from img2prompt.storage import read_bytes
 
 pytestmark = pytest.mark.ray
 

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from gloo import join
 from tiny import ALONE
 
-from img2prompt.artifact import write_bytes
 from img2prompt.stages import health
 from img2prompt.stages.batches import Place, ids_of_all
 from img2prompt.stages.health import FileWatch, Vote, Watch
+from img2prompt.storage import write_bytes
 
 REPO = Path(__file__).parents[2]
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from img2prompt.artifact import Artifact, join
+from img2prompt.artifact import Artifact
 from img2prompt.config import PrepareConfig
 from img2prompt.data.shards import SPLITS
 from img2prompt.errors import UserError
 from img2prompt.stages import prepare
 from img2prompt.stages.prepare import Prepared
+from img2prompt.storage import join
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tiny import assert_close, config_of
 
-from img2prompt.artifact import Artifact, exists, join, read_bytes
+from img2prompt.artifact import Artifact
 from img2prompt.config import PlanConfig, TowerConfig, TrainConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
@@ -31,6 +31,7 @@ from img2prompt.model.predictor import (
 from img2prompt.model.tower import save_tower
 from img2prompt.stages import ray_worker, train
 from img2prompt.stages.train import Inputs
+from img2prompt.storage import exists, join, read_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

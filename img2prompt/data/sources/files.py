@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import tenacity
 
-from img2prompt.artifact import open_uri
+from img2prompt.storage import open_uri
 
 logger = logging.getLogger(__name__)
 

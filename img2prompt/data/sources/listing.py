@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
-from img2prompt.artifact import open_uri
 from img2prompt.data.sources.files import steadily
 from img2prompt.errors import UserError
+from img2prompt.storage import open_uri
 
 
 @dataclass(frozen=True)

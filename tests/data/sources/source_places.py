@@ -7,9 +7,9 @@ import numpy as np
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
-from img2prompt.artifact import join, write_bytes
 from img2prompt.config import PictureSource
 from img2prompt.data.sources import Rejected, Row, list_rows, read_pictures
+from img2prompt.storage import join, write_bytes
 
 
 def encoded(width: int = 5, height: int = 3, form: str = "png", seed: int = 0) -> bytes:

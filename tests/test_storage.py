@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+
+from img2prompt.errors import UserError
+from img2prompt.storage import exists, read_bytes, write_bytes
+
+
+def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> None:
+    path = str(tmp_path / "folder" / "file.bin")
+    with pytest.raises(TypeError):
+        write_bytes(path, 3.5)  # type: ignore[arg-type]
+    assert not exists(path)
+    write_bytes(path, b"first")
+    with pytest.raises(TypeError):
+        write_bytes(path, None)  # type: ignore[arg-type]
+    assert read_bytes(path) == b"first"
+    write_bytes(path, b"second")
+    assert read_bytes(path) == b"second"
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file.bin"]
+
+
+def test_a_scheme_without_a_file_system_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="nowhere://bucket"):
+        exists("nowhere://bucket/out")
