@@ -1,0 +1,43 @@
+"""The scripts on training run, check both sides and print; their figures are made by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import training
+import training_runs
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ABSENT = Path("absent")
+
+
+def test_the_stage_ends_where_the_bare_loop_does(cluster, capsys: pytest.CaptureFixture) -> None:
+    options = training.Options(
+        workers=(2,),
+        steps=4,
+        warmup=1,
+        batch_size=4,
+        size=32,
+        layers=2,
+        width=64,
+        precision="fp32",
+        pictures=ABSENT,
+    )
+    shares = training.run(options)
+    assert set(shares) == {2}
+    assert shares[2] > 0
+    assert "4 steps of 4 pictures of 32 px" in capsys.readouterr().out
+
+
+def test_another_loss_is_refused() -> None:
+    run = training_runs.Trained(1.0, 0.5, 0.1)
+    training_runs.check_same(run, run, 1e-4, "same")
+    with pytest.raises(AssertionError, match="other: loss is"):
+        training_runs.check_same(replace(run, loss=0.6), run, 1e-4, "other")
+
+
+def test_the_first_line_of_the_stage_is_its_warm_up() -> None:
+    lines = [{"step": 2, "images_per_s": 1.0}, {"step": 4, "images_per_s": 8.0}]
+    assert training.rate_after_first(lines, 16) == pytest.approx(8)
+    assert training.rate_after_first(lines[:1], 16) == pytest.approx(1)

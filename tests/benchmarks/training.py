@@ -1,0 +1,143 @@
+"""The training stage against a bare loop of the same model.
+
+One tower with random weights, heavy enough to be the limit, learns from the same rows in the same
+order two ways: by the whole stage (Ray Train, DeepSpeed, reading and decoding shards, logs), and by
+a plain loop over tensors that already lie in memory, in as many processes with as many threads
+(AdamW; DistributedDataParallel over gloo for two). The bare loop runs before and after the stage,
+and its mean counts. Rates leave out the first steps; the stage's are those of its metrics.jsonl
+but for the first line (15 s). The stage's rate with its start is shown too. Both must end with the
+same loss and the same validation cosine.
+
+    RAY_worker_niceness=0 python tests/benchmarks/training.py
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from training_runs import (
+    REAL,
+    Material,
+    Trained,
+    by_bare_loop,
+    check_same,
+    samples,
+    write_shards,
+    write_tower,
+)
+
+from img2prompt import cli, runtime
+from img2prompt.artifact import Artifact
+from img2prompt.config import EngineConfig, OptimConfig, PlanConfig, TowerConfig, TrainConfig
+from img2prompt.data.order import steps_per_epoch
+from img2prompt.stages import steplog, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What learns, and how much of it."""
+
+    workers: tuple[int, ...] = (1, 2)
+    steps: int = 40
+    warmup: int = 4
+    """Steps of the bare loop that are not counted."""
+    batch_size: int = 16
+    size: int = 224
+    """Side of the pictures in pixels."""
+    layers: int = 12
+    width: int = 512
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = EngineConfig().zero_stage
+    pictures: Path = REAL
+    """Folder of pictures.csv; noise when there is none."""
+
+
+def config_of(options: Options, tower: TowerConfig, workers: int) -> TrainConfig:
+    """One epoch of the published layout."""
+    return TrainConfig(
+        name=f"workers-{workers}",
+        tower=tower,
+        plan=PlanConfig(lora_rate=0.6, nfz_rate=0.4),
+        optim=OptimConfig(epochs=1, batch_size=options.batch_size),
+        engine=EngineConfig(
+            workers=workers, precision=options.precision, zero_stage=options.zero_stage
+        ),
+    )
+
+
+def by_stage(config: TrainConfig, shards: Artifact, folder: Path) -> Trained:
+    """The stage; its rate is that of its metrics.jsonl but for the first line, its warm-up."""
+    began = time.perf_counter()
+    run = train.run(config, train.Inputs(shards), str(folder))
+    seconds = time.perf_counter() - began
+    lines = [json.loads(text) for text in (folder / steplog.LINES).read_text().splitlines()]
+    (row,) = json.loads((folder / train.HISTORY).read_text())
+    size = config.optim.batch_size
+    rows = steps_per_epoch(shards.counts["train"], size) * size
+    return Trained(
+        rate=rate_after_first([line for line in lines if "images_per_s" in line], size),
+        loss=row["train_loss"],
+        val_cosine=run.counts["val_cosine"],
+        whole=rows / seconds,
+    )
+
+
+def rate_after_first(lines: list[dict[str, Any]], batch_size: int) -> float:
+    """A run so short that it has one line tells that line's rate."""
+    steps = np.diff([0, *(line["step"] for line in lines)])
+    rows, rates = steps * batch_size, np.array([line["images_per_s"] for line in lines])
+    skipped = 1 if len(lines) > 1 else 0
+    return float(rows[skipped:].sum() / (rows / rates)[skipped:].sum())
+
+
+def measure(
+    options: Options, config: TrainConfig, shards: Artifact, folder: Path
+) -> tuple[Trained, Trained, Trained]:
+    """Bare loop, stage, bare loop; AssertionError when they differ."""
+    workers = config.engine.workers
+    before = by_bare_loop(config, shards, workers, options.warmup)
+    staged = by_stage(config, shards, folder / config.name)
+    after = by_bare_loop(config, shards, workers, options.warmup)
+    tolerance = 1e-4 if options.precision == "fp32" else 2e-3
+    check_same(staged, before, tolerance, f"{workers} workers")
+    return before, staged, after
+
+
+def run(options: Options) -> dict[int, float]:
+    """Measure and print; the stage's share of the bare loop's rate, by number of workers."""
+    material = Material(
+        rows=options.steps * options.batch_size,
+        size=options.size,
+        layers=options.layers,
+        width=options.width,
+        pictures=options.pictures,
+    )
+    rows, shares = [], {}
+    with tempfile.TemporaryDirectory() as name, runtime.connect():
+        folder = Path(name)
+        tower = write_tower(material, folder / "tower")
+        shards = write_shards(material, samples(material, folder), folder / "shards")
+        for workers in options.workers:
+            config = config_of(options, tower, workers)
+            before, staged, after = measure(options, config, shards, folder)
+            bare = (before.rate + after.rate) / 2
+            shares[workers] = staged.rate / bare
+            apart = abs(before.rate - after.rate) / bare
+            rates = [f"{rate:.2f}" for rate in (bare, staged.rate, staged.whole)]
+            rows.append([workers, *rates, f"{shares[workers]:.1%}", f"{apart:.1%}"])
+    cli.show(
+        f"{options.steps} steps of {options.batch_size} pictures of {options.size} px, "
+        f"{options.layers} layers x {options.width}, ZeRO {options.zero_stage}",
+        ["workers", "bare loop, /s", "stage", "with start", "stage of bare", "bare runs apart"],
+        rows,
+    )
+    return shares
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options, description=__doc__))
