@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import probe
 import pytest
+import recipe
 import training
 import training_runs
 
@@ -41,3 +43,35 @@ def test_the_first_line_of_the_stage_is_its_warm_up() -> None:
     lines = [{"step": 2, "images_per_s": 1.0}, {"step": 4, "images_per_s": 8.0}]
     assert training.rate_after_first(lines, 16) == pytest.approx(8)
     assert training.rate_after_first(lines[:1], 16) == pytest.approx(1)
+
+
+def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixture) -> None:
+    options = probe.Options(
+        rows=32, batch_size=8, epochs=2, size=32, layers=1, width=64, pictures=ABSENT
+    )
+    rates = probe.run(options)
+    assert rates["cached features"] > rates["tower each epoch"] > 0
+    assert "32 pictures of 32 px" in capsys.readouterr().out
+    history = [{"train_loss": 0.9, "val_cosine": 0.1}]
+    with pytest.raises(AssertionError, match="epoch 1: val_cosine is"):
+        probe.check_same([history[0] | {"val_cosine": 0.2}], history)
+
+
+def test_the_stage_learns_what_the_recipe_does(cluster, capsys: pytest.CaptureFixture) -> None:
+    options = recipe.Options(
+        steps=2,
+        batch_size=4,
+        size=28,
+        layers=2,
+        trained=1,
+        width=64,
+        sharing=("ddp", "2"),
+        pictures=ABSENT,
+    )
+    rates, shared = recipe.run(options)
+    assert min(rates.values()) > 0
+    assert set(shared) == {"ddp", "2"}
+    assert all(min(each.rate, each.peak) > 0 for each in shared.values())
+    told = capsys.readouterr().out
+    assert "times the recipe" in told
+    assert "memory of a worker" in told
