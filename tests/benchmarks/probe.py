@@ -26,7 +26,8 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
-from training_runs import CPU, REAL, Material, in_processes, samples, write_shards, write_tower
+from training_material import REAL, Material, samples, write_shards, write_tower
+from training_runs import CPU, in_processes
 
 from img2prompt import cli, runtime
 from img2prompt.artifact import Artifact

@@ -31,19 +31,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from training import by_stage
-from training_runs import (
-    REAL,
-    Material,
-    Samples,
-    Trained,
-    by_bare_loop,
-    check_same,
-    in_processes,
-    model_of,
-    samples,
-    write_shards,
-    write_tower,
-)
+from training_material import REAL, Material, Samples, samples, write_shards, write_tower
+from training_runs import Trained, by_bare_loop, check_same, in_processes, model_of
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt import cli, runtime

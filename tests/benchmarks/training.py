@@ -20,16 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from training_runs import (
-    REAL,
-    Material,
-    Trained,
-    by_bare_loop,
-    check_same,
-    samples,
-    write_shards,
-    write_tower,
-)
+from training_material import REAL, Material, samples, write_shards, write_tower
+from training_runs import Trained, by_bare_loop, check_same
 
 from img2prompt import cli, runtime
 from img2prompt.artifact import Artifact

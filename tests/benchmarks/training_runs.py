@@ -1,13 +1,11 @@
-"""What the benchmarks of training share: a tower, shards, and one run made in several ways.
+"""A bare training loop, which the benchmarks of training hold the stage to.
 
-A run is made by the stage, or by a bare loop: the same model, rows, order and precision on tensors
-that already lie in memory, in as many processes with as many threads. Its step is plain torch
-(AdamW, DistributedDataParallel over gloo), or one of the engines of the package without all that
-is around them.
+The stage's model, rows, order and precision on tensors that already lie in memory, in as many
+processes with as many threads. Its step is plain torch (AdamW, DistributedDataParallel over gloo),
+or one of the engines of the package without all that is around them.
 """
 
 import contextlib
-import csv
 import multiprocessing
 import os
 import re
@@ -21,100 +19,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import ShardConfig, TowerConfig, TrainConfig
-from img2prompt.data import images
+from img2prompt.artifact import Artifact
+from img2prompt.config import TrainConfig
 from img2prompt.data.order import epoch_order, steps_per_epoch, worker_rows
-from img2prompt.data.shards import SCHEMA, ShardRows
-from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.optim import build_optimizer, build_schedule
 from img2prompt.model.predictor import Predictor, build_predictor, open_tower
-from img2prompt.model.tower import fresh_tower, save_tower
 from img2prompt.stages.batches import Place
 from img2prompt.stages.engine import build_engine, compute_dtype
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
 MIB = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """A tower with random weights, heavy enough to be the limit, and pictures for it."""
-
-    rows: int
-    size: int
-    """Side of the pictures in pixels."""
-    layers: int
-    width: int
-    patch: int = 16
-    val_rows: int = 16
-    distinct: int = 128
-    """Pictures, which the rows repeat."""
-    pictures: Path = REAL
-    """Folder of pictures.csv; noise when there is none."""
-
-
-Samples = list[tuple[Path, str]]
-"""Picture files and their prompts."""
-
-
-def samples(material: Material, folder: Path) -> Samples:
-    """Real pictures with their prompts; else noise, which is written to `folder`."""
-    table = material.pictures / "pictures.csv"
-    if table.exists():
-        with open(table, newline="") as file:
-            rows = list(csv.DictReader(file))[: material.distinct]
-        return [(material.pictures / row["file"], row["prompt"]) for row in rows]
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, found = np.random.default_rng(0), []
-    for number in range(min(16, material.distinct)):
-        path = folder / f"{number}.png"
-        Image.fromarray(rng.integers(0, 256, (512, 512, 3), np.uint8)).save(path)
-        found.append((path, f"a picture of noise with the number {number}, {number**2} colours"))
-    return found
-
-
-def write_tower(material: Material, folder: Path) -> TowerConfig:
-    shape = {
-        "hidden_size": material.width,
-        "intermediate_size": 4 * material.width,
-        "num_hidden_layers": material.layers,
-        "num_attention_heads": max(1, material.width // 64),
-        "image_size": material.size,
-        "patch_size": material.patch,
-    }
-    save_tower(fresh_tower(shape, seed=0), folder)
-    return TowerConfig(weights=str(folder))
-
-
-def write_shards(
-    material: Material, found: Samples, folder: Path, targets: np.ndarray | None = None
-) -> Artifact:
-    """Shards of the samples, over and over; `targets` (samples, 384), or random ones."""
-    config = ShardConfig(size=material.size)
-    draft = Draft.open(str(folder), "shards", config, {})
-    pictures = [images.decode(path.read_bytes()) for path, _ in found]
-    files = [images.encode(images.resize(p, config.size, config.fit), "png") for p in pictures]
-    if targets is None:
-        targets = np.random.default_rng(1).normal(size=(len(files), DIMENSIONS))
-    for split, count in (("train", material.rows), ("val", material.val_rows)):
-        for number, start in enumerate(range(0, count, config.rows_per_shard)):
-            rows = np.arange(start, min(start + config.rows_per_shard, count))
-            ids, sample = [f"{split}-{row:07d}" for row in rows], rows % len(files)
-            data = [files[row] for row in sample]
-            columns = [ids, ids, ids, data, vector_column(targets[sample])]
-            table = pa.table(columns, schema=SCHEMA)
-            draft.write_table(f"{split}/{number:05d}.parquet", table, config.rows_per_group)
-    return draft.publish(train=material.rows, val=material.val_rows)
 
 
 @dataclass(frozen=True)
