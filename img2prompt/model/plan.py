@@ -6,17 +6,13 @@ LoRA (arXiv 2106.09685) on the four attention projections, the rest stays frozen
 """
 
 from dataclasses import dataclass
-
-import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from typing import TYPE_CHECKING
 
 from img2prompt.config import PlanConfig
 from img2prompt.errors import UserError
-from img2prompt.model.tower import Tower
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+if TYPE_CHECKING:
+    from img2prompt.model.tower import Tower
 
 
 @dataclass(frozen=True)
@@ -53,17 +49,13 @@ def layer_plan(depth: int, lora_rate: float, nfz_rate: float) -> LayerPlan:
     )
 
 
-def apply_plan(tower: Tower, config: PlanConfig) -> LayerPlan:
+def apply_plan(tower: "Tower", config: PlanConfig) -> LayerPlan:
     """Freeze, unfreeze and add LoRA matrices in place; returns the plan.
 
     The final LayerNorm is trained with any learning layer. The embeddings and the first LayerNorm
     are trained only when asked for, as training from nothing needs.
 
-    LoRA: `y = Wx + b + scale * up(down(dropout(x)))` on the query, key, value and output
-    projections, with matrices down (rank, D) and up (D, rank), without biases. The up-matrix is
-    zero, so the tower's output is unchanged at the start. The down-matrix is Kaiming uniform, or
-    normal with deviation 1 / rank in the published form, whose scale is 1 and which has no dropout.
-    Drawn from torch's global generator, alike on all workers that seed it alike.
+    The LoRA matrices are those of `lora.add_lora`.
     """
     plan = layer_plan(tower.depth, config.lora_rate, config.nfz_rate)
     tower.requires_grad_(config.embeddings)
@@ -72,35 +64,7 @@ def apply_plan(tower: Tower, config: PlanConfig) -> LayerPlan:
         tower.vision.encoder.layers[number].requires_grad_(True)
     tower.vision.post_layernorm.requires_grad_(not config.frozen_tower)
     if plan.lora:
-        _add_lora(tower.vision, plan, config)
+        from img2prompt.model.lora import add_lora  # peft costs every process a second
+
+        add_lora(tower.vision, plan.lora, config)
     return plan
-
-
-def _add_lora(vision: nn.Module, plan: LayerPlan, config: PlanConfig) -> None:
-    learning = {name for name, tensor in vision.named_parameters() if tensor.requires_grad}
-    targets = [f"encoder.layers.{n}.self_attn.{p}" for n in plan.lora for p in ATTENTION]
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_rank * config.lora_scale,  # type: ignore[arg-type]  # floats work
-        lora_dropout=config.lora_dropout,
-        init_lora_weights="gaussian" if config.lora_init == "published" else True,
-        bias="none",
-        target_modules=targets,
-    )
-    inject_adapter_in_model(lora, vision)
-    vision.train(vision.training)  # peft's parts begin in training mode, with dropout
-    for name, tensor in vision.named_parameters():  # peft froze all but its own tensors
-        if name in learning:
-            tensor.requires_grad_(True)
-
-
-@torch.no_grad()
-def merge_lora(tower: Tower) -> None:
-    """Add every LoRA update to the matrix it belongs to, in place; the tower is a plain one again.
-
-    Outputs stay as they are in evaluation mode, up to the rounding of float32.
-    """
-    for name, part in list(tower.vision.named_modules()):
-        if isinstance(part, LoraLinear):
-            part.merge()
-            tower.vision.set_submodule(name, part.get_base_layer())

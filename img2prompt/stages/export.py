@@ -15,7 +15,7 @@ import torch
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import ExportConfig
-from img2prompt.model.plan import merge_lora
+from img2prompt.model.lora import merge_lora
 from img2prompt.model.predictor import load_predictor
 from img2prompt.model.tower import save_processor, save_tower
 

@@ -16,6 +16,7 @@ from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.shards import FeatureRows, ShardRows
 from img2prompt.errors import UserError
 from img2prompt.model.cost import cost
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import (
     Predictor,
     build_predictor,
@@ -25,7 +26,7 @@ from img2prompt.model.predictor import (
 )
 from img2prompt.stages.batches import Place, Rows, total_steps
 from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Position, Saver
-from img2prompt.stages.engine import Engine, build_engine, compute_dtype
+from img2prompt.stages.engine import Engine, build_engine
 from img2prompt.stages.health import (
     SIGTERM,
     AskedToStop,

@@ -27,8 +27,7 @@ from img2prompt import runtime
 from img2prompt.artifact import Artifact
 from img2prompt.data import images
 from img2prompt.data.shards import read_rows
-from img2prompt.model.tower import Tower
-from img2prompt.stages.engine import compute_dtype
+from img2prompt.model.precision import compute_dtype
 from img2prompt.stages.progress import StepTimes
 
 DECODE_CPUS, MODEL_CPUS = 0.5, 0.75
@@ -59,6 +58,8 @@ class Forward:
     def __init__(
         self, make_model: ModelMaker, actors: int, precision: str, views: Sequence[str], size: int
     ) -> None:
+        from img2prompt.model.tower import Tower  # decoding tasks never need transformers
+
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))

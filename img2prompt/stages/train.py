@@ -35,6 +35,7 @@ from img2prompt.data.shards import check_size
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
 from img2prompt.model.plan import layer_plan
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import (
     WEIGHTS,
     build_predictor,
@@ -50,7 +51,7 @@ from img2prompt.stages.checkpoint import (
     History,
     Position,
 )
-from img2prompt.stages.engine import check_batch, compute_dtype, rows_at_once
+from img2prompt.stages.engine import check_batch, rows_at_once
 from img2prompt.stages.faults import own_callbacks, sigterm_asks_to_stop, told_to_users
 from img2prompt.stages.ray_worker import CHECKPOINTS, STOP, Inputs, Job, train_worker
 from img2prompt.stages.steplog import require_mlflow

@@ -52,9 +52,9 @@ from img2prompt.config import ShardConfig, TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import open_tower
 from img2prompt.model.tower import fresh_tower, save_tower
-from img2prompt.stages.engine import compute_dtype
 from img2prompt.stages.streaming import Pool, actor_count, forward_shards
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"

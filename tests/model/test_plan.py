@@ -7,7 +7,8 @@ import torch
 
 from img2prompt.config import PlanConfig
 from img2prompt.errors import UserError
-from img2prompt.model.plan import LayerPlan, apply_plan, layer_plan, merge_lora
+from img2prompt.model.lora import merge_lora
+from img2prompt.model.plan import LayerPlan, apply_plan, layer_plan
 from img2prompt.model.tower import Tower, fresh_tower
 
 VISION = {

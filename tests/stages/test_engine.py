@@ -10,7 +10,6 @@ from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, ru
 
 from img2prompt.config import EngineConfig, OptimConfig, TrainConfig
 from img2prompt.errors import UserError
-from img2prompt.stages import engine as engines
 from img2prompt.stages.batches import Place
 from img2prompt.stages.checkpoint import Checkpoint, History
 from img2prompt.stages.engine import (
@@ -19,7 +18,6 @@ from img2prompt.stages.engine import (
     PlainEngine,
     build_engine,
     check_batch,
-    compute_dtype,
     learning,
     parts,
 )
@@ -194,22 +192,6 @@ def test_the_gradient_norm_is_clipped(tiny_tower: str) -> None:
     assert all(tensor.grad is None for tensor in learning)
 
 
-@pytest.mark.parametrize(
-    ("precision", "hardware", "expected"),
-    [
-        ("fp32", True, torch.float32),
-        ("bf16", False, torch.bfloat16),
-        ("auto", True, torch.bfloat16),
-        ("auto", False, torch.float32),
-    ],
-)
-def test_compute_dtype(
-    precision: str, hardware: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engines, "_cpu_has_bf16", lambda: hardware)
-    assert compute_dtype(precision, CPU) == expected
-
-
 def test_workers_must_divide_the_batch() -> None:
     config = TrainConfig(name="x", optim=OptimConfig(batch_size=12))
     check_batch(config, 4)
@@ -229,10 +211,7 @@ def test_parts_must_divide_a_share() -> None:
         check_batch(config, 3)
 
 
-def test_half_precision_without_a_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match="'fp16'; allowed without a GPU: auto, fp32 or bf16"):
-        compute_dtype("fp16", CPU)
-    assert compute_dtype("fp16", torch.device("cuda")) == torch.float16
+def test_float16_with_sharded_gradients_is_refused() -> None:
     with pytest.raises(UserError, match=r"zero_stage is 1; allowed: 0 with engine\.precision fp16"):
         EngineConfig(precision="fp16")
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from img2prompt.artifact import Artifact
 from img2prompt.errors import UserError
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import load_predictor
 from img2prompt.stages import evaluate, train
-from img2prompt.stages.engine import compute_dtype
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny import MemoryRows, config_of, run_loop
 
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.text import PromptEncoder
 from img2prompt.model.tower import load_tower
-from img2prompt.stages.engine import compute_dtype
 
 pytestmark = [
     pytest.mark.gpu,

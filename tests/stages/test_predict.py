@@ -15,11 +15,11 @@ from img2prompt.config import PredictConfig, SceneSource
 from img2prompt.data.sources import list_rows, read_pictures
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import load_predictor
 from img2prompt.model.text import PromptEncoder
 from img2prompt.results.submission import read_submission
 from img2prompt.stages import predict, train
-from img2prompt.stages.engine import compute_dtype
 from img2prompt.stages.streaming import Pool
 
 SIZE = 32
