@@ -15,6 +15,7 @@ from img2prompt.config import (
     FeaturesConfig,
     GroupConfig,
     HeadConfig,
+    HeadsConfig,
     OptimConfig,
     PictureSource,
     PlanConfig,
@@ -152,6 +153,8 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 RUNS = {"base": TrainConfig(name="lora"), "probe": TrainConfig(name="probe")}
+ALONE = EngineConfig(kind="plain")
+PROBE = {"base": TrainConfig(name="probe", engine=ALONE)}
 BAD = [
     (SceneSource, {"prompts": 0}, "prompts is 0; allowed: 1 or more"),
     (SceneSource, {"pictures_per_prompt": 0}, "pictures_per_prompt is 0; allowed: >= 1"),
@@ -199,6 +202,27 @@ BAD = [
     (HeadConfig, {"width": -1}, "head.width is -1; allowed: 0 (linear) or more"),
     (HeadConfig, {"dropout": 1.0}, "head.dropout is 1.0; allowed: [0, 1)"),
     (HeadConfig, {"dropout": -0.1}, "head.dropout is -0.1; allowed: [0, 1)"),
+    (HeadsConfig, {**PROBE, "widths": ()}, "widths is (); allowed: one value or more, each"),
+    (HeadsConfig, {**PROBE, "widths": (-8,)}, "head.width is -8; allowed: 0 (linear) or more"),
+    (HeadsConfig, {**PROBE, "dropouts": (0.1, 0.1)}, "dropouts is (0.1, 0.1); allowed: one value"),
+    (HeadsConfig, {**PROBE, "lrs": (0.0,)}, "optim.head_lr is 0.0; allowed: above 0"),
+    (HeadsConfig, {**PROBE, "keep": 0}, "keep is 0; allowed: 1 or more"),
+    (HeadsConfig, {"base": TrainConfig(name="a")}, "base.engine.kind is 'deepspeed'; allowed: pl"),
+    (
+        HeadsConfig,
+        {"base": TrainConfig(name="a", plan=PlanConfig(lora_rate=0.5))},
+        "base.plan is (0.5, 0.0); allowed: a probe",
+    ),
+    (
+        HeadsConfig,
+        {"base": TrainConfig(name="a", start_from="b", engine=ALONE)},
+        "base.start_from is 'b'; allowed: empty",
+    ),
+    (
+        HeadsConfig,
+        {"base": TrainConfig(name="a", engine=EngineConfig(kind="plain", mlflow="file:a"))},
+        "base.engine.mlflow is 'file:a'; allowed: empty",
+    ),
     (OptimConfig, {"epochs": 0}, "optim.epochs is 0; allowed: 1 or more"),
     (OptimConfig, {"batch_size": 0}, "optim.batch_size is 0; allowed: 1 or more"),
     (OptimConfig, {"lr": 0.0}, "optim.lr is 0.0; allowed: above 0"),
@@ -276,3 +300,14 @@ def test_a_chain_needs_the_probe_it_starts_from() -> None:
     assert isinstance(chain, ChainConfig)
     with pytest.raises(UserError, match=r"start_from is 'other'; allowed: empty or 'probe'"):
         chain.replace({"finetune.start_from": "other"})
+
+
+def test_heads_are_a_grid_of_complete_probes() -> None:
+    base = presets.probe_demo()
+    config = HeadsConfig(base=base, widths=(0, 64), dropouts=(0.0, 0.5), lrs=(1e-3,))
+    made = config.heads()
+    names = [f"width{w}-dropout{d}-lr0.001" for w, d in ((0, 0), (0, 0.5), (64, 0), (64, 0.5))]
+    assert [head.name for head in made] == names
+    same = {"name": base.name, "head.width": 0, "head.dropout": 0.0}
+    assert {head.replace(same) for head in made} == {base.replace({"optim.head_lr": 1e-3})}
+    assert (made[3].head.width, made[3].head.dropout) == (64, 0.5)

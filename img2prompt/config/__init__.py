@@ -15,6 +15,7 @@ from img2prompt.config.data import (
     TargetsConfig,
     TowerConfig,
 )
+from img2prompt.config.heads import HeadsConfig
 from img2prompt.config.jobs import (
     ChainConfig,
     EvaluateConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "FeaturesConfig",
     "GroupConfig",
     "HeadConfig",
+    "HeadsConfig",
     "IndexConfig",
     "OptimConfig",
     "PictureSource",

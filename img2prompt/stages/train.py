@@ -72,9 +72,9 @@ def run(
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials."""
     tower = open_tower(config.tower, config.seed)
-    fingerprints = _fingerprints(config, inputs, tower)
-    check = functools.partial(_check, config, inputs, tower)
-    draft = Draft.open(out, STAGE, _as_begun(config, out), fingerprints, check)
+    made_from = fingerprints(config, inputs, tower)
+    able = functools.partial(check, config, inputs, tower)
+    draft = Draft.open(out, STAGE, _as_begun(config, out), made_from, able)
     if finished := draft.finished():
         return finished
     _announce(config, tower, inputs, worker_count(config))
@@ -84,7 +84,7 @@ def run(
             _trainer(config, inputs, out, callbacks or []).fit()
     except TrainingFailedError as error:
         raise told_to_users(error) from error
-    return _publish(draft, checkpoints(out), time.perf_counter() - began)
+    return publish(draft, checkpoints(out), time.perf_counter() - began)
 
 
 def _trainer(config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any]) -> TorchTrainer:
@@ -120,7 +120,8 @@ def _as_begun(config: TrainConfig, out: str) -> TrainConfig:
     return config.replace(own)
 
 
-def _fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str, str]:
+def fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str, str]:
+    """Of what a run is made from, by name."""
     found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
     if inputs.features is not None and config.plan.frozen_tower:
         found["features"] = inputs.features.fingerprint
@@ -140,7 +141,7 @@ def _has_gpus() -> bool:
     return runtime.resources().gpus >= 1
 
 
-def _check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
+def check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
     """Refuse (UserError) what could not be trained here."""
     layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
     workers = worker_count(config)
@@ -222,7 +223,8 @@ def checkpoints(out: str) -> CheckpointStore:
     return CheckpointStore(join(storage(out), CHECKPOINTS))
 
 
-def _publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
+def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
+    """Finish the run in `draft` from its checkpoints, which go then."""
     last = store.newest()
     assert last is not None, "every epoch saves one"
     history = last.position.history

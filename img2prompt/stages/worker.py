@@ -48,7 +48,7 @@ class Loop:
     place: Place
     save: Callable[[Position], None]
     """Keeps the engine's state; called after each epoch, and inside it when that is due."""
-    report: Callable[[dict[str, Any]], None]
+    report: Callable[[dict[str, Any]], None] = _nothing
     """Gets each epoch's row of the history."""
     vote: Callable[[], Vote] = Vote
     """What this worker knows: whether the run has to end, or a checkpoint is due."""
