@@ -156,8 +156,16 @@ class Width:
     """Settings in which both widths were tried."""
 
 
-def width_effect(rows: Sequence[Row], epochs: int) -> tuple[int, list[Width]]:
-    """The narrowest head width, and each other one against it.
+@dataclass(frozen=True)
+class WidthEffect:
+    epochs: int
+    narrowest: int
+    widths: list[Width]
+    """The others, those that share settings with the narrowest."""
+
+
+def width_effect(rows: Sequence[Row], epochs: int) -> WidthEffect:
+    """Each head width against the narrowest.
 
     Differences are taken within settings that are equal in all else; the interval is Student's for
     paired differences.
@@ -180,7 +188,7 @@ def width_effect(rows: Sequence[Row], epochs: int) -> tuple[int, list[Width]]:
             found.append(Width(width, _paired(gaps), len(gaps)))
     if not found:
         raise TooFew("Fewer than two settings were tried with two head widths and all else equal.")
-    return widths[0], found
+    return WidthEffect(epochs, widths[0], found)
 
 
 def _paired(gaps: Sequence[float]) -> Estimate:

@@ -129,7 +129,7 @@ def choose_surface(columns: dict[str, list[Any]], settings: int) -> Surface:
         if settings >= need:
             return Surface(_distinct(terms), model)
     raise TooFew(
-        f"{settings} settings are too few for {len(columns)} parameters; {need} are needed."
+        f"{settings} settings are too few for parameters {', '.join(columns)}; {need} are needed."
     )
 
 

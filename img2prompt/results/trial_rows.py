@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Row = Mapping[str, Any]
 """One run of one trial, as `stages/search.py` writes it."""
@@ -108,3 +109,17 @@ def pareto(cost: Sequence[float], score: Sequence[float]) -> list[int]:
             front.append(index)
             best = score[index]
     return front
+
+
+def rank_agreement(rows: Sequence[Row], epochs: int) -> tuple[float, int] | None:
+    """Spearman's correlation of scores at `epochs` with those at the end, over finished trials.
+
+    With their number; None: fewer than 5, or nothing lies between.
+    """
+    done = [row for row in scored(rows) if row["end"] == "finished"]
+    if len(done) < 5 or min(len(row["epochs"]) for row in done) <= epochs:
+        return None
+    pairs = [[score_at(row, epochs) for row in done], [curve(row)[-1] for row in done]]
+    if any(np.ptp(values) == 0 for values in pairs):
+        return None
+    return float(stats.spearmanr(*pairs).statistic), len(done)

@@ -61,8 +61,9 @@ def test_head_width_is_compared_within_equal_settings() -> None:
     chosen = settings(widths=(0, 1024, 4096))
     # Wide heads were tried with the best plans only: raw means would flatter them.
     chosen = [s for s in chosen if s["head_width"] < 4096 or s["lora_rate"] >= 0.6]
-    narrowest, widths = width_effect(search(truth, chosen, noise=0.001), 4)
-    assert narrowest == 0
+    found = width_effect(search(truth, chosen, noise=0.001), 4)
+    assert found.narrowest == 0
+    widths = found.widths
     assert [w.width for w in widths] == [1024, 4096]
     assert widths[0].difference.low < 0.01 < widths[0].difference.high
     assert widths[0].difference.low > 0.005
@@ -78,7 +79,7 @@ def test_paired_interval_is_students() -> None:
     plans = sorted({p for p, _ in score})
     test = ttest_rel([score[p, 64] for p in plans], [score[p, 0] for p in plans])
     low, high = test.confidence_interval(0.95)
-    found = width_effect(rows, 4)[1][0].difference
+    found = width_effect(rows, 4).widths[0].difference
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
@@ -98,6 +99,6 @@ def test_too_few_widths() -> None:
 
 def test_stopped_trials_are_left_out_beyond_their_last_epoch() -> None:
     rows = search(lambda s: 0.5 + 1e-6 * s["head_width"], settings(widths=(0, 64)), 0.001)
-    plans = width_effect(rows, 4)[1][0].settings
-    assert width_effect(stop(rows, 2, keep=12), 2)[1][0].settings == plans
-    assert width_effect(stop(rows, 2, keep=20), 4)[1][0].settings < plans
+    plans = width_effect(rows, 4).widths[0].settings
+    assert width_effect(stop(rows, 2, keep=12), 2).widths[0].settings == plans
+    assert width_effect(stop(rows, 2, keep=20), 4).widths[0].settings < plans
