@@ -183,6 +183,10 @@ class Draft:
         delete_folder(join(self.uri, RECEIPTS))
         return Artifact.load(self.uri, self.stage)
 
+    def reopen(self) -> None:
+        """Take a published folder as unfinished; its files must be written again."""
+        self._write_manifest(done=False, files={}, counts={})
+
     def _write_manifest(
         self, *, done: bool, files: Mapping[str, Receipt], counts: Mapping[str, Any]
     ) -> None:

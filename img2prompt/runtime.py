@@ -85,6 +85,12 @@ def resources() -> Resources:
     )
 
 
+def accelerators() -> list[str]:
+    """Kinds of GPU that the connected cluster has now, as Ray names them: `H100`, `A100-40G`."""
+    mark = "accelerator_type:"
+    return [name.removeprefix(mark) for name in ray.cluster_resources() if name.startswith(mark)]
+
+
 def require(*, cpus: float = 0, gpus: float = 0) -> None:
     """Refuse what the cluster can never give: Ray would wait for it without end (UserError)."""
     most = resources()

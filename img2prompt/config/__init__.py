@@ -21,8 +21,8 @@ from img2prompt.config.jobs import (
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
-    SearchConfig,
 )
+from img2prompt.config.search import SearchConfig
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 

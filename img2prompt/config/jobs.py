@@ -1,4 +1,4 @@
-"""What is done with runs: evaluation, prediction, search, and the whole chain."""
+"""What is done with runs: evaluation, prediction, export, and the whole chain."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -61,42 +61,6 @@ class ExportConfig(Config):
     """Folder name of the result."""
     run: str = "lora"
     """Training run under `runs/` that is exported."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig(Config):
-    """A search over layer plans and head widths; each trial is a real training run."""
-
-    name: str = "search"
-    """Folder name of the result."""
-    base: TrainConfig
-    """What all trials share."""
-    probe: TrainConfig
-    """Makes the head that trials of one width start from; needed when `base.start_from` is set."""
-    lora_rates: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
-    nfz_rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45)
-    head_widths: tuple[int, ...] = (0, 512)
-    trials: int = 8
-    """Most settings that are tried, drawn from all that differ."""
-    grace_epochs: int = 1
-    """Epochs that every trial gets before it may be stopped."""
-    reduction: int = 3
-    """At each rung the best of every `reduction` trials go on (ASHA: arXiv 1810.05934)."""
-    concurrent: int = 0
-    """Most trials at a time; 0: as many as the cluster has room for, which is never exceeded."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("lora_rates", "nfz_rates"):
-            rates = getattr(self, name)
-            good = len(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
-            check(good, name, rates, "one rate or more, each 0 to 1")
-        widths = len(self.head_widths) > 0 and min(self.head_widths) >= 0
-        check(widths, "head_widths", self.head_widths, "one width or more, each 0 or more")
-        check(self.trials >= 1, "trials", self.trials, "1 or more")
-        check(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "1 or more")
-        check(self.reduction >= 2, "reduction", self.reduction, "2 or more")
-        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 (automatic) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,9 @@ class OptimConfig(Config):
     """Share of all steps in which the rate rises."""
     clip_norm: float = 1.0
     """Largest global gradient norm."""
+    share: float = 1.0
+    """Share of the training rows that are used; those of a smaller share are among those of a
+    larger one. A search tries settings on less than all rows."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "optim.epochs", self.epochs, "1 or more")
@@ -76,6 +79,7 @@ class OptimConfig(Config):
             check(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "above 0")
         check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "[0, 1)")
+        check(0 < self.share <= 1, "optim.share", self.share, "above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,3 +38,16 @@ def worker_rows(
     share = batch_size // workers
     start = step * batch_size + rank * share
     return order[start : start + share]
+
+
+def rows_in_share(rows: int, share: float) -> int:
+    """How many of `rows` rows a share is."""
+    return int(rows * share + 1e-9)  # 100 * 0.29 = 28.999999999999996
+
+
+def first_rows(group_sizes: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A share of all rows (int64, rising), as whole groups but for one; larger shares hold it."""
+    starts = np.concatenate([[0], np.cumsum(group_sizes)[:-1]])
+    groups = np.random.default_rng(seed).permutation(len(group_sizes))
+    rows = [np.arange(starts[group], starts[group] + group_sizes[group]) for group in groups]
+    return np.sort(np.concatenate(rows)[: rows_in_share(int(group_sizes.sum()), share)])

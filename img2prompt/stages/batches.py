@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from img2prompt.config import TrainConfig
-from img2prompt.data.order import steps_per_epoch
+from img2prompt.data.order import first_rows, steps_per_epoch
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.stages.checkpoint import Position
@@ -23,6 +23,23 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
     def fetch(self, rows: np.ndarray) -> Batch: ...
+
+
+class SomeRows:
+    """A share of other rows, numbered from 0."""
+
+    def __init__(self, rows: Rows, share: float, seed: int) -> None:
+        self._rows = rows
+        self._chosen = first_rows(rows.group_sizes, share, seed)
+        ends = np.searchsorted(self._chosen, np.cumsum(rows.group_sizes))
+        sizes = np.diff(ends, prepend=0)
+        self.group_sizes = sizes[sizes > 0]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def fetch(self, rows: np.ndarray) -> Batch:
+        return self._rows.fetch(self._chosen[rows])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ One folder a checkpoint. `digests.json` is written last and publishes it, on a d
 store alike; a file that does not match its digest makes the checkpoint damaged.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -145,6 +146,13 @@ class CheckpointStore:
                     error,
                 )
         return None
+
+    def history(self) -> History:
+        """Epochs behind the newest checkpoint, whose tensors are not looked at."""
+        for name in reversed(self.names()):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return json.loads(read_bytes(join(self.uri, name, STATE)))["position"]["history"]
+        return []
 
     def prune(self, keep: int, best: str) -> None:
         """Delete all but the newest `keep` and the one named `best`."""

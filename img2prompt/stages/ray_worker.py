@@ -24,7 +24,7 @@ from img2prompt.model.predictor import (
     load_learned_state,
     open_tower,
 )
-from img2prompt.stages.batches import Place, Rows, total_steps
+from img2prompt.stages.batches import Place, Rows, SomeRows, total_steps
 from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Position, Saver
 from img2prompt.stages.engine import Engine, build_engine
 from img2prompt.stages.health import (
@@ -68,6 +68,8 @@ class Job:
     """Folder of the run."""
     work: str
     """Folder of what is needed until the run is finished."""
+    until: int = 0
+    """Epochs after which to pause; 0: none."""
 
 
 def train_worker(job: Job) -> None:
@@ -103,6 +105,7 @@ def train_worker(job: Job) -> None:
         keeper.vote,
         watch.beat,
         log,
+        job.until,
     )
     try:
         loop.run(start)
@@ -158,11 +161,14 @@ def _going_on(store: CheckpointStore, place: Place) -> Checkpoint | None:
 
 
 def open_rows(config: TrainConfig, inputs: Inputs, split: str) -> Rows:
-    """Cached features for a probe, pictures for all else."""
+    """Cached features for a probe, pictures for all else; of training rows the config's share."""
     if config.plan.frozen_tower:
         assert inputs.features is not None
-        return FeatureRows(inputs.features, inputs.shards, split)
-    return ShardRows(inputs.shards, split)
+        rows: Rows = FeatureRows(inputs.features, inputs.shards, split)
+    else:
+        rows = ShardRows(inputs.shards, split)
+    share = config.optim.share
+    return SomeRows(rows, share, config.seed) if split == "train" and share < 1 else rows
 
 
 def build_model(config: TrainConfig, inputs: Inputs) -> Predictor:

@@ -144,18 +144,27 @@ class StepLog:
             self._mlflow.end_run()
 
 
+def _lines_of(out: str) -> list[dict[str, Any]]:
+    """All lines of the run in a folder."""
+    lines = read_bytes(join(out, LINES)).splitlines() if exists(join(out, LINES)) else []
+    return [json.loads(line) for line in lines]
+
+
 def worker_seconds(out: str) -> float:
     """Seconds that all workers of the run in this folder were in their loops, added up."""
-    lines = read_bytes(join(out, LINES)).splitlines() if exists(join(out, LINES)) else []
-    return 3600 * json.loads(lines[-1])["worker_hours"] if lines else 0.0
+    lines = _lines_of(out)
+    return 3600 * lines[-1]["worker_hours"] if lines else 0.0
+
+
+def epochs_and_seconds(out: str) -> tuple[int, float]:
+    """Epochs that the run in this folder has behind it, and the worker-seconds they took."""
+    ends = [line for line in _lines_of(out) if "val_cosine" in line]
+    return len(ends), 3600 * ends[-1]["worker_hours"] if ends else 0.0
 
 
 def _lines_before(out: str, step: int) -> list[dict[str, Any]]:
     """Lines of an earlier process, but for steps that will be made again."""
-    if not out or not exists(join(out, LINES)):
-        return []
-    lines = [json.loads(text) for text in read_bytes(join(out, LINES)).splitlines()]
-    return [line for line in lines if line["step"] <= step]
+    return [line for line in _lines_of(out) if line["step"] <= step] if out else []
 
 
 class _Board:

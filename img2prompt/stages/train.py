@@ -31,6 +31,7 @@ from ray.train.v2.api.config import (
 from img2prompt import runtime
 from img2prompt.artifact import CONFIG, Artifact, Draft
 from img2prompt.config import EngineConfig, TrainConfig
+from img2prompt.data.order import rows_in_share
 from img2prompt.data.shards import check_size
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
@@ -71,36 +72,57 @@ def run(
     config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any] | None = None
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials."""
+    draft = _begun(config, inputs, out)
+    if finished := draft.finished():
+        return finished
+    began = time.perf_counter()
+    _fit(config, inputs, out, callbacks or [])
+    return publish(draft, checkpoints(out), time.perf_counter() - began)
+
+
+def advance(
+    config: TrainConfig, inputs: Inputs, out: str, epochs: int, callbacks: list[Any] | None = None
+) -> None:
+    """Train until `epochs` epochs are complete; `run` goes on from there, and publishes."""
+    if not _begun(config, inputs, out).finished():
+        _fit(config, inputs, out, callbacks or [], until=epochs)
+
+
+def _begun(config: TrainConfig, inputs: Inputs, out: str) -> Draft:
+    """The run's folder, new or gone on with, once it is told what will be trained."""
     tower = open_tower(config.tower, config.seed)
     made_from = fingerprints(config, inputs, tower)
     able = functools.partial(check, config, inputs, tower)
     draft = Draft.open(out, STAGE, _as_begun(config, out), made_from, able)
-    if finished := draft.finished():
-        return finished
-    _announce(config, tower, inputs, worker_count(config))
-    began = time.perf_counter()
+    if draft.finished() is None:
+        _announce(config, tower, inputs, worker_count(config))
+    return draft
+
+
+def _fit(
+    config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any], until: int = 0
+) -> None:
+    job = Job(config, inputs, absolute(out), storage(out), until)
     try:
         with sigterm_asks_to_stop(join(storage(out), STOP)):
-            _trainer(config, inputs, out, callbacks or []).fit()
+            _trainer(job, callbacks).fit()
     except TrainingFailedError as error:
         raise told_to_users(error) from error
-    return publish(draft, checkpoints(out), time.perf_counter() - began)
 
 
-def _trainer(config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any]) -> TorchTrainer:
+def _trainer(job: Job, callbacks: list[Any]) -> TorchTrainer:
     """Ray Train runs and replaces the workers; it sees no checkpoint, they keep their own."""
     use_gpu = _has_gpus()
-    job = Job(config, inputs, absolute(out), storage(out))
     return TorchTrainer(
         lambda: train_worker(job),
         scaling_config=ScalingConfig(
-            num_workers=worker_count(config),
+            num_workers=worker_count(job.config),
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
         ),
         run_config=RunConfig(
             name=STAGE,
-            storage_path=storage(out),
+            storage_path=job.work,
             failure_config=FailureConfig(max_failures=RETRIES),
             callbacks=[*callbacks, *own_callbacks()],
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -165,7 +187,7 @@ def check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
             "make features with the same --tower settings, in another --out"
         )
     check_size(inputs.shards, tower.size)
-    total_steps(config, inputs.shards.counts["train"])
+    total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
     if inputs.start is not None:
         head = build_predictor(None, tower.width, config.plan, config.head, config.seed)
         load_head(head, inputs.start)
@@ -178,7 +200,7 @@ def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -
         "%s: %s; %d rows; %d worker(s); %s",
         config.name,
         plan,
-        inputs.shards.counts["train"],
+        rows_in_share(inputs.shards.counts["train"], config.optim.share),
         workers,
         estimate(config, tower).describe(*share_of_memory(config, workers)),
     )

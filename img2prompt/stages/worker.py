@@ -55,15 +55,17 @@ class Loop:
     beat: Callable[[str], None] = _nothing
     """Hears what the loop is about to do."""
     log: StepLog = field(default_factory=StepLog)
+    until: int = 0
+    """Epochs after which to pause; 0: those of the config."""
 
     def run(self, position: Position) -> Position:
-        """Train from `position` to the last epoch.
+        """Train from `position` to the last epoch, or to the one to pause after.
 
         Raises:
             NotFiniteError: the loss is no number, more often than may be skipped.
             AskedToStop, StoppedError: the vote was to end; `save` was called before.
         """
-        while position.epoch < self.config.optim.epochs:
+        while position.epoch < (self.until or self.config.optim.epochs):
             position = self._epoch(position)
             self.save(position)
             self.report(position.history[-1])

@@ -8,9 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,16 @@ from tiny import config_of
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
-from img2prompt.model.plan import layer_plan
+from img2prompt.model.space import Setting, space_of, trial_config
 from img2prompt.runtime import Resources
-from img2prompt.stages import search, shard, train, trials
-from img2prompt.stages.search import Setting
+from img2prompt.stages import search, shard, train
+from img2prompt.stages.search import tuning
+from img2prompt.stages.search.starts import start_heads
 
 EPOCHS, GRACE = 4, 1
 FIRST, SECOND, THIRD = (f"lora0-nfz0.25-head{width}" for width in (1, 64, 2))
 """After an epoch the cosines are about 0.1, 0.5 and 0.1: one hidden unit or two say little."""
-NO_INPUTS = train.Inputs(Artifact("nowhere", shard.STAGE, {}, {}, {}, {"train": 64}))
+NO_INPUTS = train.Inputs(Artifact("nowhere", shard.STAGE, {}, {}, {}, {"train": 64, "val": 16}))
 
 DRIVER = """
 import sys
@@ -68,74 +67,12 @@ def search_config(tower: str, **changes: Any) -> SearchConfig:
     return SearchConfig(**fields | changes)
 
 
-def distinct(config: SearchConfig, depth: int) -> set[tuple[int, int, int]]:
-    """Layouts of a space, by counting: layers with LoRA, layers trained, head width."""
-    rates = product(config.lora_rates, config.nfz_rates, config.head_widths)
-    counts = {(int(depth * lora), int(depth * nfz), width) for lora, nfz, width in rates}
-    return {(lora, nfz, width) for lora, nfz, width in counts if 0 < lora + nfz <= depth}
-
-
-def counted(setting: Setting, depth: int) -> tuple[int, int, int]:
-    plan = layer_plan(depth, setting.lora_rate, setting.nfz_rate)
-    return len(plan.lora), len(plan.trained), setting.head_width
-
-
-@pytest.mark.parametrize("depth", [4, 7])
-def test_every_layout_of_the_space_is_tried_once(depth: int) -> None:
-    rates = (0.0, 0.1, 0.25, 0.3, 0.5, 0.55, 0.75, 1.0)
-    config = search_config("demo", lora_rates=rates, nfz_rates=rates, trials=1000)
-    chosen = [counted(setting, depth) for setting in search.choose(config, depth)]
-    assert len(chosen) == len(set(chosen))
-    assert set(chosen) == distinct(config, depth)
-    assert len(chosen) < len(rates) ** 2 * 3, "some are equal, overlap or learn nothing"
-
-
-def test_fewer_trials_are_drawn_by_the_seed() -> None:
-    rates = (0.0, 0.25, 0.5, 0.75)
-    some = {"lora_rates": rates, "nfz_rates": rates, "trials": 5}
-    whole = search.choose(search_config("demo", **some | {"trials": 1000}), 4)
-    drawn = [search.choose(search_config("demo", **some, seed=seed), 4) for seed in range(8)]
-    again = [search.choose(search_config("demo", **some, seed=seed), 4) for seed in range(8)]
-    assert drawn == again
-    assert {len(settings) for settings in drawn} == {5}
-    assert all(set(settings) < set(whole) for settings in drawn)
-    assert len({tuple(settings) for settings in drawn}) > 4
-
-
 @pytest.mark.parametrize(("lora", "nfz"), [((0.0,), (0.0, 0.1)), ((0.75, 1.0), (0.5,))])
 def test_a_space_without_a_learning_layout_is_refused(lora, nfz, tiny_tower, tmp_path) -> None:
     config = search_config(tiny_tower, lora_rates=lora, nfz_rates=nfz)
     with pytest.raises(UserError, match="leave no plan in which a layer learns"):
         search.run(config, NO_INPUTS, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("field", "values", "told"),
-    [
-        (
-            "lora_rates",
-            (0.5, 1.5),
-            "lora_rates is (0.5, 1.5); allowed: one rate or more, each",
-        ),
-        ("nfz_rates", (-0.1,), "nfz_rates is (-0.1,); allowed: one rate or more, each 0 to 1"),
-        ("head_widths", (8, -1), "head_widths is (8, -1); allowed: one width or more, each 0 or"),
-    ],
-)
-def test_a_rate_or_width_out_of_range_is_told(field: str, values: tuple, told: str) -> None:
-    with pytest.raises(UserError) as caught:
-        search_config("demo", **{field: values})
-    assert told in str(caught.value)
-
-
-def test_a_trial_is_the_base_with_its_setting() -> None:
-    config = search_config("demo")
-    made = search.trial_config(config, Setting(0.25, 0.5, 64))
-    expected = config.base.to_dict() | {"name": "lora0.25-nfz0.5-head64"}
-    expected["plan"] |= {"lora_rate": 0.25, "nfz_rate": 0.5}
-    expected["head"] |= {"width": 64}
-    assert made.to_dict() == expected
-    assert TrainConfig.from_json(made.to_json()) == made
 
 
 def test_trials_start_from_a_probe_of_their_width(monkeypatch, tmp_path: Path) -> None:
@@ -148,14 +85,14 @@ def test_trials_start_from_a_probe_of_their_width(monkeypatch, tmp_path: Path) -
     monkeypatch.setattr(train, "run", record)
     config = search_config("demo")
     config = config.replace({"base.start_from": "probe"})
-    settings = search.choose(config, 4)
-    starts = search._probes(config, settings, None, str(tmp_path))
+    settings = space_of(config, 4).settings
+    starts = start_heads(config, [s.head_width for s in settings], NO_INPUTS, str(tmp_path))
     assert starts == {width: f"probe of width {width}" for width in (1, 64, 2)}
     assert made[f"{tmp_path}/runs/probe"] == config.probe
     wider = config.probe.replace({"name": "probe-64", "head.width": 64})
     assert made[f"{tmp_path}/runs/probe-64"] == wider
     for setting in settings:
-        name = search.trial_config(config, setting).start_from
+        name = trial_config(config, setting).start_from
         assert made[f"{tmp_path}/runs/{name}"].head.width == setting.head_width
 
 
@@ -183,8 +120,8 @@ def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_
     config = search_config("demo", concurrent=asked).replace(
         {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
     )
-    trials.require_room(config)
-    assert trials.concurrent_trials(config) == trials_at_once
+    tuning.require_room(config)
+    assert tuning.concurrent_trials(config) == trials_at_once
     each = train.worker_count(config.base)
     if gpus:
         assert trials_at_once * each <= gpus
@@ -210,33 +147,6 @@ def test_a_cluster_too_small_for_one_trial_is_refused(
     with pytest.raises(UserError, match=told):
         search.run(config, NO_INPUTS, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-
-
-def history_of(*scores: float) -> list[dict[str, float]]:
-    return [{"epoch": epoch + 1, "val_cosine": score} for epoch, score in enumerate(scores)]
-
-
-def decisions(past: dict, *scores: float, **changes: Any) -> list[str]:
-    """What is decided about a trial after each of its epochs."""
-    scheduler = trials._scheduler(search_config("demo", **changes), past)
-    trial = SimpleNamespace(trial_id="new")
-    scheduler.on_trial_add(None, trial)
-    return [scheduler.on_trial_result(None, trial, row) for row in history_of(*scores)]
-
-
-def test_trials_are_measured_against_those_that_ended_before() -> None:
-    past = {"a": history_of(0.1, 0.3), "b": history_of(0.5, 0.6), "c": history_of(0.2)}
-    bar = np.percentile([0.1, 0.5, 0.2], 75)  # at the first epoch, the only rung
-    assert decisions(past, bar - 0.01) == ["STOP"]
-    assert decisions(past, bar + 0.01, 0.0, 0.0, 0.0) == ["CONTINUE"] * EPOCHS
-    assert decisions({}, 0.0, 0.0, 0.0, 0.0) == ["CONTINUE"] * EPOCHS
-
-
-def test_no_trial_is_stopped_at_its_last_epoch_or_in_its_grace() -> None:
-    past = {name: history_of(0.9, 0.9, 0.9, 0.9) for name in "abc"}
-    later = decisions(past, 0.1, 0.1, 0.1, 0.1, grace_epochs=3)
-    assert later == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE"]
-    assert trials._scheduler(search_config("demo", grace_epochs=EPOCHS), past) is None
 
 
 @dataclass(frozen=True)
@@ -283,7 +193,7 @@ def killed(cluster, prepared, tiny_tower: str, tmp_path_factory) -> Killed:
 
     def second_has_an_epoch() -> bool:
         assert driver.poll() is None, (out / "log").read_text()
-        return len(trials._trained(str(second))) > 0
+        return len(train.checkpoints(str(second)).history()) > 0
 
     try:
         wait_for("an epoch of the second trial", second_has_an_epoch)
@@ -292,7 +202,7 @@ def killed(cluster, prepared, tiny_tower: str, tmp_path_factory) -> Killed:
         driver.wait()
     wait_for("the killed search's workers leave", lambda: not groups_left())
     first = out / "search" / "trials" / FIRST / "manifest.json"
-    kept = trials._trained(str(second))
+    kept = train.checkpoints(str(second)).history()
     return Killed(config, shards, out, first.stat().st_mtime, kept)
 
 
@@ -317,7 +227,7 @@ def test_when_every_trial_fails_the_reasons_are_told(
     monkeypatch, tiny_tower, tmp_path: Path
 ) -> None:
     reasons = {FIRST: "OSError: disk full", SECOND: "UserError: the loss is nan", THIRD: "-"}
-    monkeypatch.setattr(trials, "run", lambda *_: reasons)
+    monkeypatch.setattr(tuning, "run", lambda *_: reasons)
     monkeypatch.setattr("img2prompt.runtime.resources", lambda: Resources(4, 0))
     with pytest.raises(UserError) as caught:
         search.run(search_config(tiny_tower), NO_INPUTS, str(tmp_path))
@@ -381,7 +291,7 @@ def test_the_best_config_is_that_of_the_best_trial(killed: Killed, searched: Art
     highest = [max(epoch["val_cosine"] for epoch in row["epochs"]) for row in rows]
     assert [row["best"] for row in rows] == highest == sorted(highest, reverse=True)
     best = TrainConfig.from_json(Path(searched.path(search.BEST)).read_text())
-    assert best == search.trial_config(killed.config, Setting(**rows[0]["setting"])).replace(
+    assert best == trial_config(killed.config, Setting.from_dict(rows[0]["setting"])).replace(
         {"name": "best"}
     )
     run = train.run(best, train.Inputs(killed.shards), str(killed.out / "runs" / "best"))
@@ -392,7 +302,7 @@ def test_the_best_config_is_that_of_the_best_trial(killed: Killed, searched: Art
 
 @real
 def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searched) -> None:
-    monkeypatch.setattr(trials, "run", lambda *_: pytest.fail("a trial was run"))
+    monkeypatch.setattr(tuning, "run", lambda *_: pytest.fail("a trial was run"))
     inputs = train.Inputs(killed.shards)
     again = search.run(killed.config, inputs, str(killed.out))
     assert again.fingerprint == searched.fingerprint

@@ -1,0 +1,90 @@
+"""Which trials go on: ASHA at its rungs, and the limit of device-hours."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from img2prompt.config import SearchConfig
+from img2prompt.stages.checkpoint import History
+from img2prompt.stages.search.budget import LIMIT, Budget
+from img2prompt.stages.search.trials import METRIC
+
+PROGRESS = "progress"
+"""What rungs are counted in: epochs, or the compute of an epoch of the dearest setting."""
+
+
+class Rungs(ASHAScheduler):
+    """Tune's ASHA, which measures trials against those of an earlier process too.
+
+    Never stops a trial at its last epoch: there it publishes its run. Stops any when the hours are
+    spent.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        budget: Budget,
+        pace: Mapping[str, float],
+        past: Mapping[str, History],
+    ) -> None:
+        """`pace`: by trial, how much of PROGRESS an epoch of it is. `past`: epochs of trials that
+        have ended."""
+        self._last = config.base.optim.epochs
+        self._budget = budget
+        self._pace = pace
+        self._share = config.reduction
+        self.reasons: dict[str, str] = {}
+        """Of trials that were stopped."""
+        grace = config.grace_epochs if config.scheduler == "asha" else self._last
+        super().__init__(
+            time_attr=PROGRESS,
+            metric=METRIC,
+            mode="max",
+            grace_period=min(grace, self._last),
+            max_t=self._last,
+            reduction_factor=config.reduction,
+            stop_last_trials=False,
+        )
+        for name, history in past.items():
+            self._remember(name, history)
+
+    def _remember(self, name: str, history: History) -> None:
+        runner: Any = None  # it has no use for one
+        trial: Any = SimpleNamespace(trial_id=name)
+        self.on_trial_add(runner, trial)
+        for row in history:
+            super().on_trial_result(runner, trial, self._with_progress(name, row))
+
+    def _with_progress(self, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {**row, PROGRESS: row["epoch"] * self._pace[name]}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        name = trial.config["name"]
+        action = super().on_trial_result(tune_controller, trial, self._with_progress(name, result))
+        if result["epoch"] >= self._last:
+            return TrialScheduler.CONTINUE
+        if action == TrialScheduler.STOP:
+            self.reasons[name] = (
+                f"ASHA: not among the best 1/{self._share} after epoch {result['epoch']}"
+            )
+        elif self._budget.spent:
+            self.reasons[name] = LIMIT
+        return TrialScheduler.STOP if name in self.reasons else action
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        progress = self._with_progress(trial.config["name"], result) if METRIC in result else result
+        super().on_trial_complete(tune_controller, trial, progress)
+
+    def bars(self) -> list[tuple[float, int, float]]:
+        """Of each rung that trials have reached, the lowest first: where it is, how many were
+        there, and the score that the next has to have."""
+        rungs = [(at, scores) for bracket in self._brackets for at, scores in bracket._rungs]
+        return [
+            (at, len(scores), np.percentile([*scores.values()], 100 - 100 / self._share))
+            for at, scores in sorted(rungs, key=lambda rung: rung[0])
+            if scores and at < self._last
+        ]

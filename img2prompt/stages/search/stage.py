@@ -1,0 +1,110 @@
+"""The search from its first trial to its product."""
+
+import functools
+import json
+from typing import Any
+
+from img2prompt.artifact import CONFIG, Artifact, Draft
+from img2prompt.storage import exists, join, read_bytes
+from img2prompt.config import SearchConfig
+from img2prompt.errors import UserError
+from img2prompt.model.predictor import open_tower
+from img2prompt.model.space import Setting, choose, space_of, trial_config
+from img2prompt.model.tower import Tower
+from img2prompt.stages import train
+from img2prompt.stages.search import prices, tuning
+from img2prompt.stages.search.budget import Budget
+from img2prompt.stages.search.rows import BEST, SPACE, TRIALS, ranked
+from img2prompt.stages.search.starts import start_heads
+from img2prompt.stages.search.trials import METRIC
+from img2prompt.stages.search.watch import Watch, show_report
+from img2prompt.stages.search.work import Search
+
+STAGE = "search"
+FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")
+"""Settings that a search may go on with changed: they do not say what comes out of a trial."""
+
+
+def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
+    """Search under `out`/<name>; heads that trials start from go to `out`/runs.
+
+    A search that has ended at its limit of hours goes on when it is run with more.
+
+    Raises UserError when no setting leaves a layer to learn or fits the memory, when the cluster is
+    too small for one trial, and when every trial fails.
+    """
+    folder = join(out, config.name)
+    tower = open_tower(config.base.tower, config.base.seed)
+    space = space_of(config, tower.depth)
+    price = functools.partial(prices.price, tower=tower, counts=inputs.shards.counts)
+    costs = {setting: price(trial_config(config, setting)) for setting in space.settings}
+    kept, left_out = prices.within_memory(config, costs)
+    check = functools.partial(tuning.require_room, config)
+    fingerprints = _fingerprints(inputs, tower)
+    draft = Draft.open(folder, STAGE, _as_begun(config, folder), fingerprints, check)
+    if finished := draft.finished():
+        if not _may_go_on(config, finished):
+            return finished
+        draft.reopen()
+    space, costs = space.only(kept), {setting: costs[setting] for setting in kept}
+    runs = prices.runs_in(join(folder, "trials")) + prices.runs_in(join(out, "runs"))
+    rate = prices.rate_of(config, tower, inputs.shards.counts, runs)
+    report = prices.report(config, space, costs, left_out, rate)
+    show_report(report)
+    draft.write_bytes(SPACE, json.dumps(report, indent=2).encode())
+    settings = choose(config, space)
+    starts = start_heads(config, {setting.head_width for setting in settings}, inputs, out)
+    budget = Budget(config.max_hours)
+    watch = Watch(budget, prices.total_flop(config, costs))
+    search = Search(config, inputs, folder, tower, space, costs, starts, budget, watch)
+    search.run(settings)
+    return _publish(config, draft, search)
+
+
+def _fingerprints(inputs: train.Inputs, tower: Tower) -> dict[str, str]:
+    found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
+    return found | ({"features": inputs.features.fingerprint} if inputs.features else {})
+
+
+def _as_begun(config: SearchConfig, folder: str) -> SearchConfig:
+    """The config with those settings of a search begun in `folder` that may change on the way."""
+    if not exists(join(folder, CONFIG)):
+        return config
+    begun = json.loads(read_bytes(join(folder, CONFIG)))
+    return config.replace({name: begun[name] for name in FREE if name in begun})
+
+
+def _may_go_on(config: SearchConfig, finished: Artifact) -> bool:
+    """Whether a search ended for want of hours, and may have more now."""
+    counts = finished.counts
+    return counts["limited"] and not 0 < config.max_hours <= counts["device_hours"]
+
+
+def _publish(config: SearchConfig, draft: Draft, search: Search) -> Artifact:
+    rows = ranked(search.rows())
+    if not rows or rows[0]["best"] is None:
+        raise UserError(_nothing_came(config, draft.uri, rows))
+    repeat = rows[0]["seed"] - config.base.seed
+    setting = Setting.from_dict(rows[0]["setting"])
+    best = trial_config(config, setting, repeat=repeat).replace({"name": "best"})
+    draft.write_bytes(BEST, best.to_json().encode())
+    draft.write_bytes(TRIALS, json.dumps(rows, indent=2).encode())
+    ends = [row["end"] for row in rows]
+    return draft.publish(
+        trials=len(rows),
+        **{end: ends.count(end) for end in ("finished", "stopped", "failed")},
+        best=rows[0]["name"],
+        device_hours=search.budget.hours,
+        limited=search.limited,
+        **{METRIC: rows[0]["best"]},
+    )
+
+
+def _nothing_came(config: SearchConfig, folder: str, rows: list[dict[str, Any]]) -> str:
+    if any(row["end"] == "failed" for row in rows):
+        told = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
+        return f"every trial of {folder} failed; run it again to retry them:\n{told}"
+    return (
+        f"max_hours is {config.max_hours:g}, and {folder} has no epoch of any trial within them; "
+        "run it again with more: it goes on"
+    )

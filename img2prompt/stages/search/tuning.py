@@ -1,0 +1,171 @@
+"""Running trials under Ray Tune.
+
+Tune's own restore is not used: it forgets what its scheduler had seen and up to ten seconds of
+results, and keeps the concurrency of the cluster that was.
+
+Tune cannot see the workers that a trial's Ray Train run starts, so trials are limited to those that
+fit the cluster at once; else they would wait for each other.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.util
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from img2prompt import runtime
+from img2prompt.config import SearchConfig
+from img2prompt.stages import train
+from img2prompt.stages.search.budget import LIMIT
+from img2prompt.stages.search.propose import Listed
+from img2prompt.stages.search.schedule import Rungs
+from img2prompt.stages.search.trials import Job, clear, outcome, stop
+from img2prompt.stages.search.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+TABLES = "tune"
+"""Folder of Tune's tables and of the TensorBoard files of all trials."""
+DRIVER_CPUS = 0.01
+"""A trial only waits for its workers."""
+RELEASE_S = 60.0
+"""Within which the workers of stopped trials must have left."""
+TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the search has tables of its own
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in trials as elsewhere
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, not only Tune's part of it
+}
+
+
+def run(
+    config: SearchConfig,
+    jobs: Mapping[str, Job],
+    proposals: Listed,
+    rungs: Rungs,
+    watch: Watch,
+    folder: str,
+    pauses: Mapping[str, int] | None = None,
+) -> dict[str, str]:
+    """Run what is proposed; returns the reasons of those that failed, by name.
+
+    `pauses`: epochs after which trials leave their runs to be gone on with. Tune's tables and
+    TensorBoard files, with all settings as HParams, go to `folder`/tune.
+    """
+    pauses = pauses or {}
+
+    def trial(space: dict[str, Any]) -> None:
+        job, until = jobs[space["name"]], pauses.get(space["name"], 0)
+        for row in outcome(job).epochs:
+            tune.report(row)
+        if until:
+            train.advance(job.config, job.inputs, job.folder, until, [TuneReportCallback()])
+        else:
+            train.run(job.config, job.inputs, job.folder, [TuneReportCallback()])
+
+    os.environ.update(TUNE)
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,  # until the proposals end
+            search_alg=proposals,
+            scheduler=rungs,
+            max_concurrent_trials=concurrent_trials(config),
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=TABLES,
+            storage_path=folder if "://" in folder else str(Path(folder).absolute()),
+            failure_config=tune.FailureConfig(max_failures=1),  # its node may have died
+            callbacks=[watch, _Stops(jobs, rungs)],
+            verbose=0,
+        ),
+    )
+    before = _held()
+    with watch:
+        results = tuner.fit()
+    _wait_for_release(before)
+    return _reasons(results)
+
+
+def _name(trial: Trial) -> str:
+    return trial.config["name"]
+
+
+class _Stops(tune.Callback):
+    """Notes in a trial's folder that it was stopped, and after which epochs."""
+
+    def __init__(self, jobs: Mapping[str, Job], rungs: Rungs) -> None:
+        self._jobs = jobs
+        self._rungs = rungs
+        self._epochs: dict[str, dict[int, dict[str, Any]]] = {}
+        self._kept: dict[str, float] = {}
+        """When trials were stopped whose checkpoints are still there."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        row = {key: result[key] for key in ("epoch", "train_loss", "val_cosine", "rows_per_second")}
+        self._epochs.setdefault(_name(trial), {})[row["epoch"]] = row
+        for name in [n for n, at in self._kept.items() if time.monotonic() > at + RELEASE_S]:
+            clear(self._jobs[name])
+            del self._kept[name]
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        name = _name(trial)
+        reason = self._rungs.reasons.get(name, "")
+        if reason not in ("", LIMIT):  # with more hours it may go on
+            stop(self._jobs[name], list(self._epochs[name].values()), reason)
+            self._kept[name] = time.monotonic()
+
+
+def concurrent_trials(config: SearchConfig) -> int:
+    """Trials whose drivers and workers all fit the cluster at once; 0: not even one does.
+
+    On CPUs a driver's share costs the workers a whole CPU: what is left of it is too small for one.
+    """
+    there, workers = runtime.resources(), train.worker_count(config.base)
+    fit = int(there.gpus // workers if there.gpus >= 1 else there.cpus // (workers + 1))
+    return min(config.concurrent or fit, fit)
+
+
+def require_room(config: SearchConfig) -> None:
+    """A cluster that is too small for one trial is a UserError: it would wait without end."""
+    workers = train.worker_count(config.base)
+    if runtime.resources().gpus >= 1:
+        runtime.require(cpus=1, gpus=workers)
+    else:
+        runtime.require(cpus=workers + 1)
+
+
+def _held() -> set[str]:
+    """Placement groups that hold resources or wait for them."""
+    table = ray.util.placement_group_table()
+    return {key for key, group in table.items() if group["state"] != "REMOVED"}
+
+
+def _wait_for_release(before: set[str]) -> None:
+    """Until the workers of stopped trials have left, who might still write checkpoints."""
+    deadline = time.monotonic() + RELEASE_S
+    while (left := _held() - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if left:
+        logger.warning("after %.0f s workers of stopped trials still hold %s", RELEASE_S, left)
+
+
+def _reasons(results: tune.ResultGrid) -> dict[str, str]:
+    reasons = {}
+    for result in results:
+        if result.error is not None:
+            assert result.config is not None
+            cause = getattr(result.error, "cause", None) or result.error
+            reasons[result.config["name"]] = f"{type(cause).__name__}: {cause}"
+    return reasons
