@@ -1,7 +1,16 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from img2prompt.data.order import WINDOW, epoch_order, steps_per_epoch, worker_rows
+from img2prompt.data.order import (
+    WINDOW,
+    epoch_order,
+    first_rows,
+    rows_in_share,
+    steps_per_epoch,
+    worker_rows,
+)
 
 SIZES = [
     np.array([], np.int64),
@@ -83,3 +92,22 @@ def test_rows_and_groups_are_mixed() -> None:
     assert first.min() < 20
     assert first.max() > 180
     assert len(np.unique(order[:32] // 8)) > 20  # a batch of 32 from many groups
+
+
+def test_a_smaller_share_of_the_rows_is_part_of_a_larger_one() -> None:
+    sizes = np.random.default_rng(1).integers(1, 9, 40)
+    total = int(sizes.sum())
+    parts = [first_rows(sizes, share, seed=4) for share in (0.01, 0.29, 0.5, 1.0)]
+    assert [len(part) for part in parts] == [total // 100, total * 29 // 100, total // 2, total]
+    for small, large in pairwise(parts):
+        assert set(small) <= set(large)
+        assert np.all(np.diff(large) > 0)
+    assert first_rows(sizes, 0.5, seed=5).tolist() != parts[2].tolist()
+    ends = np.cumsum(sizes)
+    counts = np.bincount(np.searchsorted(ends, parts[2], side="right"), minlength=len(sizes))
+    assert np.sum((counts > 0) & (counts < sizes)) <= 1, "groups are read whole"
+
+
+def test_the_first_rows_stay_what_they_were() -> None:
+    assert first_rows(np.array([3, 2, 4, 1]), 0.7, 0).tolist() == [0, 1, 2, 5, 6, 7, 8]
+    assert rows_in_share(100, 0.29) == 29

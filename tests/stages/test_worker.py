@@ -9,11 +9,11 @@ from tiny import CPU, MemoryRows, Trained, assert_close, config_of, is_noise, mo
 from torch import nn
 
 from img2prompt.config import HeadConfig, OptimConfig, PlanConfig, TrainConfig
-from img2prompt.data.order import epoch_order
+from img2prompt.data.order import epoch_order, first_rows
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import build_predictor, learned_state
-from img2prompt.stages.batches import Place, prefetch, seed_step, total_steps
+from img2prompt.stages.batches import Place, SomeRows, prefetch, seed_step, total_steps
 from img2prompt.stages.checkpoint import History, Position
 from img2prompt.stages.engine import PlainEngine
 from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
@@ -321,3 +321,28 @@ def test_an_epoch_is_logged(tiny_tower: str, caplog: pytest.LogCaptureFixture) -
         history = run_loop(config, TRAIN, VAL).reported
     line = f"run: epoch 1 of 1, train loss {history[0]['train_loss']:.4f}, val cosine"
     assert any(line in message for message in caplog.messages)
+
+
+def test_a_share_of_the_rows_is_an_epoch_of_its_own() -> None:
+    some = SomeRows(TRAIN, 0.5, seed=3)
+    chosen = first_rows(TRAIN.group_sizes, 0.5, 3)
+    assert len(some) == len(chosen) == 26 == sum(some.group_sizes)
+    assert all(size > 0 for size in some.group_sizes)
+    batch = some.fetch(np.array([0, 25, 7]))
+    assert batch.ids == [f"row-{row}" for row in chosen[[0, 25, 7]]]
+    assert np.array_equal(batch.inputs, TRAIN.pixels[chosen[[0, 25, 7]]])
+
+
+def test_a_run_that_pauses_goes_on_as_if_it_had_not(tiny_tower: str) -> None:
+    config = config_of(tiny_tower)
+    whole = run_loop(config, TRAIN, VAL)
+    first = run_loop(config, TRAIN, VAL, until=2)
+    assert [row["epoch"] for row in first.reported] == [1, 2]
+    assert first.saved[-1].position.epoch == 2
+    rest = run_loop(config, TRAIN, VAL, start=first.saved[-1])
+    assert [row["epoch"] for row in rest.reported] == [3]
+    for key in ("train_loss", "val_cosine"):
+        expected = [row[key] for row in whole.reported]
+        found = [row[key] for row in first.reported + rest.reported]
+        assert found == pytest.approx(expected, abs=1e-6)
+    assert_close(learned_state(rest.model), learned_state(whole.model), atol=1e-6)
