@@ -74,8 +74,8 @@ def test_the_fingerprint_follows_every_setting() -> None:
     config = presets.lora_demo()
     numbers = {k: v for k, v in leaves(config.to_dict()).items() if type(v) in (bool, int, float)}
     assert len(numbers) > 15
-    rates = ("optim.warmup", "plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
-    small = dict.fromkeys(rates, 0.3)
+    parts = ("plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
+    small = dict.fromkeys([*parts, "optim.warmup", "optim.share"], 0.3)
     changed = [
         config.replace({name: small.get(name, 2 if name == "engine.zero_stage" else other(value))})
         for name, value in numbers.items()

@@ -15,7 +15,6 @@ import torch
 
 from img2prompt import runtime
 from img2prompt.artifact import CONFIG
-from img2prompt.storage import exists, join, open_uri, read_bytes
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.data.order import rows_in_share, steps_per_epoch
 from img2prompt.errors import UserError
@@ -25,6 +24,7 @@ from img2prompt.model.tower import Tower
 from img2prompt.stages import train
 from img2prompt.stages.engine import compute_dtype
 from img2prompt.stages.steplog import PEAKS, epochs_and_seconds
+from img2prompt.storage import exists, join, open_uri, read_bytes
 
 
 @dataclass(frozen=True)

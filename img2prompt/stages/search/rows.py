@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from img2prompt.artifact import Artifact
-from img2prompt.storage import read_bytes
 from img2prompt.model.space import Setting
 from img2prompt.stages.search.budget import LIMIT
 from img2prompt.stages.search.prices import Price
 from img2prompt.stages.search.trials import Job, Outcome, seconds
+from img2prompt.storage import read_bytes
 
 BEST = "best.json"
 TRIALS = "trials.json"

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from img2prompt.artifact import CONFIG, Artifact, Draft
-from img2prompt.storage import exists, join, read_bytes
 from img2prompt.config import SearchConfig
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import open_tower
@@ -19,6 +18,7 @@ from img2prompt.stages.search.starts import start_heads
 from img2prompt.stages.search.trials import METRIC
 from img2prompt.stages.search.watch import Watch, show_report
 from img2prompt.stages.search.work import Search
+from img2prompt.storage import exists, join, read_bytes
 
 STAGE = "search"
 FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from img2prompt.artifact import Artifact
-from img2prompt.storage import join
 from img2prompt.config import SearchConfig
 from img2prompt.model.space import start_name
 from img2prompt.stages import train
+from img2prompt.storage import join
 
 
 def start_heads(

@@ -8,12 +8,12 @@ import json
 from dataclasses import dataclass
 
 from img2prompt.artifact import Artifact
-from img2prompt.storage import delete_folder, exists, join, read_bytes, write_bytes
 from img2prompt.config import TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.stages import train
 from img2prompt.stages.checkpoint import History
 from img2prompt.stages.steplog import worker_seconds
+from img2prompt.storage import delete_folder, exists, join, read_bytes, write_bytes
 
 METRIC = "val_cosine"
 STOPPED = "stopped.json"

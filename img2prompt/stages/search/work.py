@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from img2prompt.artifact import Artifact
-from img2prompt.storage import join
 from img2prompt.config import SearchConfig
 from img2prompt.model.space import Setting, Space, trial_config
 from img2prompt.model.tower import Tower
@@ -23,6 +22,7 @@ from img2prompt.stages.search.rows import row_of
 from img2prompt.stages.search.schedule import Rungs
 from img2prompt.stages.search.trials import METRIC, Job, Outcome
 from img2prompt.stages.search.watch import Watch
+from img2prompt.storage import join
 
 
 @dataclass(frozen=True)
