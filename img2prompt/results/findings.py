@@ -1,4 +1,4 @@
-"""The report's words: findings in plain sentences, and in a line or two how each was found."""
+"""What the report has found, in plain sentences."""
 
 import math
 from collections.abc import Sequence
@@ -14,31 +14,6 @@ from img2prompt.results.trial_rows import Row, flop_spent, rank_agreement, score
 from img2prompt.results.winner import Winner
 
 SURE, LIKELY = 0.95, 0.8
-
-WINNER = """<p class="method">Method: each setting's mean score is drawn 4,000 times with the
-seeds' pooled deviation (a parametric bootstrap; Efron and Tibshirani, 1993); counted is how often
-the winner is above the runner-up, and above all. A score that was chosen for being the highest
-flatters: by how much is the mean of the same draws. Other validation pictures would change all
-scores together, which is not in these numbers.</p>"""
-SPENT = """<p>Up and to the left is better. The dotted line is the Pareto front: the best score that
-so much compute has bought. Open circles were stopped early. Hover for the setting; drag to zoom,
-double-click to go back.</p>"""
-TABLE = "<p>Click on a heading to sort. The order at first: the best score, failed trials last.</p>"
-IMPORTANCE = """<p class="method">Method: functional ANOVA (Hutter, Hoos and Leyton-Brown, ICML
-2014) of a second-order response surface (Box and Wilson, 1951) over the ranks of the values; the
-share that noise alone would give is taken off (omega squared: Hays, 1963), so a parameter without
-effect is at 0. A pair's share is what it does beyond the sum of its two. A setting's score is the
-mean of its seeds. Lines are 95 % intervals of a bootstrap of the settings' residuals (Freedman,
-1981); they hold for the settings tried.</p>"""
-EQUAL_COST = """<p class="method">Method: pairs of settings that are equal in all but the plan,
-whose FLOP a picture differ by 5 % at most and whose share of LoRA among the learning layers
-differs by a fifth or more. Score difference over share difference by least squares, with what is
-left of the cost difference beside it; intervals by a bootstrap over settings, since one setting is
-in many pairs (Field and Welsh, 2007). Bands are quarters of the pairs by cost; those with fewer
-than 6 settings are left out.</p>"""
-WIDTHS = """<p class="method">Method: differences within settings that are equal in all but the
-head's width; Student's 95 % interval for paired differences. Unpaired means would favour a
-width that happened to be tried with better plans.</p>"""
 
 
 def headline(best: Winner) -> str:
@@ -57,9 +32,10 @@ def _sure(best: Winner) -> str:
     if best.runner_up is None:
         return "No other trial has a score to compare with, so how sure this is cannot be told."
     lead = float(np.mean(best.scores) - np.mean(best.runner_scores))
-    rival = f"the runner-up ({_setting(best.runner_up)})"
+    runs = len(best.runner_scores)
+    rival = f"the runner-up ({_setting(best.runner_up)}; {runs} seed{'s' * (runs != 1)})"
     if lead < 0:
-        gap = f"Its best run was the highest, but on the mean of its seeds it is {-lead:.4f} below "
+        gap = f"On the mean of its runs it is {-lead:.4f} below "
     else:
         gap = f"It is {lead:.4f} above "
     if math.isnan(best.beats):
@@ -111,10 +87,25 @@ def facts(rows: Sequence[Row]) -> str:
 
 
 def _full(rows: Sequence[Row]) -> float:
-    """Picture passes if every trial that did not fail had gone as far as the longest."""
+    """Picture passes if every trial that did not fail had been trained as far as the furthest."""
     alive = [row for row in scored(rows) if row["end"] != "failed"]
-    longest = max((len(row["epochs"]) for row in alive), default=0)
-    return sum(row["rows"] / len(row["epochs"]) * longest for row in alive)
+    # Passes on shares of the rows, in epochs of all rows.
+    done = [sum(run["share"] * len(run["epochs"]) for run in row["runs"]) for row in alive]
+    epoch = max((row["rows"] / each for row, each in zip(alive, done, strict=True)), default=0.0)
+    furthest = max((row["share"] * len(row["epochs"]) for row in alive), default=0.0)
+    return epoch * furthest * len(alive)
+
+
+def compared(first: float, last: float) -> str:
+    """On which shares of the training rows trials are compared, where not all have had all."""
+    if first == last:
+        return ""
+    small, large = (f"{100 * share:g}&nbsp;%" for share in (first, last))
+    return (
+        f"<p>Trials began on {small} of the training rows, the best went on to {large}. The "
+        f"winner, and what is said of trials that were kept on, is told from {large}; all other "
+        f"comparisons are on the {small} that all had.</p>"
+    )
 
 
 def curves(rows: Sequence[Row], epochs: int) -> str:

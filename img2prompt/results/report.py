@@ -13,10 +13,18 @@ from importlib import resources
 from string import Template
 from typing import Any, TypeVar
 
-from img2prompt.results import charts, effect_charts, findings
+from img2prompt.results import charts, effect_charts, findings, methods
 from img2prompt.results.comparisons import equal_cost, width_effect
 from img2prompt.results.effects import Importance, importance
-from img2prompt.results.trial_rows import Row, TooFew, common_epochs, lora_share, scored
+from img2prompt.results.trial_rows import (
+    Row,
+    TooFew,
+    at_share,
+    common_epochs,
+    first_share,
+    lora_share,
+    scored,
+)
 from img2prompt.results.trial_table import table
 from img2prompt.results.winner import Winner, winner
 
@@ -33,13 +41,15 @@ def page(rows: Sequence[Row]) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    written = _Page(rows, common_epochs(rows))
+    shares = first_share(rows), rows[0]["share"] if rows else 1.0
+    compared = at_share(rows, shares[0])
+    written = _Page(rows, compared, at_share(rows, shares[1]), common_epochs(compared))
     best = written.all_sections()
     text = resources.files("img2prompt.results").joinpath("assets/report.html").read_text("utf-8")
     figures = ",".join(f"{json.dumps(name)}:{value}" for name, value in written.figures.items())
     return Template(text).substitute(
         title=f"Search of {len(rows)} trial{'s' * (len(rows) != 1)}",
-        head=findings.headline(best) + findings.facts(rows),
+        head=findings.headline(best) + findings.facts(rows) + findings.compared(*shares),
         sections="\n".join(written.parts),
         figures="{" + figures.replace("</", "<\\/") + "}",
         plotly=get_plotlyjs(),
@@ -50,7 +60,11 @@ def page(rows: Sequence[Row]) -> str:
 class _Page:
     """Sections and figures, in the order in which they are written."""
 
+    every: Sequence[Row]
     rows: Sequence[Row]
+    """On the share of the training rows that all had."""
+    last: Sequence[Row]
+    """On the winner's share."""
     epochs: int
     """After which all trials are compared."""
     parts: list[str] = field(default_factory=list)
@@ -60,7 +74,7 @@ class _Page:
         several = len(scored(self.rows)) > 1
         matters = self.importance()
         surface = (matters.residual, matters.freedom) if isinstance(matters, Importance) else None
-        best = winner(self.rows, surface)
+        best = winner(self.last, surface)
         if several:
             self.winner(best)
             self.compute()
@@ -72,7 +86,7 @@ class _Page:
             self.layers()
         self.section("LoRA against unfreezing at equal cost", self.lora())
         self.section("Head width", self.widths())
-        self.section("All trials", [findings.TABLE, table(self.rows)])
+        self.section("All trials", [methods.TABLE, table(self.every)])
         return best
 
     def section(self, title: str, parts: Iterable[str]) -> None:
@@ -99,26 +113,26 @@ class _Page:
 
     def at_the_end(self, compare: Callable[[Sequence[Row], int], _Found]) -> _Found | None:
         """A comparison of the trials that went furthest, where that is further and enough."""
-        longest = max(len(row["epochs"]) for row in self.rows)
-        if longest == self.epochs:
+        longest = max(len(row["epochs"]) for row in self.last)
+        if longest == self.epochs and self.last == self.rows:
             return None
         try:
-            return compare(self.rows, longest)
+            return compare(self.last, longest)
         except TooFew:
             return None
 
     def winner(self, best: Winner) -> None:
-        chart = self.chart("leaders", charts.leaders(self.rows, best.epochs))
-        parts = [findings.leaders(best), chart, findings.WINNER]
+        chart = self.chart("leaders", charts.leaders(self.last, best.epochs))
+        parts = [findings.leaders(best), chart, methods.WINNER]
         self.section("The winner, and how sure we are of it", parts)
 
     def compute(self) -> None:
-        chart = self.chart("spent", charts.spent(self.rows))
-        self.section("Score against compute", [findings.SPENT, chart])
+        chart = self.chart("spent", charts.spent(self.every))
+        self.section("Score against compute", [methods.SPENT, chart])
 
     def curves(self) -> None:
-        chart = self.chart("curves", charts.curves(self.rows))
-        self.section("Learning curves", [findings.curves(self.rows, self.epochs), chart])
+        chart = self.chart("curves", charts.curves(self.every))
+        self.section("Learning curves", [findings.curves(self.every, self.epochs), chart])
 
     def settings(self) -> None:
         wide = AXIS * (1 + len(scored(self.rows)[0]["setting"]))
@@ -136,16 +150,16 @@ class _Page:
             raise found
         yield findings.importance(found)
         yield self.chart("importance", effect_charts.importance(found))
-        yield findings.IMPORTANCE
+        yield methods.IMPORTANCE
 
     def lora(self) -> Iterator[str]:
         found, later = equal_cost(self.rows, self.epochs), self.at_the_end(equal_cost)
         yield findings.equal_cost(found, later)
         yield self.chart("bands", effect_charts.bands(found, later))
-        yield findings.EQUAL_COST
+        yield methods.EQUAL_COST
 
     def widths(self) -> Iterator[str]:
         found, later = width_effect(self.rows, self.epochs), self.at_the_end(width_effect)
         yield findings.widths(found, later)
         yield self.chart("widths", effect_charts.widths(found, later))
-        yield findings.WIDTHS
+        yield methods.WIDTHS

@@ -2,7 +2,8 @@
 
 A trial that was stopped early would have gone on to learn, so its last score is never held against
 the last score of one that finished. Every comparison names its number of epochs, and leaves out
-the trials that did not come so far.
+the trials that did not come so far. Nor are scores compared that come from different shares of the
+training rows.
 """
 
 import json
@@ -16,7 +17,7 @@ from scipy import stats
 Row = Mapping[str, Any]
 """One run of one trial, as `stages/search.py` writes it."""
 
-COMMON_SHARE = 0.9
+COMMON = 0.9
 """Trials that must have come as far as the epoch at which all are compared."""
 
 
@@ -31,6 +32,21 @@ def curve(row: Row) -> list[float]:
     return np.fmax.accumulate([float(epoch["val_cosine"]) for epoch in row["epochs"]]).tolist()
 
 
+def first_share(rows: Sequence[Row]) -> float:
+    """The least share of the training rows that trials had: all began with it."""
+    return min((run["share"] for row in rows for run in row["runs"]), default=1.0)
+
+
+def at_share(rows: Sequence[Row], share: float) -> list[Row]:
+    """The trials as they were on `share` of the training rows, without those that never had it."""
+    return [
+        {**row, "share": share, "epochs": run["epochs"]}
+        for row in rows
+        for run in row["runs"]
+        if run["share"] == share
+    ]
+
+
 def score_at(row: Row, epochs: int) -> float:
     """The best cosine within the first `epochs` epochs; NaN when the trial has no such epoch."""
     values = curve(row)
@@ -42,7 +58,7 @@ def scored(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["epochs"] and not math.isnan(curve(row)[-1])]
 
 
-def common_epochs(rows: Sequence[Row], share: float = COMMON_SHARE) -> int:
+def common_epochs(rows: Sequence[Row], share: float = COMMON) -> int:
     """The most epochs that at least `share` of the scored trials have.
 
     Among the few that went further only good ones are left: what is measured on them alone is
@@ -114,12 +130,14 @@ def pareto(cost: Sequence[float], score: Sequence[float]) -> list[int]:
 def rank_agreement(rows: Sequence[Row], epochs: int) -> tuple[float, int] | None:
     """Spearman's correlation of scores at `epochs` with those at the end, over finished trials.
 
-    With their number; None: fewer than 5, or nothing lies between.
+    `epochs` are those on the first share of the rows. With the number of trials; None: fewer than
+    5, or nothing lies between.
     """
     done = [row for row in scored(rows) if row["end"] == "finished"]
-    if len(done) < 5 or min(len(row["epochs"]) for row in done) <= epochs:
+    early = at_share(done, first_share(rows))
+    if len(done) < 5 or len(early) < len(done):
         return None
-    pairs = [[score_at(row, epochs) for row in done], [curve(row)[-1] for row in done]]
-    if any(np.ptp(values) == 0 for values in pairs):
+    pairs = [[score_at(row, epochs) for row in early], [curve(row)[-1] for row in done]]
+    if pairs[0] == pairs[1] or any(np.ptp(values) == 0 for values in pairs):
         return None
     return float(stats.spearmanr(*pairs).statistic), len(done)

@@ -6,7 +6,7 @@ from typing import Any
 
 from img2prompt.results.charts import level
 from img2prompt.results.surface import is_number
-from img2prompt.results.trial_rows import Row, curve, flop_spent
+from img2prompt.results.trial_rows import Row, flop_spent
 
 _Cell = tuple[Any, str]
 """The value to sort by and the text shown."""
@@ -46,7 +46,7 @@ def _line(line: dict[str, _Cell], numbers: dict[str, bool]) -> str:
 
 def _cells(number: int, row: Row, options: Sequence[str]) -> dict[str, _Cell]:
     setting = {name: row["setting"].get(name, "") for name in options}
-    best = max(curve(row), default="")
+    best = "" if row["best"] is None else row["best"]
     layers = [len(row["plan"][kind]) for kind in ("frozen", "lora", "trained")]
     return {
         "#": (number, str(number)),
@@ -54,6 +54,7 @@ def _cells(number: int, row: Row, options: Sequence[str]) -> dict[str, _Cell]:
         **{name: (value, level(value)) for name, value in setting.items()},
         "seed": (row["seed"], str(row["seed"])),
         "frozen / LoRA / trained": (layers[2] * 1000 + layers[1], " / ".join(map(str, layers))),
+        "share of rows": (row["share"], f"{row['share']:g}"),
         "epochs": (len(row["epochs"]), str(len(row["epochs"]))),
         "learned, M": (row["learned"], f"{row['learned'] / 1e6:,.2f}"),
         "GFLOP a picture": (row["flop"], f"{row['flop'] / 1e9:,.4g}"),

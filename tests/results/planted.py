@@ -47,6 +47,10 @@ def row(
     values = [score - 0.05 * (1 - (n + 1) / length) for n in range(epochs)]
     name = "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in setting.items())
     layers = plan(setting)
+    history = [
+        {"epoch": n + 1, "train_loss": 1 - v, "val_cosine": v, "rows_per_second": 900.0}
+        for n, v in enumerate(values)
+    ]
     return {
         "name": f"{name}-seed{seed}",
         "setting": setting,
@@ -60,15 +64,14 @@ def row(
         "end": "finished" if epochs == length else "stopped",
         "reason": "" if epochs == length else f"not among the best after epoch {epochs}",
         "best": max(values, default=None),
-        "epochs": [
-            {"epoch": n + 1, "train_loss": 1 - v, "val_cosine": v, "rows_per_second": 900.0}
-            for n, v in enumerate(values)
-        ],
+        "share": 1.0,
+        "epochs": history,
+        "runs": [{"share": 1.0, "epochs": history}],
     }
 
 
 def failed(setting: dict[str, Any], reason: str = "CUDA out of memory") -> dict[str, Any]:
-    empty = {"end": "failed", "reason": reason, "best": None, "epochs": [], "rows": 0}
+    empty = {"end": "failed", "reason": reason, "best": None, "rows": 0}
     return row(setting, 0.0, epochs=0) | empty
 
 
@@ -95,3 +98,17 @@ def stop(rows: Sequence[dict[str, Any]], epochs: int, keep: int) -> list[dict[st
         r if place < keep else row(r["setting"], r["best"], r["seed"], epochs)
         for place, r in enumerate(rows)
     ]
+
+
+def on_shares(rows: Sequence[dict[str, Any]], share: float, keep: int) -> list[dict[str, Any]]:
+    """The same search where all began on `share` of the rows, and the first `keep` had all then."""
+    found = []
+    for place, r in enumerate(rows):
+        small = [epoch | {"val_cosine": epoch["val_cosine"] - 0.2} for epoch in r["epochs"]]
+        runs, cost = [{"share": share, "epochs": small}], round(r["rows"] * share)
+        if place < keep:
+            found.append(r | {"runs": runs + r["runs"], "rows": r["rows"] + cost})
+        else:
+            left = {"end": "stopped", "share": share, "epochs": small, "rows": cost, "runs": runs}
+            found.append(r | left | {"best": r["best"] - 0.2})
+    return found

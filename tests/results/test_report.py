@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import failed, row, search, settings, stop
+from planted import failed, on_shares, row, search, settings, stop
 
 from img2prompt.results.report import page
 from img2prompt.results.trial_rows import TooFew
@@ -95,7 +95,18 @@ def test_small_and_odd_searches(rows: Rows, charts: set[str], said: str) -> None
 def test_a_winner_by_one_lucky_seed_is_said_to_be_one() -> None:
     first, second = settings()[:2]
     rows = [row(first, 0.74), row(second, 0.73), row(second, 0.729, 1), row(first, 0.70, 1)]
-    assert "on the mean of its seeds it is 0.0095 below" in words(page(rows))
+    assert "Open: on the mean of its runs it is 0.0095 below" in words(page(rows))
+
+
+def test_shares_of_the_rows_are_never_mixed() -> None:
+    rows = on_shares(search(truth, settings(), 0.001, seeds=2), 0.25, keep=12)
+    said = words(page(rows))
+    assert "began on 25 % of the training rows, the best went on to 100 %" in said
+    best = np.mean([r["best"] for r in rows if r["setting"] == rows[0]["setting"]][:2])
+    assert f"validation cosine {best:.4f}, mean of 2 seeds" in said
+    assert f"From {len(settings())} settings after 4 epochs; fitted" in said
+    # 54 settings twice, a quarter of the rows each, and 12 of 108 once on all.
+    assert "share of training all to the end36 %" in said
 
 
 def test_no_score_no_page() -> None:

@@ -1,16 +1,20 @@
 import math
 
 import pytest
-from planted import failed, row, search, settings, stop
+from planted import failed, on_shares, row, search, settings, stop
+from scipy.stats import spearmanr
 
 from img2prompt.results.trial_rows import (
     TooFew,
+    at_share,
     by_setting,
     common_epochs,
     curve,
+    first_share,
     flop_spent,
     lora_share,
     pareto,
+    rank_agreement,
     score_at,
     scored,
     seed_deviation,
@@ -51,6 +55,31 @@ def test_seed_deviation_is_the_planted_one() -> None:
     assert freedom == 3 * len(settings())
     assert deviation == pytest.approx(0.01, rel=0.15)
     assert seed_deviation(search(lambda s: 0.5, settings()), 4)[1] == 0
+
+
+def test_scores_on_a_share_of_the_rows_are_a_comparison_of_their_own() -> None:
+    whole = search(lambda s: 0.7 + 0.1 * s["lora_rate"] + 0.01 * s["nfz_rate"], settings(), 0.001)
+    rows = on_shares(whole, 0.25, keep=5)
+    assert first_share(rows) == 0.25
+    assert len(at_share(rows, 0.25)) == len(whole)
+    early = [score_at(r, 4) for r in at_share(rows, 0.25)]
+    assert early == pytest.approx([r["best"] - 0.2 for r in whole])
+    assert at_share(rows, 1.0) == rows[:5]
+    assert rank_agreement(rows, 4) == (pytest.approx(1), 5)
+    assert first_share(whole) == 1.0
+    assert at_share(whole, 1.0) == whole
+
+
+def test_rank_agreement() -> None:
+    rows = search(lambda s: 0.7 + 0.1 * s["lora_rate"], settings(), 0.001)
+    for r in rows[::2]:
+        r["epochs"][0]["val_cosine"] -= 0.3
+    value, trials = rank_agreement(rows, 1) or (0, 0)
+    expected = spearmanr([r["epochs"][0]["val_cosine"] for r in rows], [r["best"] for r in rows])
+    assert value == pytest.approx(expected.statistic)
+    assert trials == len(rows)
+    assert rank_agreement(rows, 4) is None  # the end itself
+    assert rank_agreement(stop(rows, 1, keep=4), 1) is None
 
 
 def test_cost_and_lora_share() -> None:
