@@ -14,6 +14,7 @@ def job() -> None:
         embedded = Artifact.load(join(out, "features"), features.STAGE)
         found = search.run(config, train.Inputs(shards, embedded), out)
     cli.show(f"trials in {found.uri}", ["trial", "val cosine", "epochs", ""], search.summary(found))
+    print(f"what the trials tell: {found.path(search.REPORT)}")
     print(f"train the best: python jobs/train.py --config {found.path(search.BEST)} --out {out}")
 
 

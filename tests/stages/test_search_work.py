@@ -158,6 +158,20 @@ SEARCHES = {
 }
 
 
+@pytest.mark.parametrize("kind", ["asha", "shares"])
+def test_the_report_is_of_the_rows(there, monkeypatch, kind: str, tmp_path: Path) -> None:
+    rows, _ = searched(monkeypatch, search_of(**SEARCHES[kind]), tmp_path)
+    html = (tmp_path / "search" / search.REPORT).read_text()
+    assert html.count("<tr class=") == len(rows)
+    best = [row["best"] for row in rows if row["setting"] == rows[0]["setting"]]
+    mean = sum(best) / len(best)
+    assert f"validation cosine <strong>{mean:.4f}</strong>" in html
+    assert ("began on 20&nbsp;% of the training rows" in html) == (kind == "shares")
+    for row in rows:
+        assert [run["share"] for run in row["runs"]] == sorted({r["share"] for r in row["runs"]})
+        assert row["runs"][-1] == {"share": row["share"], "epochs": row["epochs"]}
+
+
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_a_search_killed_anywhere_trains_no_epoch_twice(
     there, monkeypatch, kind: str, tmp_path: Path

@@ -1,11 +1,11 @@
 """Search lora_rate, nfz_rate and head width with Ray Tune; every trial is a real training run.
 
 shards/ + features/ -> search/: `best.json` (one complete training config), `trials.json` (what was
-tried, epoch by epoch), `space.json` (what could be tried, and what it costs), trials/<setting>/ (a
-run each). A killed search goes on from its trials.
+tried, epoch by epoch), `report.html` (what they tell), `space.json` (what could be tried, and what
+it costs), trials/<setting>/ (a run each). A killed search goes on from its trials.
 """
 
-from img2prompt.stages.search.rows import BEST, SPACE, TRIALS, summary
+from img2prompt.stages.search.rows import BEST, REPORT, SPACE, TRIALS, summary
 from img2prompt.stages.search.stage import STAGE, run
 
-__all__ = ["BEST", "SPACE", "STAGE", "TRIALS", "run", "summary"]
+__all__ = ["BEST", "REPORT", "SPACE", "STAGE", "TRIALS", "run", "summary"]

@@ -16,6 +16,7 @@ from img2prompt.storage import read_bytes
 
 BEST = "best.json"
 TRIALS = "trials.json"
+REPORT = "report.html"
 SPACE = "space.json"
 
 
@@ -30,7 +31,7 @@ def row_of(
     `flop` is that of a row, forward and backward, `memory` in bytes of a worker. `rows` counts the
     pictures that were passed through the model in training, `seconds` those of all workers in their
     loops, both over all `runs`. `best` is the best validation cosine of `epochs`, and null for a
-    trial that failed.
+    trial that failed. `runs` has the epochs on each share.
     """
     job, outcome, price = runs[-1]
     is_whole = job.config.optim.share == 1
@@ -50,6 +51,9 @@ def row_of(
         "reason": failure or ("" if end == "finished" else outcome.reason or left or LIMIT),
         "best": None if failure else outcome.best,
         "epochs": outcome.epochs,
+        "runs": [
+            {"share": each.config.optim.share, "epochs": ended.epochs} for each, ended, _ in runs
+        ],
     }
 
 

@@ -10,10 +10,11 @@ from img2prompt.errors import UserError
 from img2prompt.model.predictor import open_tower
 from img2prompt.model.space import Setting, choose, space_of, trial_config
 from img2prompt.model.tower import Tower
+from img2prompt.results.report import page
 from img2prompt.stages import train
 from img2prompt.stages.search import prices, tuning
 from img2prompt.stages.search.budget import Budget
-from img2prompt.stages.search.rows import BEST, SPACE, TRIALS, ranked
+from img2prompt.stages.search.rows import BEST, REPORT, SPACE, TRIALS, ranked
 from img2prompt.stages.search.starts import start_heads
 from img2prompt.stages.search.trials import METRIC
 from img2prompt.stages.search.watch import Watch, show_report
@@ -89,6 +90,7 @@ def _publish(config: SearchConfig, draft: Draft, search: Search) -> Artifact:
     best = trial_config(config, setting, repeat=repeat).replace({"name": "best"})
     draft.write_bytes(BEST, best.to_json().encode())
     draft.write_bytes(TRIALS, json.dumps(rows, indent=2).encode())
+    draft.write_bytes(REPORT, page(rows).encode())
     ends = [row["end"] for row in rows]
     return draft.publish(
         trials=len(rows),
