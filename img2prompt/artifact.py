@@ -125,17 +125,23 @@ class Draft:
         config: Config,
         inputs: Mapping[str, str],
         check: Callable[[], None] = lambda: None,
+        *,
+        starts_over: bool = False,
     ) -> "Draft":
         """Begin or go on; a folder of another stage, config or input is a UserError.
 
         `inputs` maps a name to a fingerprint. `check` is called unless the folder is finished, and
-        before a new one is begun: what it raises leaves nothing behind.
+        before a new one is begun: what it raises leaves nothing behind. A stage that `starts_over`
+        never goes on: its unfinished folder holds nothing worth keeping, and may be begun
+        otherwise.
         """
         draft = cls(uri, stage, json.loads(config.to_json()), dict(inputs))
         found = _read_manifest(uri)
         if found is None or not found["done"]:
             check()
-        if found is None or _is_bare(uri):
+        forgets = starts_over and found and not found["done"] and found["stage"] == stage
+        if found is None or forgets or _is_bare(uri):
+            delete_folder(join(uri, RECEIPTS))
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
         else:

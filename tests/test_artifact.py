@@ -230,6 +230,23 @@ def test_a_folder_without_any_work_may_be_begun_otherwise(folder: str) -> None:
         draft_of(folder)  # finished, though without files
 
 
+def test_an_unfinished_folder_of_a_stage_that_starts_over_may_be_begun_otherwise(
+    folder: str,
+) -> None:
+    def opened(stage: str, source: str) -> Draft:
+        return Draft.open(folder, stage, TargetsConfig(), {"source": source}, starts_over=True)
+
+    opened("made", "one").write_bytes("of-one.bin", b"x")
+    with pytest.raises(UserError, match="stage: 'made' there"):
+        opened("other", "one")
+    second = opened("made", "two")
+    second.write_bytes("of-two.bin", b"x")
+    made = second.publish()
+    assert (made.names(), made.inputs) == (["of-two.bin"], {"source": "two"})
+    with pytest.raises(UserError, match="holds another run"):
+        opened("made", "one")
+
+
 def test_a_check_comes_before_the_folder_and_not_after_the_end(folder: str) -> None:
     def refuse() -> None:
         raise UserError("no room")

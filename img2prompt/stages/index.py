@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from img2prompt.artifact import RECEIPTS, Artifact, Draft
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import IndexConfig, PictureSource, PrepareConfig
 from img2prompt.data.sources import (
     INDEX_SCHEMA,
@@ -26,7 +26,6 @@ from img2prompt.data.sources import (
     unique_ids,
 )
 from img2prompt.errors import UserError
-from img2prompt.storage import delete_folder, join
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +43,9 @@ def run(config: PrepareConfig, out: str) -> Artifact:
     own = IndexConfig(sources=config.sources)
     sources = [resolve(s) if isinstance(s, PictureSource) else s for s in own.sources]
     inputs = {s.name: identity(s) for s in sources if isinstance(s, PictureSource)}
-    draft = Draft.open(out, STAGE, own, inputs)
+    draft = Draft.open(out, STAGE, own, inputs, starts_over=True)
     if finished := draft.finished():
         return finished
-    delete_folder(join(out, RECEIPTS))
     rows = _Pieces(draft, "rows", _row_table)
     rejected = _Pieces(draft, "rejected", rejected_table)
     kinds: Counter[str] = Counter()

@@ -195,10 +195,11 @@ def test_finished_is_skipped_and_another_config_is_refused(tmp_path: Path) -> No
 
 
 def test_no_fit_row_is_an_error(tmp_path: Path) -> None:
+    rows = index_of(tmp_path, [row("a", "cat")])
     with pytest.raises(UserError, match=r"too few words.*--clean"):
-        clean.run(
-            CleanConfig(min_words=9), index_of(tmp_path, [row("a", "cat")]), str(tmp_path / "c")
-        )
+        clean.run(CleanConfig(min_words=9), rows, str(tmp_path / "c"))
+    # What the error advises works in the same folder.
+    assert clean.run(CleanConfig(), rows, str(tmp_path / "c")).counts["rows"] == 1
 
 
 def test_real_pictures_of_one_prompt_are_all_kept(tmp_path: Path, shared_data) -> None:

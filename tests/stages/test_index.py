@@ -119,6 +119,8 @@ def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:
     config = config_of(csv_source(tmp_path, ["x,gone.png,a cat"]))
     with pytest.raises(UserError, match=r"missing picture.*\n  x: .*gone.png does not exist"):
         index.run(config, str(tmp_path / "out"))
+    csv_source(tmp_path, ["x,a.png,a cat"])
+    assert index.run(config, str(tmp_path / "out")).counts == {"rows": 1, "rejected": {}}
 
 
 def test_real_pictures(tmp_path: Path, shared_data) -> None:
