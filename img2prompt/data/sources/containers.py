@@ -144,9 +144,9 @@ class Parquet:
 
 def picture_bytes(cell: pa.Scalar) -> bytes | None:
     """The picture in a cell: bytes themselves, or a struct with the field `bytes`."""
-    if isinstance(cell, pa.StructScalar):
-        return cell["bytes"].as_py() if cell.is_valid else None
-    return cell.as_py()
+    data = cell.as_py()
+    data = data.get("bytes") if isinstance(data, dict) else data
+    return data if isinstance(data, bytes) else None
 
 
 class Range(io.RawIOBase):

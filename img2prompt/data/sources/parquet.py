@@ -1,7 +1,8 @@
 """Parquet files in the Hugging Face image layout: a column of pictures and one of prompts.
 
 Pictures are a struct with the field `bytes` (and `path`, for pictures that lie beside the file), or
-plain bytes. Their headers are read in the same pass, unless the table has `width` and `height`.
+plain bytes; a column that is named may hold the paths alone. Headers of pictures in the table are
+read in the same pass, unless it has `width` and `height`.
 """
 
 import posixpath
@@ -51,7 +52,7 @@ def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
             schema = opened.table.schema_arrow
             picture = source.file_column or _picture_column(schema)
             prompt = source.prompt_column or _prompt_column(schema)
-            if picture not in schema.names or prompt not in schema.names:
+            if prompt not in schema.names or not _holds_pictures(schema, picture):
                 yield Rejected(base, _lacking(uri, schema))
                 return
             layout = _Layout(uri, base, source.name, picture, prompt, schema)
@@ -72,6 +73,17 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def _holds_paths(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("path") >= 0 and _holds_paths(kind.field("path").type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _holds_pictures(schema: pa.Schema, name: str) -> bool:
+    kinds = [field.type for field in schema if field.name == name]
+    return any(_holds_bytes(kind) or _holds_paths(kind) for kind in kinds)
+
+
 def _prompt_column(schema: pa.Schema) -> str:
     return next((name for name in PROMPT_COLUMNS if name in schema.names), "")
 
@@ -80,7 +92,8 @@ def _lacking(uri: str, schema: pa.Schema) -> str:
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)[:500]
     return (
         f"no picture: {uri} has the columns {columns}; needed: one of pictures (bytes, or a struct "
-        "with bytes) and one of prompts (--sources.N.file_column and --sources.N.prompt_column)"
+        "with bytes; a named one may hold paths) and one of prompts (--sources.N.file_column and "
+        "--sources.N.prompt_column)"
     )
 
 
@@ -96,7 +109,8 @@ class _Layout:
         told = [name for name in SETTINGS if name in schema.names]
         self.texts = [*dict.fromkeys([prompt, *told, *sizes])]
         # With sizes told, the pictures need not be read.
-        self.columns = self.texts if sizes else [*self.texts, picture]
+        inside = _holds_bytes(schema.field(picture).type)
+        self.columns = self.texts if sizes and inside else [*self.texts, picture]
 
     def group_rows(self, opened: Parquet, group: int) -> Iterator[Row | Rejected]:
         """The rows of a row group; what lies after a damage in it is one rejected row."""
@@ -133,7 +147,8 @@ class _Layout:
         self, row_id: str, prompt: Any, cell: pa.Scalar, told: Mapping[str, Any]
     ) -> Row | Rejected:
         """The row of a picture that is a path: relative to the folder of the table."""
-        path = cell["path"].as_py() if "path" in cell else None
+        value = cell.as_py()
+        path = value.get("path") if isinstance(value, dict) else value
         if not path:
             return Rejected(row_id, f"no picture: column {self.picture!r} is empty")
         uri = files.inside(posixpath.dirname(self.uri), path)

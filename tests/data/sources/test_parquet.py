@@ -87,6 +87,36 @@ def test_pictures_beside_the_table(place) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a.png", "gone.png", None]),
+        pa.array(["a.png", "gone.png", None], pa.large_string()),
+        pa.array([{"path": "a.png"}, {"path": "gone.png"}, None]),
+    ],
+)
+def test_a_named_column_of_paths(place, column) -> None:
+    place.write("a.png", PICTURES[0])
+    sizes = {"width": [5] * 3, "height": [3] * 3}  # they do not say what lies there
+    place.write("a.parquet", parquet_of(image=column, prompt=prompts_of(3), **sizes))
+    (row,), rejected = place.list("a.parquet", file_column="image")
+    assert (row["prompt"], row["width"], row["member"]) == ("prompt 0", 5, "")
+    assert read_all([row]) == [PICTURES[0]]
+    assert [row.kind for row in rejected] == ["missing picture", "no picture"]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [([1, 2], "int64"), ([[PICTURES[0]], PICTURES[:2]], "list<"), ([{"url": "a"}] * 2, "struct<")],
+)
+def test_a_named_column_without_pictures_is_told_with_its_type(place, column, told: str) -> None:
+    place.write("a.parquet", parquet_of(image=pa.array(column), prompt=prompts_of(2)))
+    rows, (rejected,) = place.list("a.parquet", file_column="image", name="p")
+    assert not rows
+    assert rejected.id == "p/a.parquet"
+    assert f"image ({told}" in rejected.reason
+
+
 def test_bad_rows_cost_only_themselves(place) -> None:
     pictures = [PICTURES[0], b"no picture", b"", PICTURES[3], PICTURES[4]]
     prompts = ["good", "a", "b", None, " "]
