@@ -114,7 +114,7 @@ def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
     (folder / "rows.csv").write_bytes(b"\r\n".join(lines) + b"\r\n\r\n")
     expected: dict[str, list[str]] = {}
     for record, fate in records:
-        expected.setdefault(record.partition(b",")[0].decode(), []).append(fate)
+        expected.setdefault(f"mine/{record.partition(b',')[0].decode()}", []).append(fate)
     breaks = sum(record.count(b"\n") for record, _ in records)
     first = 2 + len(records) + breaks
     for number, (_, fate) in enumerate(NAMELESS, start=first):
@@ -194,7 +194,9 @@ def test_each_row_has_its_fate(case) -> None:
 
 @marked
 def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
-    reasons: dict[str, str] = {row["id"]: row["reason"] for row in rejected_rows(case.made)}
+    reasons: dict[str, str] = {
+        row["id"].removeprefix("mine/"): row["reason"] for row in rejected_rows(case.made)
+    }
     folder = str(Path(case.out).parent)
     for name, told in {
         "missing": f"missing picture: {folder}/absent.png does not exist",
@@ -209,10 +211,10 @@ def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
         "replaced": "U+FFFD at character 4; allowed: valid UTF-8",
         "many words": "too many words: 501; allowed: 1 to 500",
         "same picture": "noodles.png with this prompt came before",
-        "noodles": "repeated id: 'noodles'; allowed: one row an id",
-        "mine/line 85": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
-        "mine/line 86": "bad CSV: 2 cells; the header has 3",
-        "mine/line 88": "no picture: column 'file' is empty",
+        "noodles": "repeated id: 'mine/noodles'; allowed: one row an id",
+        "line 85": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
+        "line 86": "bad CSV: 2 cells; the header has 3",
+        "line 88": "no picture: column 'file' is empty",
     }.items():
         assert told in reasons[name]
     assert all(": " in reason for reason in reasons.values())
@@ -243,7 +245,7 @@ def test_a_prompt_longer_than_the_encoder_reads_is_kept_and_marked(case) -> None
     rows = case.made.targets.read_tables("rows").to_pylist()
     assert [row["prompt"] for row in rows if row["cut"]] == [LONG]
     assert case.made.targets.counts["cut"] == 1
-    assert "long" in used_ids(case.made)
+    assert "mine/long" in used_ids(case.made)
 
 
 @marked

@@ -22,18 +22,18 @@ def config_of(*sources: PictureSource | SceneSource, **changes) -> PrepareConfig
 
 def test_all_sources_in_order_with_rejected_rows(tmp_path: Path) -> None:
     first = csv_source(tmp_path, ["x,a.png,a cat", "y,gone.png,a cat", "z,a.png,a dog"], "one")
-    second = csv_source(tmp_path, ["x,a.png,a cow", ",a.png,a hen"], "two")
+    second = csv_source(tmp_path, ["x,a.png,a cow", "x,a.png,a pig", ",a.png,a hen"], "two")
     scenes = SceneSource(prompts=2, pictures_per_prompt=2)
     made = index.run(config_of(first, scenes, second), str(tmp_path / "out"))
     table = made.read_tables("rows")
     assert table.schema.equals(INDEX_SCHEMA)
     ids = table["id"].to_pylist()
-    assert [ids[0], ids[1], ids[-1]] == ["x", "z", "two/a.png"]
+    assert [*ids[:2], *ids[-2:]] == ["one/x", "one/z", "two/x", "two/a.png"]
     assert set(table["source"].to_pylist()[2:6]) == {"scenes"}
     rejected = made.read_tables("rejected")
     assert rejected.schema.equals(REJECTED_SCHEMA)
-    assert rejected["id"].to_pylist() == ["y", "x"]
-    assert made.counts == {"rows": 7, "rejected": {"missing picture": 1, "repeated id": 1}}
+    assert rejected["id"].to_pylist() == ["one/y", "two/x"]
+    assert made.counts == {"rows": 8, "rejected": {"missing picture": 1, "repeated id": 1}}
 
 
 def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
     made = index.run(config_of(table, *sources), str(tmp_path / "out"))
     rows = made.read_tables("rows").to_pylist()
     assert [(row["source"], row["id"], row["width"]) for row in rows] == [
-        ("table", "x", 20),
+        ("table", "table/x", 20),
         ("side", "side/a.png", 20),
         ("web", "web/one.tar/s", 20),
     ]
@@ -67,7 +67,7 @@ def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> Non
     config = config_of(csv_source(tmp_path, ["x,a.png,a cat", *lines]))
     made = index.run(config, str(tmp_path / "out"))
     assert [made.files[name].rows for name in made.names("rejected")] == [2, 2, 1]
-    assert made.read_tables("rejected")["id"].to_pylist() == ["0", "1", "2", "3", "4"]
+    assert made.read_tables("rejected")["id"].to_pylist() == [f"mine/{n}" for n in range(5)]
 
 
 def test_rows_are_split_into_files(tmp_path: Path, monkeypatch) -> None:
@@ -112,12 +112,12 @@ def test_a_killed_index_starts_over_without_leftovers(tmp_path: Path, monkeypatc
     (tmp_path / "b.png").unlink()
     made = index.run(config, str(tmp_path / "out"))
     assert made.names() == ["rejected-00000.parquet", "rows-00000.parquet", "rows-00001.parquet"]
-    assert made.read_tables("rows")["id"].to_pylist() == ["x", "y"]
+    assert made.read_tables("rows")["id"].to_pylist() == ["mine/x", "mine/y"]
 
 
 def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:
     config = config_of(csv_source(tmp_path, ["x,gone.png,a cat"]))
-    with pytest.raises(UserError, match=r"missing picture.*\n  x: .*gone.png does not exist"):
+    with pytest.raises(UserError, match=r"missing picture.*\n  mine/x: .*gone.png does not exist"):
         index.run(config, str(tmp_path / "out"))
     csv_source(tmp_path, ["x,a.png,a cat"])
     assert index.run(config, str(tmp_path / "out")).counts == {"rows": 1, "rejected": {}}

@@ -1,7 +1,7 @@
 """Pictures listed with their prompts in a table: CSV, JSON lines, or Kaggle's `prompts.csv`.
 
-Beside the file and the prompt a record may have `id` (else `<source name>/<file>`), `source` and
-the columns of `rows.SETTINGS`.
+Beside the file and the prompt a record may have `id`, `source` and the columns of `rows.SETTINGS`.
+Ids are `<source name>/<id, else file>`: tables of several sources often count from 1.
 """
 
 import hashlib
@@ -159,7 +159,7 @@ def _row(
     if prompt_column not in named:
         return Rejected(where, f"no prompt: none of {list(prompts)} is in {[*named]}")
     return new_row(
-        str(named.get("id") or f"{source.name}/{file}"),
+        f"{source.name}/{named.get('id') or file}",
         str(named.get("source") or source.name),
         named[prompt_column],
         place(file),

@@ -54,7 +54,7 @@ def test_every_optional_column_is_kept(tmp_path: Path) -> None:
     )
     assert rows == [
         {
-            "id": "x1",
+            "id": "pictures/x1",
             "source": "horde",
             "prompt": "a cat",
             "uri": str(tmp_path / "in" / "a.png"),
@@ -192,7 +192,9 @@ def test_many_rows_keep_their_order(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     numbers = range(1200)
     content = "file,prompt,id\n" + "".join(f"a.png,cat {n},{n}\n" for n in numbers)
-    assert [row["id"] for row in rows_of(tmp_path, content.encode())] == [str(n) for n in numbers]
+    assert [row["id"] for row in rows_of(tmp_path, content.encode())] == [
+        f"pictures/{n}" for n in numbers
+    ]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_json_lines(place) -> None:
     (first, second), rejected = place.list(name="j")
     settings = ("id", "prompt", "seed", "steps", "cfg", "nsfw", "width")
     assert [first[key] for key in settings] == ["j/in/a.png", "a cat", 5, 20, 7.0, 0.5, 5]
-    assert [second[key] for key in ("id", "source", "seed")] == ["7", "old", None]
+    assert [second[key] for key in ("id", "source", "seed")] == ["j/7", "old", None]
     assert read_all([first, second]) == [encoded(5, 3)] * 2
     assert [(row.id, row.kind) for row in rejected] == [
         ("j/line 4", "bad JSON"),
@@ -292,5 +294,5 @@ def test_a_broken_gzip_gives_what_came_before(tmp_path: Path) -> None:
     rows = list(list_rows(PictureSource(path=str(tmp_path / "list.csv.gz"))))
     good = [row["id"] for row in rows if isinstance(row, dict)]
     assert 100 < len(good) < 2000
-    assert good == [str(n) for n in range(len(good))]
+    assert good == [f"pictures/{n}" for n in range(len(good))]
     assert rows[-1].kind == "unreadable table"
