@@ -23,7 +23,14 @@ import ray.data
 from img2prompt.artifact import Artifact, Draft, fingerprint_of
 from img2prompt.config import PredictConfig
 from img2prompt.data import images
-from img2prompt.data.sources import REJECTED_SCHEMA, Rejected, count_kinds, unread_picture
+from img2prompt.data.sources import (
+    REJECTED_SCHEMA,
+    Rejected,
+    count_kinds,
+    rejected_table,
+    unread_picture,
+)
+from img2prompt.data.sources.folder import PICTURE_ENDS, is_picture
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import load_predictor
@@ -41,15 +48,15 @@ STAGE = "predictions"
 SUBMISSION = "submission.csv"
 PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 PART = 10_000
 """Pictures in one file of vectors."""
 
 
 def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) -> Artifact:
     """Predict all pictures of a folder; counts `pictures`, and `rejected` by kind."""
-    found = list_pictures(config.pictures)
+    found, unnamed = list_pictures(config.pictures)
     listing = [[info.base_name, info.size] for info in found.values()]
+    listing += [[row.id, row.reason] for row in unnamed]
     prompts = _read_prompts(config.prompts) if config.prompts else []
     inputs = {
         "run": trained.fingerprint,
@@ -62,7 +69,8 @@ def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) 
         return finished
     paths = {name: info.path for name, info in found.items()}
     _predict_parts(config, trained, prepared.shards, paths, draft)
-    ids, vectors, rejected = _collect(draft)
+    ids, vectors, unread = _collect(draft)
+    rejected = pa.concat_tables([rejected_table(unnamed), unread])
     draft.write_table(REJECTED, rejected)
     if ids:
         _write_submission(draft, ids, vectors)
@@ -77,38 +85,52 @@ def _check_tower(trained: Artifact) -> None:
     load_predictor(trained)
 
 
-def list_pictures(folder: str) -> dict[str, pafs.FileInfo]:
+def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]]:
     """Each picture by its id, the file name without ending, in the order of the ids.
 
+    Rejected are names that cannot be an id of the submission, and, of files that share an id, all
+    but the first.
+
     Raises:
-        UserError: no folder, no picture in it, or a name that cannot be an id of the submission.
+        UserError: no folder, or no picture in it.
     """
     fs, path = open_uri(folder)
     if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
-    found: dict[str, pafs.FileInfo] = {}
+    found, rejected = dict[str, pafs.FileInfo](), list[Rejected]()
     files = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
-    for info in files:
+    for info in sorted(files, key=_file_name):
         stem, ending = posixpath.splitext(_file_name(info))
-        if ending.lower() not in ENDINGS:
+        if not is_picture(ending):
             continue
-        if stem in found:
-            both = f"{info.path} and {found[stem].path}"
-            raise UserError(f"{both} would both be {stem!r}: rename one of them")
-        check_id(stem)
-        found[stem] = info
-    looked = f"looked for {', '.join(ENDINGS)}"
+        if reason := _name_reason(stem, info, found):
+            rejected.append(Rejected(stem, reason))
+        else:
+            found[stem] = info
+    looked = f"looked for {', '.join(PICTURE_ENDS)}"
     if not found:
-        raise UserError(f"{folder} holds no picture; {looked}")
+        told = "".join(f"\n  {row.reason}" for row in rejected[:3])
+        raise UserError(f"{folder} holds no picture; {looked}{told}")
     logger.info("predict: %d pictures of %d files; %s", len(found), len(files), looked)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), rejected
 
 
 def _file_name(info: pafs.FileInfo) -> str:
+    """The name of a file; what is no UTF-8 in it as escapes."""
     try:
         return info.base_name
     except UnicodeDecodeError as error:
-        raise UserError(f"the file name {error.object!r} is not UTF-8: rename it") from None
+        return posixpath.basename(error.object.decode("utf-8", "backslashreplace"))
+
+
+def _name_reason(stem: str, info: pafs.FileInfo, found: dict[str, pafs.FileInfo]) -> str | None:
+    """Why a picture cannot have its file name without ending as id, beside those found."""
+    try:
+        check_id(stem)
+        both = f"{info.path} and {found[stem].path}" if stem in found else info.path
+    except (UserError, UnicodeDecodeError) as error:
+        return f"unusable name: {error}"
+    return f"repeated id: {both} would both be {stem!r}: rename one" if stem in found else None
 
 
 def _predict_parts(
