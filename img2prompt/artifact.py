@@ -9,7 +9,8 @@ refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerpr
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from img2prompt.config import Config
+from img2prompt.config.base import differences, without
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, join, open_uri, read_table, write_bytes
 
@@ -26,6 +28,8 @@ MANIFEST = "manifest.json"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 RECEIPTS = "receipts"
+READERS = 16
+"""Receipts that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +130,18 @@ class Draft:
         inputs: Mapping[str, str],
         check: Callable[[], None] = lambda: None,
         *,
+        free: Sequence[str] = (),
         starts_over: bool = False,
     ) -> "Draft":
         """Begin or go on; a folder of another stage, config or input is a UserError.
 
         `inputs` maps a name to a fingerprint. `check` is called unless the folder is finished, and
-        before a new one is begun: what it raises leaves nothing behind. A stage that `starts_over`
-        never goes on: its unfinished folder holds nothing worth keeping, and may be begun
-        otherwise.
+        before a new one is begun: what it raises leaves nothing behind. `free` are dotted settings
+        that say how a run is made and not what comes out: they are no part of the artifact, and may
+        change between a kill and the next start. A stage that `starts_over` never goes on: its
+        unfinished folder holds nothing worth keeping, and may be begun otherwise.
         """
-        draft = cls(uri, stage, json.loads(config.to_json()), dict(inputs))
+        draft = cls(uri, stage, without(json.loads(config.to_json()), free), dict(inputs))
         found = _read_manifest(uri)
         if found is None or not found["done"]:
             check()
@@ -145,7 +151,7 @@ class Draft:
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
         else:
-            draft._refuse_other(found)
+            draft._refuse_other({**found, "config": without(found["config"], free)})
         return draft
 
     def finished(self) -> Artifact | None:
@@ -154,16 +160,18 @@ class Draft:
         return Artifact.load(self.uri, self.stage) if found and found["done"] else None
 
     def receipts(self) -> dict[str, Receipt]:
-        """Finished files by name."""
+        """Finished files by name. Thousands of them are read at once: a store takes its time."""
         fs, path = open_uri(join(self.uri, RECEIPTS))
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        found = {}
-        for info in fs.get_file_info(selector):
-            if info.is_file and info.path.endswith(".json"):
-                name = posixpath.relpath(info.path, path).removesuffix(".json")
-                with fs.open_input_stream(info.path) as stream:
-                    found[name] = Receipt(**json.loads(stream.read()))
-        return found
+        infos = [info for info in fs.get_file_info(selector) if info.path.endswith(".json")]
+
+        def read(info: pafs.FileInfo) -> tuple[str, Receipt]:
+            name = posixpath.relpath(info.path, path).removesuffix(".json")
+            with fs.open_input_stream(info.path) as stream:
+                return name, Receipt(**json.loads(stream.read()))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(pool.map(read, infos))
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer, rows: int = 1) -> Receipt:
         """Write a data file, then its receipt."""
@@ -208,14 +216,14 @@ class Draft:
         write_bytes(join(self.uri, MANIFEST), data)
 
     def _refuse_other(self, found: Mapping[str, Any]) -> None:
-        differences = _differences(
+        found_other = differences(
             {"stage": found["stage"], "config": found["config"], "inputs": found["inputs"]},
             {"stage": self.stage, "config": self.config, "inputs": dict(self.inputs)},
         )
-        if differences:
+        if found_other:
             raise UserError(
                 f"{self.uri} holds another run. It differs in:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(found_other)
                 + "\nGive another --out or --name, or delete that folder to make it again."
             )
 
@@ -237,12 +245,3 @@ def _read_manifest(uri: str) -> dict[str, Any] | None:
         return {key: found[key] for key in ("stage", "done", "config", "inputs", "counts", "files")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{join(uri, MANIFEST)} is not a manifest ({error!r})") from None
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        lines = []
-        for key in sorted({*old, *new}):
-            lines += _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-        return lines
-    return [] if old == new else [f"{where}: {old!r} there, {new!r} asked for"]

@@ -8,10 +8,10 @@ from img2prompt.storage import join
 
 def job() -> None:
     options = cli.parse(__doc__, presets.FEATURES, default="demo")
+    shards = Artifact.load(join(options.out, "shards"), shard.STAGE)
     with runtime.connect(download=options.config.tower.download):
-        shards = Artifact.load(join(options.out, "shards"), shard.STAGE)
         made = features.run(options.config, shards, join(options.out, "features"))
-    cli.show(f"features in {made.uri}", ["", "count"], [["pictures", made.counts["rows"]]])
+    cli.show(f"features in {made.uri}", ["", "count"], list(map(list, made.counts.items())))
 
 
 if __name__ == "__main__":

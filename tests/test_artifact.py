@@ -230,6 +230,24 @@ def test_a_folder_without_any_work_may_be_begun_otherwise(folder: str) -> None:
         draft_of(folder)  # finished, though without files
 
 
+def test_free_settings_may_change_and_are_no_part_of_the_artifact(folder: str) -> None:
+    def opened(
+        free: tuple[str, ...] = ("workers", "tower.weights", "tower.download"), **changes: object
+    ) -> Draft:
+        return Draft.open(folder, "made", FeaturesConfig().replace(changes), {}, free=free)
+
+    opened(free=()).write_bytes("x", b"x")  # as a version that knew no free settings began it
+    assert "x" in opened(workers=3, **{"tower.download": True}).receipts()
+    with pytest.raises(UserError) as caught:
+        opened(workers=3, **{"tower.image_size": 96})
+    assert "workers" not in str(caught.value)
+    assert "config.tower.image_size: 0 there, 96 asked for" in str(caught.value)
+    made = opened(workers=5).publish()
+    assert "workers" not in made.config
+    assert set(made.config["tower"]) == {"image_size", "resize_positions"}
+    assert opened(workers=7).finished() == made
+
+
 def test_an_unfinished_folder_of_a_stage_that_starts_over_may_be_begun_otherwise(
     folder: str,
 ) -> None:

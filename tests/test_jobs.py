@@ -144,9 +144,8 @@ def test_prepare_tells_what_became_of_the_rows(done) -> None:
 def test_features_and_train_tell_their_results(done) -> None:
     out, tables = done
     shards = json.loads((out / "shards" / "manifest.json").read_text())["counts"]
-    assert tables["features"] == [
-        ["pictures", str(sum(shards[n] for n in ("train", "val", "test")))]
-    ]
+    pictures = str(sum(shards[n] for n in ("train", "val", "test")))
+    assert tables["features"] == [["pictures", pictures], ["rows", pictures]]
     history = json.loads((out / "runs" / "probe" / "history.json").read_text())
     best = max(history, key=lambda row: row["val_cosine"])
     table = dict(tables["train"])

@@ -1,9 +1,10 @@
 """What every config is: a frozen dataclass that goes to JSON and back."""
 
+import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -57,3 +58,25 @@ class Config:
 def check(ok: bool, field_name: str, value: object, allowed: str) -> None:
     if not ok:
         raise UserError(f"{field_name} is {value!r}; allowed: {allowed}")
+
+
+def without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A config as a tree, less its dotted settings `names`."""
+    left = copy.deepcopy(dict(tree))
+    for name in names:
+        *parents, leaf = name.split(".")
+        node = left
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(leaf, None)
+    return left
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two trees, a line for each dotted name."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines = []
+        for key in sorted({*old, *new}):
+            lines += differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        return lines
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} asked for"]

@@ -20,6 +20,8 @@ from img2prompt.stages.progress import Progress
 from img2prompt.stages.streaming import Pool, actor_count, forward_shards
 
 STAGE = "features"
+FREE = ("workers", "batch_size", "tower.download")
+"""Settings that a run may go on with changed: they say how features are made."""
 
 
 def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
@@ -31,7 +33,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
         check_size(shards, tower.size)
         actor_count(config.workers)
 
-    draft = Draft.open(out, STAGE, config, inputs, check)
+    draft = Draft.open(out, STAGE, config, inputs, check, free=FREE)
     if finished := draft.finished():
         return finished
     done = draft.receipts()
@@ -50,7 +52,8 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
             draft.write_table(name, _table(ids, vectors, config.views))
         progress.add(len(ids))
     times.keep(draft)
-    return draft.publish(rows=sum(receipt.rows for receipt in draft.receipts().values()))
+    rows = sum(receipt.rows for receipt in draft.receipts().values())
+    return draft.publish(pictures=rows // len(config.views), rows=rows)
 
 
 def _table(ids: list[str], vectors: np.ndarray, views: Sequence[str]) -> pa.Table:

@@ -64,7 +64,8 @@ def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) 
         "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
     }
     trained.require_input("shards", prepared.shards)
-    draft = Draft.open(out, STAGE, config, inputs, lambda: _check_tower(trained))
+    check = functools.partial(_check_tower, trained)
+    draft = Draft.open(out, STAGE, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
     paths = {name: info.path for name, info in found.items()}

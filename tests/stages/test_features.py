@@ -85,7 +85,8 @@ def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None
         table, ids = embedded.read_table(name), prepared.shards.read_table(name)["id"].to_pylist()
         assert table["id"].to_pylist() == ids * 2
         assert table["view"].to_pylist() == ["plain"] * len(ids) + ["flip"] * len(ids)
-    assert embedded.counts == {"rows": 2 * sum(prepared.shards.counts[split] for split in SPLITS)}
+    pictures = sum(prepared.shards.counts[split] for split in SPLITS)
+    assert embedded.counts == {"pictures": pictures, "rows": 2 * pictures}
 
 
 def test_timings_say_where_the_time_went(prepared, embedded) -> None:
@@ -127,8 +128,12 @@ def test_finished_features_are_not_made_again(
 ) -> None:
     monkeypatch.setattr(features, "forward_shards", None)
     assert features.run(config, prepared.shards, embedded.uri) == embedded
-    with pytest.raises(UserError, match=r"config\.batch_size: 20 there, 21 asked for"):
-        features.run(config.replace({"batch_size": 21}), prepared.shards, embedded.uri)
+    with pytest.raises(UserError, match=r"config\.precision: 'fp32' there, 'bf16' asked for"):
+        features.run(config.replace({"precision": "bf16"}), prepared.shards, embedded.uri)
+    # How they are made is no matter.
+    made_otherwise = config.replace({"batch_size": 21, "workers": 1, "tower.download": True})
+    assert features.run(made_otherwise, prepared.shards, embedded.uri) == embedded
+    assert json.loads(read_bytes(f"{embedded.uri}/config.json")) == config.to_dict()
 
 
 def test_another_tower_is_another_input(
