@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from img2prompt.config import Config
 from img2prompt.config.base import differences, without
 from img2prompt.errors import UserError
-from img2prompt.storage import delete_folder, join, open_uri, read_table, write_bytes
+from img2prompt.storage import ASIDE, delete_folder, join, open_uri, read_table, write_bytes
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
@@ -232,7 +232,8 @@ def _is_bare(uri: str) -> bool:
     """Whether a folder was begun but holds no work yet, so that it may be begun otherwise."""
     fs, path = open_uri(uri)
     found = fs.get_file_info(pafs.FileSelector(path))
-    return {info.base_name for info in found} <= {MANIFEST, CONFIG}
+    names = {info.base_name for info in found if not info.base_name.endswith(ASIDE)}
+    return names <= {MANIFEST, CONFIG}
 
 
 def _read_manifest(uri: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ object stores publish an object when it is closed.
 import errno
 import os
 import posixpath
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,9 @@ from img2prompt.errors import UserError
 
 ENDPOINT = "AWS_ENDPOINT_URL"
 """Variable that names another S3 than Amazon's (MinIO, R2, Ceph), as in Amazon's own tools."""
+
+ASIDE = ".aside"
+"""Ending of files that are being written; a killed writer leaves one."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a full quota, a file above the process's limit."""
@@ -70,17 +74,21 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file so that a reader sees all of it or nothing; a full disk is a UserError."""
+    """Write a file so that a reader sees all of it or nothing; a full disk is a UserError.
+
+    Of two writers at once (a task that was started again while the first one's node was only out of
+    reach) the last one's file stays, whole.
+    """
     fs, path = open_uri(uri)
     fs.create_dir(posixpath.dirname(path), recursive=True)
     local = isinstance(fs, pafs.LocalFileSystem)
-    aside = f"{path}.aside" if local else path
+    aside = f"{path}.{uuid.uuid4().hex[:8]}{ASIDE}" if local else path
     try:
         with fs.open_output_stream(aside) as stream:
             stream.write(data)
-    except OSError as error:
         if local:
-            Path(aside).unlink(missing_ok=True)
+            fs.move(aside, path)
+    except OSError as error:
         if error.errno not in FULL:
             raise
         size = len(data) if isinstance(data, bytes) else data.size
@@ -88,8 +96,9 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
             f"{uri}: no room for {size} bytes ({error}). Free space there and run the same command "
             "again: it goes on with what is finished"
         ) from error
-    if local:
-        fs.move(aside, path)
+    finally:
+        if local:
+            Path(aside).unlink(missing_ok=True)
 
 
 def delete_folder(uri: str) -> None:

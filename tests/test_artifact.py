@@ -223,6 +223,7 @@ def test_an_unfinished_folder_is_refused_to_another_run_too(folder: str) -> None
 
 def test_a_folder_without_any_work_may_be_begun_otherwise(folder: str) -> None:
     draft_of(folder)
+    write_bytes(join(folder, "rows.parquet.0123.aside"), b"of a killed writer")
     other = draft_of(folder, config=TargetsConfig(encoder="x"), source="two")
     assert json.loads(read_bytes(join(folder, "config.json"))) == {"encoder": "x"}
     assert other.publish().inputs == {"source": "two"}

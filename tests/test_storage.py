@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> 
     write_bytes(path, b"second")
     assert read_bytes(path) == b"second"
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file.bin"]
+
+
+def test_of_two_writers_at_once_one_wins_whole(tmp_path: Path) -> None:
+    path = str(tmp_path / "file.bin")
+    contents = [bytes([number]) * 3_000_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: write_bytes(path, data), contents * 4))
+    assert read_bytes(path) in contents
+    assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
 
 def test_a_scheme_without_a_file_system_is_a_user_error() -> None:

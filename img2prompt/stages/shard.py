@@ -5,7 +5,7 @@ so that an archive is read from front to back and each of its bytes about once; 
 (`data/order.py`). Files that have a receipt are not made again. A picture that cannot be read
 becomes a row of `rejected/` with its reason.
 
-Memory: the driver holds the vectors of the kept prompts (1.5 KB each) and one file of the index, a
+Memory: the driver holds the vectors of all prompts (1.5 KB each) and one file of the index, a
 worker one shard.
 """
 
@@ -31,7 +31,7 @@ from img2prompt.data.sources import (
 )
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.errors import UserError
-from img2prompt.stages.progress import TIMINGS, Progress, StepTimes
+from img2prompt.stages.progress import Progress, StepTimes
 from img2prompt.stages.tasks import run_bounded
 from img2prompt.storage import join
 
@@ -175,12 +175,14 @@ def _make(
 
 
 def _publish(draft: Draft) -> Artifact:
-    receipts = draft.receipts()
-    names = [name for name in receipts if name.startswith("rejected/")]
-    rejected = [Rejected(**row) for name in names for row in draft.read_table(name).to_pylist()]
-    counts = {split: 0 for split in SPLITS}
-    for name in receipts.keys() - {*names, TIMINGS}:
-        counts[name.split("/")[0]] += receipts[name].rows
+    counts = dict.fromkeys(SPLITS, 0)
+    rejected: list[Rejected] = []
+    for name, receipt in draft.receipts().items():
+        folder = name.partition("/")[0]
+        if folder in counts:
+            counts[folder] += receipt.rows
+        elif folder == "rejected" and receipt.rows:
+            rejected += [Rejected(**row) for row in draft.read_table(name).to_pylist()]
     kinds = count_kinds(rejected)
     if not all(counts.values()):
         raise UserError(
