@@ -8,6 +8,7 @@ from img2prompt.storage import join
 def job() -> None:
     options = cli.parse(__doc__, presets.CHAINS, default="demo")
     config, out = options.config, options.out
+    chain.check(config, out)
     with runtime.connect(dashboard=True, download=config.features.tower.download):
         made = chain.run(config, out)
     cli.show(f"data in {out}", ["", "count", "remark"], prepare.summary(made.prepared))

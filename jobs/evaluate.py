@@ -9,10 +9,10 @@ from img2prompt.storage import join
 def job() -> None:
     options = cli.parse(__doc__, presets.EVALUATE)
     config, out = options.config, options.out
+    runs = {n: Artifact.load(join(out, "runs", n), train.STAGE) for n in config.runs}
+    embedded = Artifact.load(join(out, "features"), features.STAGE)
+    prepared = prepare.Prepared.load(out)
     with runtime.connect():
-        runs = {n: Artifact.load(join(out, "runs", n), train.STAGE) for n in config.runs}
-        embedded = Artifact.load(join(out, "features"), features.STAGE)
-        prepared = prepare.Prepared.load(out)
         evaluation = evaluate.run(config, prepared, embedded, runs, join(out, config.name))
     cli.show(
         f"{config.split} pictures, in {evaluation.uri}",

@@ -9,9 +9,10 @@ from img2prompt.storage import join
 def job() -> None:
     options = cli.parse(__doc__, presets.PREDICT)
     config, out = options.config, options.out
+    trained = Artifact.load(join(out, "runs", config.run), train.STAGE)
+    prepared = prepare.Prepared.load(out)
+    predict.list_pictures(config.pictures)
     with runtime.connect():
-        trained = Artifact.load(join(out, "runs", config.run), train.STAGE)
-        prepared = prepare.Prepared.load(out)
         predictions = predict.run(config, trained, prepared, join(out, config.name))
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",

@@ -6,6 +6,7 @@ from img2prompt.stages import prepare
 
 def job() -> None:
     options = cli.parse(__doc__, presets.PREPARE, default="demo")
+    prepare.check(options.config, options.out)
     with runtime.connect():
         prepared = prepare.run(options.config, options.out)
     title = f"{options.config.name} in {options.out}"

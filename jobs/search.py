@@ -9,9 +9,9 @@ from img2prompt.storage import join
 def job() -> None:
     options = cli.parse(__doc__, presets.SEARCH, default="demo")
     config, out = options.config, options.out
+    shards = Artifact.load(join(out, "shards"), shard.STAGE)
+    embedded = Artifact.load(join(out, "features"), features.STAGE)
     with runtime.connect(dashboard=True, download=config.base.tower.download):
-        shards = Artifact.load(join(out, "shards"), shard.STAGE)
-        embedded = Artifact.load(join(out, "features"), features.STAGE)
         found = search.run(config, train.Inputs(shards, embedded), out)
     cli.show(f"trials in {found.uri}", ["trial", "val cosine", "epochs", ""], search.summary(found))
     print(f"what the trials tell: {found.path(search.REPORT)}")

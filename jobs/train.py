@@ -9,16 +9,16 @@ from img2prompt.storage import join
 def job() -> None:
     options = cli.parse(__doc__, presets.TRAIN)
     config, out = options.config, options.out
+    inputs = train.Inputs(
+        shards=Artifact.load(join(out, "shards"), shard.STAGE),
+        features=Artifact.load(join(out, "features"), features.STAGE)
+        if config.plan.frozen_tower
+        else None,
+        start=Artifact.load(join(out, "runs", config.start_from), train.STAGE)
+        if config.start_from
+        else None,
+    )
     with runtime.connect(dashboard=True, download=config.tower.download):
-        inputs = train.Inputs(
-            shards=Artifact.load(join(out, "shards"), shard.STAGE),
-            features=Artifact.load(join(out, "features"), features.STAGE)
-            if config.plan.frozen_tower
-            else None,
-            start=Artifact.load(join(out, "runs", config.start_from), train.STAGE)
-            if config.start_from
-            else None,
-        )
         run = train.run(config, inputs, join(out, "runs", config.name))
     cli.show(f"{config.name} in {run.uri}", ["", "value"], [[k, v] for k, v in run.counts.items()])
 

@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from img2prompt import runtime
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
@@ -188,17 +191,32 @@ def test_export_lists_its_files(done) -> None:
     assert all((out / "export" / name).stat().st_size > 0 for name in files)
 
 
-@marked
-def test_a_missing_stage_is_named_with_what_to_do(done, tmp_path: Path) -> None:
-    out, _ = done
-    cases = {
-        "features": ([], f"{tmp_path}/shards holds no finished shards: run the job"),
-        "evaluate": (["--runs", "lora"], f"{out}/runs/lora holds no finished train: run the job"),
-    }
-    folders = {"features": tmp_path, "evaluate": out}
-    for name, (arguments, message) in cases.items():
-        process = start(name, *arguments, "--out", str(folders[name]), join=True)
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 2
-        assert message in " ".join(told.split())
-        assert "Traceback" not in told
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("prepare", ["pictures", "--sources.0.path", "OUT/absent"], "OUT/absent does not exist"),
+        ("prepare", ["--clean.blocked-words", "OUT/absent"], "blocked_words: OUT/absent cannot"),
+        ("prepare", ["--encoder", "OUT/absent"], "encoder is 'OUT/absent', which holds no"),
+        ("demo", ["--predict.pictures", "OUT/absent"], "pictures is 'OUT/absent': give a folder"),
+        ("features", [], "OUT/shards holds no finished shards: run the job"),
+        ("train", ["probe-demo"], "OUT/shards holds no finished shards: run the job"),
+        ("search", [], "OUT/shards holds no finished shards: run the job"),
+        ("evaluate", ["--runs", "lora"], "OUT/runs/lora holds no finished train: run the job"),
+        ("predict", ["--pictures", "x"], "OUT/runs/lora holds no finished train: run the job"),
+    ],
+)
+def test_what_is_missing_is_told_before_a_cluster_starts(
+    tmp_path: Path, monkeypatch, capsys, name: str, arguments: list[str], message: str
+) -> None:
+    def connect(**options: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr(runtime, "connect", connect)
+    own = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *own, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert message.replace("OUT", str(tmp_path)) in " ".join(told.split())
+    assert "Traceback" not in told

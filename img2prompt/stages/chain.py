@@ -29,6 +29,13 @@ class Chain:
     predictions: Artifact
 
 
+def check(config: ChainConfig, out: str) -> None:
+    """Raise UserError for missing pictures before a cluster is started and a model trained."""
+    prepare.check(config.prepare, out)
+    if config.predict.pictures:
+        predict.list_pictures(config.predict.pictures)
+
+
 def run(config: ChainConfig, out: str) -> Chain:
     """Make, or find finished, everything under `out`; the config is kept when all stages agree."""
     prepared = prepare.run(config.prepare, out)

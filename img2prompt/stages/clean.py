@@ -33,6 +33,11 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt_id", pa.string()), ("prompt", 
 _PROMPTS_KEPT = 1 << 16  # judgements; the pictures of a prompt often stand close together
 
 
+def check(config: CleanConfig) -> None:
+    """Raise UserError for blocked words that cannot be read, or unknown languages."""
+    _Judge(config, _read_blocked(config.blocked_words))
+
+
 def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     """Judge every row of the index; counts `rows` and `rejected` by kind.
 

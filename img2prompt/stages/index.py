@@ -34,6 +34,13 @@ ROWS_PER_FILE = 100_000
 _ROWS_AT_ONCE = 4096
 
 
+def check(config: PrepareConfig) -> None:
+    """Raise UserError for a source that is not there or of no known format."""
+    for source in config.sources:
+        if isinstance(source, PictureSource):
+            resolve(source)
+
+
 def run(config: PrepareConfig, out: str) -> Artifact:
     """List all sources; counts `rows` and `rejected` by kind.
 

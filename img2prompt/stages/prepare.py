@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from img2prompt.artifact import Artifact
+from img2prompt.artifact import MANIFEST, Artifact
 from img2prompt.config import PrepareConfig, TargetsConfig
+from img2prompt.model.text import check_model
 from img2prompt.stages import clean, group, index, shard, targets
-from img2prompt.storage import join, write_bytes
+from img2prompt.storage import exists, join, write_bytes
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Prepared:
         found.groups.require_input("targets", found.targets)
         found.shards.require_input("groups", found.groups)
         return found
+
+
+def check(config: PrepareConfig, out: str) -> None:
+    """Raise UserError for what can be known to be missing before a cluster is started and pictures
+    are listed, which may take hours."""
+    index.check(config)
+    clean.check(config.clean)
+    if not exists(join(out, "targets", MANIFEST)):
+        check_model(config.encoder)
 
 
 def run(config: PrepareConfig, out: str) -> Prepared:
