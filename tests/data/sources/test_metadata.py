@@ -208,13 +208,13 @@ def test_precedence() -> None:
     [
         ({}, "no prompt: the picture carries no text"),
         ({"Software": "gimp", "Title": "x"}, "no prompt: the picture carries Software, Title"),
-        ({"parameters": SETTINGS}, "empty prompt: 'parameters' holds settings without a prompt"),
+        ({"parameters": SETTINGS}, "empty prompt: there are settings of automatic1111"),
         ({"prompt": '{"3": {"class_type"'}, "unknown metadata: 'prompt' begins with"),
         ({"prompt": '[{"a":' * 99999}, "unknown metadata"),
         ({"prompt": '{"a":' * 99999}, "unknown metadata"),
         ({"parameters": '{"x": 1}'}, "unknown metadata: 'parameters'"),
-        ({"invokeai_metadata": '{"seed": 1}'}, "empty prompt: InvokeAI"),
-        ({"Software": "NovelAI"}, "empty prompt: NovelAI"),
+        ({"invokeai_metadata": '{"seed": 1}'}, "empty prompt: there are settings of invokeai"),
+        ({"Software": "NovelAI"}, "empty prompt: there are settings of novelai"),
         ({"prompt": "  \n "}, "no prompt: the picture carries prompt"),
     ],
 )

@@ -9,7 +9,7 @@ Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Lora hashes: "a: 0f, b: 1e",
 import re
 from collections.abc import Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, json_object, number, whole
+from img2prompt.data.sources.metadata.base import Metadata, json_object, number, whole
 
 _SETTINGS = re.compile(r"^Steps: *\d+ *(?:,|$)", re.MULTILINE)
 _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
@@ -30,11 +30,11 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         if json_object(text) is not None:
             continue
         if _SETTINGS.search(text) or (name == "parameters" and _NEGATIVE.search(text)):
-            return _parse(text, name)
+            return _parse(text)
     return None
 
 
-def _parse(text: str, name: str) -> Metadata:
+def _parse(text: str) -> Metadata:
     *_, last = [None, *_SETTINGS.finditer(text)]
     before = text[: last.start()] if last else text
     settings = _settings(text[last.start() :]) if last else {}
@@ -42,8 +42,6 @@ def _parse(text: str, name: str) -> Metadata:
         prompt, denied = before[: negative.start()], before[negative.end() :]
     else:
         prompt, denied = before, ""
-    if not prompt.strip():
-        raise NoPrompt(f"empty prompt: {name!r} holds settings without a prompt")
     return Metadata(
         prompt=prompt.strip(),
         negative=denied.strip(),

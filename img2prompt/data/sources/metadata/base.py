@@ -9,12 +9,20 @@ from typing import Any
 _WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0+)?")
 
 
+class NoPrompt(ValueError):
+    """A picture without a usable prompt; the text is `kind: detail`, for the rejected row."""
+
+
 @dataclass(frozen=True)
 class Metadata:
-    """A picture's prompt and settings. What is not written in the picture is empty or None."""
+    """A picture's prompt and settings. What is not written in the picture is empty or None.
+
+    Raises:
+        NoPrompt: the prompt is blank.
+    """
 
     prompt: str
-    """As it was written, never blank."""
+    """As it was written."""
     negative: str = ""
     generator: str = ""
     """The program: automatic1111, comfyui, fooocus, invokeai, novelai, swarmui; or empty."""
@@ -25,9 +33,9 @@ class Metadata:
     """Guidance scale."""
     sampler: str = ""
 
-
-class NoPrompt(ValueError):
-    """A picture without a usable prompt; the text is `kind: detail`, for the rejected row."""
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise NoPrompt(f"empty prompt: there are settings of {self.generator}, but no prompt")
 
 
 def whole(value: Any) -> int | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from img2prompt.data.sources.metadata.base import (
     Metadata,
-    NoPrompt,
     json_object,
     number,
     string,
@@ -36,8 +35,6 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
 
 
 def _metadata(prompt: str, negative: str, settings: Mapping[str, Any]) -> Metadata:
-    if not prompt.strip():
-        raise NoPrompt("empty prompt: InvokeAI's metadata has no prompt")
     return Metadata(
         prompt=prompt.strip(),
         negative=negative.strip(),

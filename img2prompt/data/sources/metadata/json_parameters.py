@@ -5,7 +5,6 @@ from typing import Any
 
 from img2prompt.data.sources.metadata.base import (
     Metadata,
-    NoPrompt,
     json_object,
     number,
     string,
@@ -22,18 +21,15 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
     for name in ("parameters", "UserComment"):
         found = json_object(texts.get(name, "")) or {}
         if isinstance(inner := found.get("sui_image_params"), dict):
-            return _metadata(inner, "swarmui", name)
+            return _metadata(inner, "swarmui")
         if isinstance(found.get("prompt"), str) and "negative_prompt" in found:
-            return _metadata(found, "fooocus", name)
+            return _metadata(found, "fooocus")
     return None
 
 
-def _metadata(found: dict[str, Any], generator: str, name: str) -> Metadata:
-    prompt = string(found.get("prompt")).strip()
-    if not prompt:
-        raise NoPrompt(f"empty prompt: {name!r} of {generator} has no prompt")
+def _metadata(found: dict[str, Any], generator: str) -> Metadata:
     return Metadata(
-        prompt=prompt,
+        prompt=string(found.get("prompt")).strip(),
         negative=string(found.get("negative_prompt", found.get("negativeprompt"))).strip(),
         generator=generator,
         seed=whole(found.get("seed")),

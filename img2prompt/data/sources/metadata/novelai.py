@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from img2prompt.data.sources.metadata.base import (
     Metadata,
-    NoPrompt,
     json_object,
     number,
     string,
@@ -22,8 +21,6 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
     if texts.get("Software", "").strip() != "NovelAI" and not {"uc", "sampler"} <= settings.keys():
         return None
     prompt = texts.get("Description", "").strip() or string(settings.get("prompt")).strip()
-    if not prompt:
-        raise NoPrompt("empty prompt: NovelAI's metadata has no prompt")
     return Metadata(
         prompt=prompt,
         negative=string(settings.get("uc")).strip(),
