@@ -31,6 +31,11 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
     S3 is that of AWS_ENDPOINT_URL when that is set, which pyarrow does not look at by itself.
     """
+    if "://" in uri and "?" in uri and not uri.startswith("fsspec+"):
+        raise UserError(
+            f"{uri} has options after '?', which what lies inside it would lose; name another S3 "
+            f"than Amazon's in {ENDPOINT}, and write a '?' in a name as %3F"
+        )
     if "://" in uri:
         try:
             return pafs.FileSystem.from_uri(uri + _endpoint(uri))

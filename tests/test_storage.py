@@ -30,6 +30,13 @@ def test_of_two_writers_at_once_one_wins_whole(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
 
+def test_options_of_a_uri_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"region=eu has options after '\?'.*AWS_ENDPOINT_URL"):
+        exists("s3://bucket/run?region=eu")
+    write_bytes(f"file://{tmp_path}/what%3F", b"x")
+    assert read_bytes(str(tmp_path / "what?")) == b"x"
+
+
 def test_a_scheme_without_a_file_system_is_a_user_error() -> None:
     with pytest.raises(UserError, match="nowhere://bucket"):
         exists("nowhere://bucket/out")
