@@ -133,7 +133,8 @@ def test_finished_features_are_not_made_again(
     # How they are made is no matter.
     made_otherwise = config.replace({"batch_size": 21, "workers": 1, "tower.download": True})
     assert features.run(made_otherwise, prepared.shards, embedded.uri) == embedded
-    assert json.loads(read_bytes(f"{embedded.uri}/config.json")) == config.to_dict()
+    begun = json.loads(read_bytes(f"{embedded.uri}/config.json"))
+    assert (begun["batch_size"], begun["workers"], begun["tower"]["download"]) == (20, 2, False)
 
 
 def test_another_tower_is_another_input(
