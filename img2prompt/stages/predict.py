@@ -27,6 +27,7 @@ from img2prompt.data.sources import (
     REJECTED_SCHEMA,
     Rejected,
     count_kinds,
+    files,
     rejected_table,
     unread_picture,
 )
@@ -68,8 +69,8 @@ def run(config: PredictConfig, trained: Artifact, prepared: Prepared, out: str) 
     draft = Draft.open(out, STAGE, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    paths = {name: info.path for name, info in found.items()}
-    _predict_parts(config, trained, prepared.shards, paths, draft)
+    places = {name: files.inside(config.pictures, info.base_name) for name, info in found.items()}
+    _predict_parts(config, trained, prepared.shards, places, draft)
     ids, vectors, unread = _collect(draft)
     rejected = pa.concat_tables([rejected_table(unnamed), unread])
     draft.write_table(REJECTED, rejected)
@@ -99,8 +100,8 @@ def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]
     if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
     found, rejected = dict[str, pafs.FileInfo](), list[Rejected]()
-    files = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
-    for info in sorted(files, key=_file_name):
+    there = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
+    for info in sorted(there, key=_file_name):
         stem, ending = posixpath.splitext(_file_name(info))
         if not is_picture(ending):
             continue
@@ -112,7 +113,7 @@ def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]
     if not found:
         told = "".join(f"\n  {row.reason}" for row in rejected[:3])
         raise UserError(f"{folder} holds no picture; {looked}{told}")
-    logger.info("predict: %d pictures of %d files; %s", len(found), len(files), looked)
+    logger.info("predict: %d pictures of %d files; %s", len(found), len(there), looked)
     return dict(sorted(found.items())), rejected
 
 
@@ -135,35 +136,31 @@ def _name_reason(stem: str, info: pafs.FileInfo, found: dict[str, pafs.FileInfo]
 
 
 def _predict_parts(
-    config: PredictConfig, trained: Artifact, shards: Artifact, paths: dict[str, str], draft: Draft
+    config: PredictConfig, trained: Artifact, shards: Artifact, places: dict[str, str], draft: Draft
 ) -> None:
-    names = list(paths)
+    names = list(places)
     progress = Progress("predict", total=len(names))
-    prepare = functools.partial(
-        load_pictures, folder=config.pictures, size=shards.config["size"], fit=shards.config["fit"]
-    )
+    prepare = functools.partial(load_pictures, size=shards.config["size"], fit=shards.config["fit"])
     pool = Pool(make_model=functools.partial(load_predictor, trained), batch_size=config.batch_size)
     done = draft.receipts()
     for number, start in enumerate(range(0, len(names), PART)):
         part = names[start : start + PART]
         if f"rejected-{number:05d}.parquet" not in done:
-            rows = ray.data.from_items([{"id": name, "path": paths[name]} for name in part])
+            rows = ray.data.from_items([{"id": name, "uri": places[name]} for name in part])
             rows = rows.map_batches(prepare, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
             _write_part(draft, number, _gather(pool.forward(rows, len(part))))
         progress.add(len(part))
 
 
-def load_pictures(batch: dict[str, np.ndarray], folder: str, size: int, fit: Any) -> dict[str, Any]:
-    """Pixels of each path; a picture that cannot be read gets its `reason` and a black square."""
-    fs, _ = open_uri(folder)
-    pixels = np.zeros((len(batch["path"]), size, size, 3), np.uint8)
+def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str, Any]:
+    """Pixels of each `uri`; a picture that cannot be read gets its `reason` and a black square."""
+    pixels = np.zeros((len(batch["uri"]), size, size, 3), np.uint8)
     reasons = [""] * len(pixels)
-    for row, path in enumerate(batch["path"]):
+    for row, uri in enumerate(batch["uri"]):
         try:
-            with fs.open_input_stream(path) as stream:
-                pixels[row] = images.resize(images.decode(stream.read()), size, fit)
-        except (images.BadPicture, OSError) as error:
-            reasons[row] = unread_picture(batch["id"][row], path, error).reason
+            pixels[row] = images.resize(images.decode(files.read_bytes(uri)), size, fit)
+        except (images.BadPicture, OSError, ValueError) as error:
+            reasons[row] = unread_picture(batch["id"][row], uri, error).reason
     return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
 
 

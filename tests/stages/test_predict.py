@@ -1,19 +1,22 @@
 import contextlib
 import csv
+import errno
 import io
 import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 import torch
 from PIL import Image, ImageOps
 
 from img2prompt.artifact import Artifact
 from img2prompt.config import PredictConfig, SceneSource
-from img2prompt.data.sources import list_rows, read_pictures
+from img2prompt.data.sources import files, list_rows, read_pictures
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
@@ -333,6 +336,24 @@ def test_bad_names_cost_only_themselves(tmp_path: Path) -> None:
     assert re.search(r"repeated id: .*x\.png and .*x\.jpg would both be 'x'", reasons["x"])
     assert "unusable name: id 'a\\nb' has a comma" in reasons["a\nb"]
     assert "unusable name: 'utf-8' codec can't decode" in reasons["\\xff"]
+
+
+def test_an_error_of_the_network_that_passes_costs_no_picture(tmp_path: Path, monkeypatch) -> None:
+    drawn(1).save(tmp_path / "a.png")
+    flaky = Mock()
+    monkeypatch.setattr(files, "FIRST_WAIT", 0)
+    monkeypatch.setattr(files, "locate", lambda uri: (flaky, uri))
+    uris = [f"{tmp_path}/{name}.png" for name in "ab"]
+    batch = {"id": np.array(["a", "b"]), "uri": np.array(uris)}
+    flaky.open_input_file.side_effect = [
+        ConnectionResetError("gone"),
+        pafs.LocalFileSystem().open_input_file(uris[0]),
+        FileNotFoundError(errno.ENOENT, "b"),
+    ]
+    found = predict.load_pictures(batch, size=32, fit="crop")
+    assert found["reason"].tolist() == ["", f"missing picture: {uris[1]} does not exist"]
+    assert found["pixels"][0].any()
+    assert not found["pixels"][1].any()
 
 
 @pytest.mark.parametrize("folder", ["", "absent", "notes.txt"])
