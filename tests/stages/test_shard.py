@@ -55,9 +55,9 @@ def write_pictures(folder: Path) -> str:
         assert isinstance(row, dict)
         image = Image.open(io.BytesIO(next(read_pictures([(row["uri"], row["member"])]))))
         image.resize((40 + number % 3 * 9, 47)).save(folder / f"{number}.0.png")
-        lines.append([f"files/{number}.0.png", f"{number}.0.png", row["prompt"]])
-    lines.append(["files/again", "9.0.png", lines[11][2]])
-    lines.append(["files/near", "9.0.png", f"{lines[12][2]}!"])
+        lines.append([f"{number}.0.png", f"{number}.0.png", row["prompt"]])
+    lines.append(["again", "9.0.png", lines[11][2]])
+    lines.append(["near", "9.0.png", f"{lines[12][2]}!"])
     with open(folder / "pictures.csv", "w", newline="") as file:
         csv.writer(file).writerows(lines)
     return str(folder / "pictures.csv")
