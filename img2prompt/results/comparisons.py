@@ -27,6 +27,7 @@ APART = 0.2
 SETTINGS = 6
 """Settings in pairs, at least, for an interval."""
 BANDS = 4
+_WEIGHTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def _band(pairs: Sequence[_Pair], samples: int, seed: int) -> Band:
     place = place.reshape(-1, 2)
     rng, count = np.random.default_rng(seed), len(names)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=samples)
-    slopes = _slopes(pairs, drawn[:, place[:, 0]] * drawn[:, place[:, 1]])
-    low, high = np.nanpercentile(slopes, [2.5, 97.5])
+    parts = np.array_split(drawn, math.ceil(samples * len(pairs) / _WEIGHTS_AT_ONCE))
+    slopes = [_slopes(pairs, part[:, place[:, 0]] * part[:, place[:, 1]]) for part in parts]
+    low, high = np.nanpercentile(np.concatenate(slopes), [2.5, 97.5])
     value = float(_slopes(pairs, np.ones((1, len(pairs))))[0])
     flop = [pair.flop for pair in pairs]
     return Band(

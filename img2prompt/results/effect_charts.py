@@ -32,7 +32,7 @@ def intervals(
     """A dot with its 95 % interval a line, the first above, and a line at 0."""
     chart = figure("", "", height=100 + 34 * len(names), showlegend=False, **below(axis))
     chart.update_layout(margin_t=12)
-    chart.update_xaxes(nticks=7, tickangle=0)
+    chart.update_xaxes(nticks=5, tickangle=0)
     chart.add_scatter(
         x=[e.value for e in estimates],
         y=list(names),
@@ -69,6 +69,9 @@ def plans(rows: Sequence[Row], epochs: int) -> go.Figure:
         layers = group[0]["plan"]
         groups.setdefault((len(layers["trained"]), len(layers["lora"])), []).extend(group)
     chart = figure("trained layers", "layers with LoRA", height=460)
+    step = math.ceil(max(1, *(count for place in groups for count in place)) / 8)
+    chart.update_xaxes(tick0=0, dtick=step)
+    chart.update_yaxes(tick0=0, dtick=step)
     means = [mean_score(group, epochs) for group in groups.values()]
     chart.add_scatter(
         x=[trained for trained, _ in groups],

@@ -10,7 +10,7 @@ from img2prompt.results.charts import level, si
 from img2prompt.results.comparisons import EqualCost, WidthEffect
 from img2prompt.results.effect_charts import term_name, width_name
 from img2prompt.results.effects import Estimate, Importance
-from img2prompt.results.trial_rows import Row, flop_spent, rank_agreement, scored
+from img2prompt.results.trial_rows import Row, first_share, flop_spent, rank_agreement, scored
 from img2prompt.results.winner import Winner
 
 SURE, LIKELY = 0.95, 0.8
@@ -114,12 +114,16 @@ def curves(rows: Sequence[Row], epochs: int) -> str:
     if agreement is not None:
         value, trials = agreement
         text += (
-            f" Among the {trials} trials that finished, their order after {_epochs(epochs)} agrees "
-            f"with their order at the end by a rank correlation of {value:.2f} (Spearman; 1 is the "
-            "same order). Those that were stopped for being low are not among them, which "
-            "mostly makes it smaller than over all trials."
+            f" Among the {trials} trials that finished, their order after {_epochs(epochs)}"
+            f"{_part(first_share(rows))} agrees with their order at the end by a rank correlation "
+            f"of {value:.2f} (Spearman; 1 is the same order). Those that were stopped for "
+            "being low are not among them, which mostly makes it smaller than over all trials."
         )
     return f"<p>{text}</p>"
+
+
+def _part(share: float) -> str:
+    return "" if share == 1 else f" on {100 * share:g}&nbsp;% of the training rows"
 
 
 def parallel(rows: Sequence[Row], epochs: int) -> str:
