@@ -139,7 +139,7 @@ def _identity(config: SearchConfig, setting: Setting, layers: LayerPlan) -> str:
 def trial_config(
     config: SearchConfig, setting: Setting, share: float = 1.0, repeat: int = 0
 ) -> TrainConfig:
-    """The complete config of a trial: on a share of the rows, and with the seed of a repetition.
+    """The complete config of a trial: on a share of the base's rows, and with a repetition's seed.
 
     Raises:
         UserError: the setting is no valid config.
@@ -152,7 +152,7 @@ def trial_config(
             "plan.lora_rate": setting.lora_rate,
             "plan.nfz_rate": setting.nfz_rate,
             "head.width": setting.head_width,
-            "optim.share": share,
+            "optim.share": share * config.base.optim.share,
             "start_from": start and start_name(config, setting.head_width),
             "seed": config.base.seed + repeat,
         }

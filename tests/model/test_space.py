@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from img2prompt import presets
+from img2prompt import cli, presets
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
@@ -129,6 +129,8 @@ def test_a_trial_is_the_base_with_its_setting() -> None:
     assert made.to_dict() == expected
     assert TrainConfig.from_json(made.to_json()) == made
     assert trial_config(config, Setting(0.25, 0.5, 0)).start_from == "probe"
+    small = trial_config(config.replace({"base.optim.share": 0.5}), setting, share=0.5)
+    assert small.optim.share == 0.25
 
 
 def test_random_settings_are_drawn_by_the_seed() -> None:
@@ -141,3 +143,11 @@ def test_random_settings_are_drawn_by_the_seed() -> None:
     assert all(set(settings) < set(space.settings) for settings in drawn)
     assert len({tuple(settings) for settings in drawn}) > 4
     assert choose(config.replace({"searcher": "grid"}), space) == list(space.settings)
+
+
+def test_axes_are_given_on_the_command_line() -> None:
+    words = ["demo", "--axes", "optim.lr", "1e-4,5e-4", "plan.lora_rank", "4,16"]
+    config = cli.parse("", presets.SEARCH, arguments=words).config
+    assert config.values == {"optim.lr": (1e-4, 5e-4), "plan.lora_rank": (4, 16)}
+    with pytest.raises(UserError, match=r"axes names 'optim.lrr'; allowed: plan.lora_rank, "):
+        cli.parse("", presets.SEARCH, arguments=["demo", "--axes", "optim.lrr", "1"])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tiny import config_of
 
+from img2prompt import cli, presets
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
@@ -280,8 +281,24 @@ def test_a_row_tells_what_its_trial_cost(killed: Killed, searched: Artifact) -> 
 
 
 @real
-def test_no_placement_group_is_left(searched: Artifact) -> None:
-    wait_for("stopped trials' workers leave", lambda: not groups_left())
+def test_a_stopped_trial_leaves_no_placement_group_and_no_checkpoint(
+    killed: Killed, searched: Artifact
+) -> None:
+    assert groups_left() == [], "the search has waited for that"
+    for name in (FIRST, SECOND, THIRD):
+        assert not (killed.trial(name) / "ray").exists()
+    assert json.loads((killed.trial(THIRD) / "stopped.json").read_text())["reason"] == (
+        "ASHA: not among the best 1/4 after epoch 1"
+    )
+
+
+@real
+def test_tensorboard_has_the_settings_of_all_trials(killed: Killed, searched: Artifact) -> None:
+    for name, row in rows_of(searched).items():
+        files = sorted((killed.out / "search" / "tune" / name).glob("events.out.tfevents.*"))
+        written = b"".join(path.read_bytes() for path in files)
+        for part in (b"_hparams_/session_start_info", *map(str.encode, row["setting"])):
+            assert part in written, (name, part)
 
 
 @real
@@ -294,7 +311,12 @@ def test_the_best_config_is_that_of_the_best_trial(killed: Killed, searched: Art
     assert best == trial_config(killed.config, Setting.from_dict(rows[0]["setting"])).replace(
         {"name": "best"}
     )
-    run = train.run(best, train.Inputs(killed.shards), str(killed.out / "runs" / "best"))
+    arguments = ["--config", searched.path(search.BEST), "--out", str(killed.out)]
+    assert cli.parse("", presets.TRAIN, arguments=arguments).config == best
+    inputs, folder = train.Inputs(killed.shards), str(killed.out / "runs" / "best")
+    train.advance(best, inputs, folder, 2)
+    assert [row["epoch"] for row in train.checkpoints(folder).history()] == [1, 2]
+    run = train.run(best, inputs, folder)
     assert run.counts["val_cosine"] == pytest.approx(rows[0]["best"], abs=1e-3)
     table = search.summary(searched)
     assert table[0] == [SECOND, rows[0]["best"], EPOCHS, "finished"]

@@ -21,12 +21,17 @@ SPACE = "space.json"
 
 
 def row_of(
-    setting: Setting, runs: Sequence[tuple[Job, Outcome, Price]], failure: str, left: str
+    setting: Setting,
+    runs: Sequence[tuple[Job, Outcome, Price]],
+    whole: float,
+    failure: str,
+    left: str,
 ) -> dict[str, Any]:
     """What trials.json says of a trial.
 
     `runs` are those of the trial, on rising shares of the training rows; the last is what it came
-    to. `failure`: why that failed, if it did; `left`: why it did not go on to all rows.
+    to, and finished if that is `whole`. `failure`: why that failed, if it did; `left`: why it did
+    not go on to all rows.
 
     `flop` is that of a row, forward and backward, `memory` in bytes of a worker. `rows` counts the
     pictures that were passed through the model in training, `seconds` those of all workers in their
@@ -34,7 +39,7 @@ def row_of(
     trial that failed. `runs` has the epochs on each share.
     """
     job, outcome, price = runs[-1]
-    is_whole = job.config.optim.share == 1
+    is_whole = job.config.optim.share == whole
     end = "finished" if outcome.end == "finished" and is_whole else "stopped"
     return {
         "name": job.config.name,

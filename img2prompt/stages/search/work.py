@@ -89,7 +89,8 @@ class Search:
         ]
         left = f"not among the best 1/{self.config.reduction} on a share of {last.share:g}"
         failure = self.reasons.get(last.name, "")
-        return row_of(last.setting, told, failure, "" if self.limited else left)
+        whole = self.config.base.optim.share
+        return row_of(last.setting, told, whole, failure, "" if self.limited else left)
 
     def trial(self, setting: Setting, share: float = 1.0, repeat: int = 0) -> Trial:
         key = setting, share, repeat

@@ -1,0 +1,279 @@
+"""What a search finds in a fifth of the grid's picture passes, and what a trial costs.
+
+The whole grid of layer plans is trained to the end on the demo set, once, by the search itself: it
+goes on where it was when it is killed, and is read when it is there. A trial that is stopped has
+the epochs that it has in the grid, since a run is a function of its config; so ASHA, one-epoch, TPE
+and random search are led through the grid's scores by the product's own rungs and proposals, in
+many orders, each until its share of the passes is spent. The spread is that of the best settings
+trained with other seeds.
+
+Then a few trials of one short epoch, one after the other, against the same model, engine and rows
+in a bare process: where the seconds of a trial go.
+
+    python tests/benchmarks/search.py --out out/search-benchmark
+"""
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tyro
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from training_runs import CPU, in_processes, model_of
+
+from img2prompt import cli, presets, runtime
+from img2prompt.config import SearchConfig, TrainConfig
+from img2prompt.data.shards import ShardRows
+from img2prompt.model.predictor import open_tower
+from img2prompt.model.space import Setting, Space, space_of, trial_name
+from img2prompt.stages import features, prepare, search, train
+from img2prompt.stages.batches import Place, total_steps
+from img2prompt.stages.checkpoint import Position
+from img2prompt.stages.engine import build_engine
+from img2prompt.stages.search.budget import Budget
+from img2prompt.stages.search.propose import Listed, Suggested
+from img2prompt.stages.search.schedule import Rungs
+from img2prompt.stages.worker import Loop
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "random": {"searcher": "random", "scheduler": "none"},
+    "TPE": {"searcher": "tpe", "scheduler": "none"},
+    "one-epoch": {"searcher": "random", "scheduler": "one-epoch", "top": 1},
+    "ASHA": {"searcher": "random", "scheduler": "asha"},
+    "TPE, ASHA": {"searcher": "tpe", "scheduler": "asha"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is searched, and how much of it."""
+
+    out: str = "out/search-benchmark"
+    """Folder of data, heads, grid and trials: what is there is not made again."""
+    prompts: int = 500
+    """Of the demo set, two pictures each."""
+    tower: str = presets.lora_demo().tower.weights
+    rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45, 0.6)
+    """Of LoRA and of trained layers."""
+    epochs: int = 8
+    batch_size: int = 64
+    seeds: int = 3
+    """Trainings of the best three settings, for the spread."""
+    share: float = 0.2
+    """Of the grid's picture passes that a search may take."""
+    reduction: int = 3
+    orders: int = 50
+    """Seeds of each search."""
+    overhead_trials: int = 3
+
+
+def grid_of(options: Options) -> SearchConfig:
+    return presets.demo_search().replace(
+        {
+            "name": "grid",
+            "base.tower.weights": options.tower,
+            "probe.tower.weights": options.tower,
+            "base.optim.epochs": options.epochs,
+            "base.optim.batch_size": options.batch_size,
+            "probe.optim.batch_size": options.batch_size,
+            "lora_rates": options.rates,
+            "nfz_rates": options.rates,
+            "head_widths": (0,),
+            "searcher": "grid",
+            "scheduler": "none",
+            "seeds": options.seeds,
+            "reduction": options.reduction,
+        }
+    )
+
+
+def inputs_of(options: Options) -> train.Inputs:
+    """Shards and features of a part of the demo set."""
+    config = presets.demo_data().replace({"sources.0.prompts": options.prompts})
+    size = open_tower(grid_of(options).base.tower).size
+    config = config.replace({"sources.0.size": size, "shard.size": size})
+    shards = prepare.run(config, options.out).shards
+    embed = presets.demo_features().replace({"tower.weights": options.tower})
+    return train.Inputs(shards, features.run(embed, shards, f"{options.out}/features"))
+
+
+def rows_of(found: Any) -> list[dict[str, Any]]:
+    return json.loads(Path(found.path(search.TRIALS)).read_text())
+
+
+def spread_of(rows: list[dict[str, Any]]) -> float:
+    """Standard deviation between the seeds of a setting, pooled over those that have several."""
+    alike: dict[str, list[float]] = {}
+    for row in rows:
+        alike.setdefault(json.dumps(row["setting"]), []).append(row["best"])
+    groups = [scores for scores in alike.values() if len(scores) > 1]
+    return float(np.sqrt(np.mean([np.var(scores, ddof=1) for scores in groups])))
+
+
+Curves = Mapping[str, list[float]]
+"""Validation cosine after each epoch, by trial."""
+
+
+@dataclass
+class Follower:
+    """Leads a search through scores that are known, until its epochs are spent."""
+
+    config: SearchConfig
+    space: Space
+    curves: Curves
+    epochs_left: int
+    best: float = -1.0
+    _seen: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> float:
+        """The best score that it sees."""
+        names = {setting: trial_name(setting) for setting in self.space.settings}
+        rungs = Rungs(self.config, Budget(0), dict.fromkeys(names.values(), 1.0), {})
+        proposals, first = self._proposals(names), {}
+        for number in range(len(names)):
+            found = proposals.suggest(str(number))
+            if found == Searcher.FINISHED or not self.epochs_left:
+                break
+            first[found["name"]] = self._train(found["name"], rungs, str(number))
+            proposals.on_trial_complete(str(number), {})
+        if self.config.scheduler == "one-epoch":
+            for name in sorted(first, key=lambda name: -first[name])[: self.config.top]:
+                self._see(self.curves[name][1:])
+        return self.best
+
+    def _proposals(self, names: Mapping[Setting, str]) -> Listed:
+        if self.config.searcher == "tpe":
+            return Suggested(
+                {},
+                Budget(0),
+                self.space,
+                {},
+                trials=len(names),
+                seed=self.config.seed,
+                names=names,
+                best_of=self._seen.__getitem__,
+            )
+        order = np.random.default_rng(self.config.seed).permutation(len(names))
+        if self.config.scheduler == "one-epoch":
+            rest = self.config.top * (self.config.base.optim.epochs - 1)
+            order = order[: self.epochs_left - rest]
+        settings = [self.space.settings[number] for number in order]
+        return Listed({names[setting]: setting for setting in settings}, Budget(0))
+
+    def _train(self, name: str, rungs: Rungs, number: str) -> float:
+        trial: Any = SimpleNamespace(trial_id=number, config={"name": name})
+        runner: Any = None
+        rungs.on_trial_add(runner, trial)
+        last = 1 if self.config.scheduler == "one-epoch" else len(self.curves[name])
+        for epoch, score in enumerate(self.curves[name][:last], start=1):
+            self._seen[name] = max(self._seen.get(name, -1.0), score)
+            row = {"epoch": epoch, "val_cosine": score}
+            if not self._see([score]):
+                break
+            if rungs.on_trial_result(runner, trial, row) == TrialScheduler.STOP:
+                break
+        return self._seen[name]
+
+    def _see(self, scores: list[float]) -> bool:
+        """Spend an epoch for each score; whether there are more."""
+        for score in scores[: self.epochs_left]:
+            self.best, self.epochs_left = max(self.best, score), self.epochs_left - 1
+        return self.epochs_left > 0
+
+
+def compare(options: Options, config: SearchConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What each strategy finds in a share of the grid's epochs, over many orders; prints it."""
+    grid = [row for row in rows if row["seed"] == config.base.seed]
+    curves = {row["name"]: [epoch["val_cosine"] for epoch in row["epochs"]] for row in grid}
+    space = space_of(config, open_tower(config.base.tower).depth)
+    whole, spread = sum(map(len, curves.values())), spread_of(rows)
+    budget, best = int(options.share * whole), max(row["best"] for row in grid)
+    a_pass = grid[0]["rows"] / len(grid[0]["epochs"])
+    table = [["grid, to the end", best, "", 0.0, "", int(whole * a_pass), "100%"]]
+    found = {"grid": best, "spread": spread, "budget": budget / whole}
+    for name, changes in STRATEGIES.items():
+        followers = [
+            Follower(config.replace({**changes, "seed": seed}), space, curves, budget)
+            for seed in range(options.orders)
+        ]
+        scores = np.array([follower.run() for follower in followers])
+        spent = np.mean([budget - follower.epochs_left for follower in followers])
+        reached = float(np.mean(scores >= best - spread))
+        found[name] = {"scores": scores, "epochs": spent, "reached": reached}
+        line = [name, scores.mean(), scores.min(), best - scores.mean(), f"{reached:.0%}"]
+        table.append([*line, int(spent * a_pass), f"{spent / whole:.1%}"])
+    columns = ["search", "best val cosine", "worst order", "behind", "within the spread"]
+    title = f"{len(curves)} plans, {options.epochs} epochs; spread between seeds {spread:.4f}"
+    cli.show(f"{title}; {options.orders} orders", [*columns, "pictures", "of the grid"], table)
+    return found
+
+
+def overhead(options: Options, inputs: train.Inputs) -> dict[str, float]:
+    """Seconds of a trial by what they go to, beside those of a bare process; prints a table."""
+    config = grid_of(options).replace(
+        {
+            "name": "overhead",
+            "base.optim.epochs": 1,
+            "lora_rates": options.rates[: options.overhead_trials],
+            "nfz_rates": options.rates[1:2],
+            "concurrent": 1,
+            "seeds": 1,
+        }
+    )
+    found = search.run(config, inputs, options.out)
+    folder = Path(found.uri)
+    trials = sorted((folder / "trials").iterdir(), key=lambda trial: _written(trial, "manifest"))
+    parts = []
+    for before, trial in itertools.pairwise(trials):
+        begun, end = _written(trial, "config"), _written(trial, "manifest")
+        lines = (trial / "metrics.jsonl").read_text().splitlines()
+        loop = 3600 * json.loads(lines[-1])["worker_hours"]
+        parts.append((begun - _written(before, "manifest"), end - begun - loop, loop))
+    named = ("a trial's process", "workers, model, engine, end", "epoch")
+    seconds = dict(zip(named, np.mean(parts, axis=0).tolist(), strict=True))
+    made = TrainConfig.from_json((trials[-1] / "config.json").read_text())
+    (bare,) = in_processes(bare_run, 1, made, inputs)
+    table = [[name, f"{value:.1f}"] for name, value in seconds.items()]
+    table += [[f"bare process: {name}", f"{value:.1f}"] for name, value in bare.items()]
+    extra = sum(seconds.values()) - sum(bare.values())
+    cli.show("seconds of a trial", ["part", "s"], [*table, ["more than bare", f"{extra:.1f}"]])
+    return seconds | {f"bare: {name}": value for name, value in bare.items()}
+
+
+def _written(folder: Path, name: str) -> float:
+    return (folder / f"{name}.json").stat().st_mtime
+
+
+def bare_run(place: Place, config: TrainConfig, inputs: train.Inputs) -> dict[str, float]:
+    """Seconds of the same run with its own loop and engine, in a process that has imported all."""
+    began = time.perf_counter()
+    rows, val = ShardRows(inputs.shards, "train"), ShardRows(inputs.shards, "val")
+    model = model_of(config)
+    engine = build_engine(model, config, total_steps(config, len(rows)), CPU)
+    ready = time.perf_counter()
+    kept: list[Any] = []
+    loop = Loop(
+        config, engine, rows, val, place, lambda _: kept.append(engine.state()), kept.append
+    )
+    loop.run(Position())
+    return {"model and engine": ready - began, "epoch": time.perf_counter() - ready}
+
+
+def run(options: Options) -> tuple[dict[str, Any], dict[str, float]]:
+    options = dataclasses.replace(options, out=str(Path(options.out).absolute()))
+    with runtime.connect(dashboard=True):
+        inputs, config = inputs_of(options), grid_of(options)
+        found = compare(options, config, rows_of(search.run(config, inputs, options.out)))
+        return found, overhead(options, inputs)
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options, description=__doc__))
