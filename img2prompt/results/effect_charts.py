@@ -69,9 +69,10 @@ def plans(rows: Sequence[Row], epochs: int) -> go.Figure:
         layers = group[0]["plan"]
         groups.setdefault((len(layers["trained"]), len(layers["lora"])), []).extend(group)
     chart = figure("trained layers", "layers with LoRA", height=460)
-    step = math.ceil(max(1, *(count for place in groups for count in place)) / 8)
-    chart.update_xaxes(tick0=0, dtick=step)
-    chart.update_yaxes(tick0=0, dtick=step)
+    most = max(1, *(count for place in groups for count in place))
+    axis = {"tick0": 0, "dtick": math.ceil(most / 8), "range": [-0.07 * most, 1.07 * most]}
+    chart.update_xaxes(axis)
+    chart.update_yaxes(axis)
     means = [mean_score(group, epochs) for group in groups.values()]
     chart.add_scatter(
         x=[trained for trained, _ in groups],
@@ -124,7 +125,7 @@ def bands(found: EqualCost, later: EqualCost | None) -> go.Figure:
     names = [*(_span(band) for band in found.bands), "all costs"]
     if later:
         shown.append(later.all)
-        names.append(f"all costs, {later.epochs} epochs")
+        names.append("all costs, kept on")
     axis = "cosine of all LoRA minus cosine of all unfrozen"
     return intervals(names, [band.difference for band in shown], axis, "+.4f", BEST)
 
@@ -139,7 +140,7 @@ def widths(found: WidthEffect, later: WidthEffect | None) -> go.Figure:
     names = [width_name(width.width) for width in found.widths]
     shown = [width.difference for width in found.widths]
     if later:
-        names += [f"{width_name(width.width)}, {later.epochs} epochs" for width in later.widths]
+        names += [f"{width_name(width.width)}, kept on" for width in later.widths]
         shown += [width.difference for width in later.widths]
     axis = f"cosine minus that of the {width_name(found.narrowest)} head"
     return intervals(names, shown, axis, "+.4f", FINISHED)

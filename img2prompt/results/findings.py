@@ -164,9 +164,9 @@ def importance(found: Importance) -> str:
 
 def plans(epochs: int) -> str:
     return (
-        f"<p>Scores after {_epochs(epochs)}, means over seeds and head widths on the left. On the "
-        "right each dot is a setting: of dots above one another, which cost the same, the colour "
-        "tells how much of what learns is LoRA.</p>"
+        f"<p>Scores after {_epochs(epochs)}: by layers, as means over all else; and against cost, a "
+        "dot for each setting. Dots above one another cost the same, and their colour tells how "
+        "much of what learns is LoRA.</p>"
     )
 
 
