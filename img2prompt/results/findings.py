@@ -164,8 +164,8 @@ def importance(found: Importance) -> str:
 
 def plans(epochs: int) -> str:
     return (
-        f"<p>Scores after {_epochs(epochs)}: by layers, as means over all else; and against cost, a "
-        "dot for each setting. Dots above one another cost the same, and their colour tells how "
+        f"<p>Scores after {_epochs(epochs)}: by layers, as means over all else; and against cost, "
+        "a dot for each setting. Dots above one another cost the same, and their colour tells how "
         "much of what learns is LoRA.</p>"
     )
 
