@@ -1,0 +1,142 @@
+"""Many heads in one pass over the cached features, against a training of each alone.
+
+The same grid of probes two ways, on one cluster that runs already: by the stage heads, and by the
+stage train, one after the other. A training alone pays for its own start under Ray Train, its own
+reading of the features and its own publishing; both sides save all checkpoints. Every head must
+have the same losses and validation cosines in every epoch, to 1e-5.
+
+The tower has random weights and one layer: it makes features as wide as the demo tower's, and is
+not part of what is timed.
+
+    python tests/benchmarks/heads.py
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from training_material import Material, samples, write_shards, write_tower
+
+from img2prompt import cli, runtime
+from img2prompt.artifact import Artifact
+from img2prompt.config import (
+    EngineConfig,
+    FeaturesConfig,
+    HeadsConfig,
+    OptimConfig,
+    TowerConfig,
+    TrainConfig,
+)
+from img2prompt.stages import features, heads, train
+from img2prompt.storage import read_bytes
+
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which heads learn, and from how much."""
+
+    widths: tuple[int, ...] = (0, 512)
+    dropouts: tuple[float, ...] = (0.0, 0.2)
+    lrs: tuple[float, ...] = (1e-3, 2e-3, 5e-3, 1e-2)
+    rows: int = 4000
+    val_rows: int = 500
+    feature: int = 160
+    """Width of a feature."""
+    batch_size: int = 128
+    epochs: int = 12
+
+
+def config_of(options: Options, tower: TowerConfig) -> HeadsConfig:
+    base = TrainConfig(
+        name="probe",
+        tower=tower,
+        optim=OptimConfig(epochs=options.epochs, batch_size=options.batch_size),
+        engine=EngineConfig(kind="plain", workers=1, precision="fp32"),
+    )
+    return HeadsConfig(base=base, widths=options.widths, dropouts=options.dropouts, lrs=options.lrs)
+
+
+def made_features(options: Options, folder: Path) -> tuple[TowerConfig, train.Inputs]:
+    material = Material(
+        rows=options.rows,
+        val_rows=options.val_rows,
+        size=32,
+        layers=1,
+        width=options.feature,
+        patch=8,
+        pictures=folder,  # noise will do
+    )
+    tower = write_tower(material, folder / "tower")
+    shards = write_shards(material, samples(material, folder / "noise"), folder / "shards")
+    config = FeaturesConfig(tower=tower, precision="fp32")
+    return tower, train.Inputs(shards, features.run(config, shards, str(folder / "features")))
+
+
+def together(
+    config: HeadsConfig, inputs: train.Inputs, folder: Path
+) -> tuple[float, dict[str, History]]:
+    """Seconds, and the epochs of each head."""
+    began = time.perf_counter()
+    made = heads.run(config, inputs, str(folder / "heads"))
+    seconds = time.perf_counter() - began
+    return seconds, {row["name"]: row["epochs"] for row in heads.table(made.uri)}
+
+
+def one_by_one(
+    config: HeadsConfig, inputs: train.Inputs, folder: Path
+) -> tuple[float, dict[str, History]]:
+    """The same by the stage train."""
+    began = time.perf_counter()
+    runs = {h.name: train.run(h, inputs, str(folder / h.name)) for h in config.heads()}
+    seconds = time.perf_counter() - began
+    return seconds, {name: _history(run) for name, run in runs.items()}
+
+
+def _history(run: Artifact) -> History:
+    return json.loads(read_bytes(run.path(train.HISTORY)))
+
+
+def check_same(found: dict[str, History], expected: dict[str, History]) -> None:
+    """Refuse (AssertionError) heads that learned otherwise."""
+    assert found.keys() == expected.keys()
+    for name, history in expected.items():
+        for ours, theirs in zip(found[name], history, strict=True):
+            for key in ("train_loss", "val_cosine"):
+                apart = abs(ours[key] - theirs[key])
+                assert apart < 1e-5, f"{name}, epoch {ours['epoch']}: {key} is {apart:.2g} apart"
+
+
+def run(options: Options) -> float:
+    """Measure and print; how many times as fast all heads together are."""
+    with runtime.connect(), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tower, inputs = made_features(options, folder)
+        config = config_of(options, tower)
+        ours, found = together(config, inputs, folder)
+        theirs, expected = one_by_one(config, inputs, folder)
+    check_same(found, expected)
+    count, pictures = len(found), options.epochs * options.rows
+    cli.show(
+        f"{count} heads, {options.epochs} epochs of {options.rows} features of {options.feature}",
+        ["", "seconds", "features/s of all heads", "times as fast"],
+        [
+            [
+                told,
+                f"{seconds:.1f}",
+                f"{count * pictures / seconds:,.0f}",
+                f"{theirs / seconds:.1f}",
+            ]
+            for told, seconds in (("one by one", theirs), ("in one pass", ours))
+        ],
+    )
+    return theirs / ours
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Options, description=__doc__))
