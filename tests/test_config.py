@@ -155,6 +155,7 @@ def test_a_config_cannot_be_changed() -> None:
 RUNS = {"base": TrainConfig(name="lora"), "probe": TrainConfig(name="probe")}
 ALONE = EngineConfig(kind="plain")
 PROBE = {"base": TrainConfig(name="probe", engine=ALONE)}
+LEVELS = {"base": TrainConfig(name="a", start_from="b"), "probe": PROBE["base"]}
 BAD = [
     (SceneSource, {"prompts": 0}, "prompts is 0; allowed: 1 or more"),
     (SceneSource, {"pictures_per_prompt": 0}, "pictures_per_prompt is 0; allowed: >= 1"),
@@ -244,6 +245,10 @@ BAD = [
     (SearchConfig, {**RUNS, "lora_rates": (0.5, 1.5)}, "lora_rates is (0.5, 1.5); allowed: one"),
     (SearchConfig, {**RUNS, "nfz_rates": (-0.1,)}, "nfz_rates is (-0.1,); allowed: one rate or"),
     (SearchConfig, {**RUNS, "head_widths": (8, -1)}, "head_widths is (8, -1); allowed: one width"),
+    (SearchConfig, {**RUNS, "heads": 0}, "heads is 0; allowed: 1 or more"),
+    (SearchConfig, {**LEVELS, "head_lrs": ()}, "lrs is (); allowed: one value or more"),
+    (SearchConfig, {**LEVELS, "head_dropouts": (1.5,)}, "head.dropout is 1.5; allowed: [0, 1)"),
+    (SearchConfig, {**LEVELS, "probe": TrainConfig(name="p")}, "base.engine.kind is 'deepspeed'"),
     (SearchConfig, {**RUNS, "trials": 0}, "trials is 0; allowed: 1 or more"),
     (SearchConfig, {**RUNS, "grace_epochs": 0}, "grace_epochs is 0; allowed: 1 or more"),
     (SearchConfig, {**RUNS, "reduction": 1}, "reduction is 1; allowed: 2 or more"),

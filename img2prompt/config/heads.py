@@ -20,8 +20,8 @@ class HeadsConfig(Config):
     dropouts: tuple[float, ...] = (0.0, 0.2)
     lrs: tuple[float, ...] = (1e-3, 5e-3)
     """Peak learning rates."""
-    keep: int = 4
-    """Best heads that become runs of their own, for fine-tunes to start from."""
+    keep: int = 1
+    """Best heads of each width that become runs of their own, for fine-tunes to start from."""
 
     def __post_init__(self) -> None:
         for name in ("widths", "dropouts", "lrs"):

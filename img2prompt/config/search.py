@@ -2,11 +2,12 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from img2prompt.config.base import Config, check
+from img2prompt.config.heads import HeadsConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 
@@ -18,17 +19,26 @@ option of their own."""
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """A search over layer plans and head widths; each trial is a real training run."""
+    """A search in two levels: heads on cached features, then layer plans on the tower.
+
+    Each trial of a plan is a real training run.
+    """
 
     name: str = "search"
     """Folder name of the result."""
     base: TrainConfig
     """What all trials share."""
     probe: TrainConfig
-    """Makes the head that trials of one width start from; needed when `base.start_from` is set."""
+    """What all heads share that trials start from; needed when `base.start_from` is set."""
     lora_rates: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
     nfz_rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45)
     head_widths: tuple[int, ...] = (0, 512)
+    head_dropouts: tuple[float, ...] = (0.0, 0.2)
+    head_lrs: tuple[float, ...] = (1e-3, 5e-3)
+    """With `base.start_from`, every width is tried with every dropout and rate on the cached
+    features, all in one pass; trials of a width start from its best head, with its dropout."""
+    heads: int = 2
+    """Widths that go on to the tower: those with the best heads."""
     axes: dict[str, str] = field(default_factory=dict)
     """Further axes: any field of training and its values, as `plan.lora_rank 4,16,64
     optim.lr 1e-4,5e-4`."""
@@ -78,7 +88,7 @@ class SearchConfig(Config):
             check(good, name, rates, "one rate or more, each 0 to 1")
         widths = len(self.head_widths) > 0 and min(self.head_widths) >= 0
         check(widths, "head_widths", self.head_widths, "one width or more, each 0 or more")
-        for name in ("trials", "grace_epochs", "top", "seeds"):
+        for name in ("heads", "trials", "grace_epochs", "top", "seeds"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         check(self.reduction >= 2, "reduction", self.reduction, "2 or more")
         check(self.concurrent >= 0, "concurrent", self.concurrent, "0 (automatic) or more")
@@ -92,6 +102,27 @@ class SearchConfig(Config):
         for name, values in self.values.items():
             for value in values:  # one that no trial could have is told before all else
                 self.base.replace({name: value})
+        if self.base.start_from:
+            self.head_grid(sorted(set(self.head_widths)))
+
+    @property
+    def heads_folder(self) -> str:
+        """Of the heads of the first level, under `runs/`."""
+        return f"{self.name}-heads"
+
+    def head_grid(self, widths: Sequence[int]) -> HeadsConfig:
+        """The heads of the first level, of these widths.
+
+        Raises:
+            UserError: `probe` is none, or a value is out of its range.
+        """
+        return HeadsConfig(
+            name=self.heads_folder,
+            base=self.probe,
+            widths=tuple(widths),
+            dropouts=self.head_dropouts,
+            lrs=self.head_lrs,
+        )
 
     @functools.cached_property
     def values(self) -> Mapping[str, tuple[Any, ...]]:

@@ -137,23 +137,32 @@ def _identity(config: SearchConfig, setting: Setting, layers: LayerPlan) -> str:
 
 
 def trial_config(
-    config: SearchConfig, setting: Setting, share: float = 1.0, repeat: int = 0
+    config: SearchConfig,
+    setting: Setting,
+    share: float = 1.0,
+    repeat: int = 0,
+    head: TrainConfig | None = None,
 ) -> TrainConfig:
     """The complete config of a trial: on a share of the base's rows, and with a repetition's seed.
+
+    `head`: the run that it starts from, whose dropout it has unless that is an axis.
 
     Raises:
         UserError: the setting is no valid config.
     """
-    start = config.base.start_from
+    of_head: dict[str, Any] = {}
+    if head is not None:
+        start = f"{config.heads_folder}/{head.name}"
+        of_head = {"start_from": start, "head.dropout": head.head.dropout}
     return config.base.replace(
         {
+            **of_head,
             **dict(setting.options),
             "name": trial_name(setting, share, repeat),
             "plan.lora_rate": setting.lora_rate,
             "plan.nfz_rate": setting.nfz_rate,
             "head.width": setting.head_width,
             "optim.share": share * config.base.optim.share,
-            "start_from": start and start_name(config, setting.head_width),
             "seed": config.base.seed + repeat,
         }
     )
@@ -163,8 +172,3 @@ def trial_name(setting: Setting, share: float = 1.0, repeat: int = 0) -> str:
     """Of a trial and its folder."""
     part = f"-share{share:g}" if share < 1 else ""
     return f"{setting.name}{part}" + (f"-repeat{repeat}" if repeat else "")
-
-
-def start_name(config: SearchConfig, width: int) -> str:
-    """Of the run whose head trials of this width start from."""
-    return config.probe.name if width == config.probe.head.width else f"{config.probe.name}-{width}"

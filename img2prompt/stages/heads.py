@@ -1,8 +1,8 @@
 """shards/ + features/ -> heads/: many heads for the price of a few.
 
-`heads.json` tells every head, the best first. Each of the best `keep` has a folder of its own that
-is a finished run of the stage "train", as that stage would have made it alone: a fine-tune starts
-from it, `evaluate` and `predict` take it.
+`heads.json` tells every head, the best first. Each of the best `keep` of a width has a folder of
+its own that is a finished run of the stage "train", as that stage would have made it alone: a
+fine-tune starts from it, `evaluate` and `predict` take it.
 
 A killed run goes on after the last epoch that all heads have saved.
 """
@@ -132,8 +132,12 @@ def _rank(row: dict[str, Any]) -> float:
 
 
 def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep: int) -> None:
-    """The best become runs; the folders of all others go."""
-    best = [row for row in rows if row["end"] == "finished"][:keep]
+    """The best of each width become runs; the folders of all others go."""
+    finished = [row for row in rows if row["end"] == "finished"]
+    widths = {row["width"] for row in finished}
+    best = [
+        row for width in widths for row in [row for row in finished if row["width"] == width][:keep]
+    ]
     for row in best:
         draft = drafts[row["name"]]
         if draft.finished() is None:

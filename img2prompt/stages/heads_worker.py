@@ -4,9 +4,9 @@ Each head is a `worker.Loop` of its own, driven one batch at a time: a batch is 
 the device once, and every head makes its step on it. The loop seeds torch's draws before each step,
 so a head drops the same inputs, and ends with the same weights, as in a run alone.
 
-Heads of equal shape could be stacked into one batched product. That took 1.0 to 1.6 times as long on
-a core (16 heads, 160 or 1,024 inputs, linear or 512 wide, batches of 128, float32), and would draw
-other dropout.
+Heads of equal shape could be stacked into one batched product. That took 1.0 to 1.6 times as long
+on a core (16 heads, 160 or 1,024 inputs, linear or 512 wide, batches of 128, float32), and would
+draw other dropout.
 """
 
 import json

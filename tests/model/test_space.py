@@ -121,14 +121,13 @@ def test_a_trial_is_the_base_with_its_setting() -> None:
     assert Setting.from_dict(setting.to_dict()) == setting
     made = trial_config(config, setting, share=0.5, repeat=2)
     name = "lora0.25-nfz0.5-head64-plan.lora_rank4-plan.lora_initpublished-share0.5-repeat2"
-    expected = config.base.to_dict() | {"name": name, "seed": 2, "start_from": "probe-64"}
+    expected = config.base.to_dict() | {"name": name, "seed": 2}
     ranks = {"lora_rank": 4, "lora_init": "published"}
     expected["plan"] |= {"lora_rate": 0.25, "nfz_rate": 0.5, **ranks}
     expected["head"] |= {"width": 64}
     expected["optim"] |= {"share": 0.5}
     assert made.to_dict() == expected
     assert TrainConfig.from_json(made.to_json()) == made
-    assert trial_config(config, Setting(0.25, 0.5, 0)).start_from == "probe"
     small = trial_config(config.replace({"base.optim.share": 0.5}), setting, share=0.5)
     assert small.optim.share == 0.25
 

@@ -17,13 +17,13 @@ from tiny import config_of
 
 from img2prompt import cli, presets
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import SearchConfig, TrainConfig
+from img2prompt.config import HeadsConfig, SearchConfig, TrainConfig
 from img2prompt.errors import UserError
-from img2prompt.model.space import Setting, space_of, trial_config
+from img2prompt.model.space import Setting, trial_config
 from img2prompt.runtime import Resources
-from img2prompt.stages import search, shard, train
+from img2prompt.stages import heads, search, shard, train
 from img2prompt.stages.search import tuning
-from img2prompt.stages.search.starts import start_heads
+from img2prompt.stages.search.starts import best_heads
 
 EPOCHS, GRACE = 4, 1
 FIRST, SECOND, THIRD = (f"lora0-nfz0.25-head{width}" for width in (1, 64, 2))
@@ -76,25 +76,58 @@ def test_a_space_without_a_learning_layout_is_refused(lora, nfz, tiny_tower, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trials_start_from_a_probe_of_their_width(monkeypatch, tmp_path: Path) -> None:
-    made: dict[str, TrainConfig] = {}
+def head_row(config: TrainConfig, best: float | None) -> dict[str, Any]:
+    end = "finished" if best else "failed"
+    return {"name": config.name, "width": config.head.width, "end": end, "best": best}
 
-    def record(config: TrainConfig, inputs: Any, out: str) -> str:
-        made[out] = config
-        return f"probe of width {config.head.width}"
 
-    monkeypatch.setattr(train, "run", record)
-    config = search_config("demo")
-    config = config.replace({"base.start_from": "probe"})
-    settings = space_of(config, 4).settings
-    starts = start_heads(config, [s.head_width for s in settings], NO_INPUTS, str(tmp_path))
-    assert starts == {width: f"probe of width {width}" for width in (1, 64, 2)}
-    assert made[f"{tmp_path}/runs/probe"] == config.probe
-    wider = config.probe.replace({"name": "probe-64", "head.width": 64})
-    assert made[f"{tmp_path}/runs/probe-64"] == wider
-    for setting in settings:
-        name = trial_config(config, setting).start_from
-        assert made[f"{tmp_path}/runs/{name}"].head.width == setting.head_width
+def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: Path) -> None:
+    """Of width 64 the second is the best, of 2 the third; width 1 is not among the best two."""
+    made = []
+
+    def learn(grid: HeadsConfig, inputs: Any, out: str) -> Artifact:
+        draft = Draft.open(out, heads.STAGE, grid, {})
+        scores = {1: (0.1, 0.2, 0.3), 2: (0.3, 0.4, 0.5), 64: (0.6, 0.8, 0.7)}
+        configs = {width: [h for h in grid.heads() if h.head.width == width] for width in scores}
+        rows = [
+            head_row(*pair)
+            for width, found in scores.items()
+            for pair in zip(configs[width], found, strict=True)
+        ]
+        rows = sorted(rows, key=lambda row: -row["best"])
+        for head in grid.heads():
+            if head.name in (configs[64][1].name, configs[2][2].name, configs[1][2].name):
+                Draft.open(f"{out}/{head.name}", train.STAGE, head, {}).publish()
+        draft.write_bytes(heads.TABLE, json.dumps([*rows, head_row(grid.base, None)]).encode())
+        made.append((grid, out))
+        return draft.publish()
+
+    monkeypatch.setattr(heads, "run", learn)
+    settings = {"head_dropouts": (0.3,), "head_lrs": (1e-3, 2e-3, 3e-3), "heads": 2}
+    config = search_config("demo", **settings).replace({"base.start_from": "probe"})
+    starts = best_heads(config, (64, 2, 1, 64), NO_INPUTS, str(tmp_path))
+    ((grid, out),) = made
+    assert out == f"{tmp_path}/runs/search-heads"
+    assert (grid.base, grid.widths) == (config.probe, (1, 2, 64))
+    assert [(width, start.config.optim.head_lr) for width, start in starts.items()] == [
+        (64, 2e-3),
+        (2, 3e-3),
+    ]
+    for width, start in starts.items():
+        trial = trial_config(config, Setting(0.0, 0.25, width), head=start.config)
+        assert (trial.head.width, trial.head.dropout) == (width, 0.3)
+        assert trial.optim.head_lr == config.base.optim.head_lr
+        loaded = Artifact.load(f"{tmp_path}/runs/{trial.start_from}", train.STAGE)
+        assert loaded == start.run
+        assert loaded.config["optim"]["head_lr"] == start.config.optim.head_lr
+        own = Setting(0.0, 0.25, width, (("head.dropout", 0.1),))
+        axis = config.replace({"axes": {"head.dropout": "0.1"}})
+        assert trial_config(axis, own, head=start.config).head.dropout == 0.1
+
+
+def test_without_a_start_no_heads_are_made(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(heads, "run", lambda *_: pytest.fail("heads were trained"))
+    assert best_heads(search_config("demo"), (1, 2), NO_INPUTS, str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(

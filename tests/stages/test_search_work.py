@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from planned_trials import BATCH, EPOCHS, HOURS, INPUTS, VAL, Killed, Runner, keep, search_of
 
+from img2prompt.artifact import Draft
 from img2prompt.config import SearchConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.runtime import Resources
-from img2prompt.stages import search
+from img2prompt.stages import search, train
 from img2prompt.stages.search import tuning
+from img2prompt.stages.search.starts import Start
 from img2prompt.stages.search.trials import Job, seconds
 
 
@@ -216,3 +218,28 @@ def test_a_trial_tells_its_seconds(tmp_path: Path) -> None:
     assert seconds(job) == 0
     keep(job, [{"epoch": 1, "val_cosine": 0.1}])
     assert seconds(job) == 3600 * HOURS
+
+
+def test_only_widths_of_the_best_heads_go_on_to_the_tower(
+    there, monkeypatch, tmp_path: Path
+) -> None:
+    """Of three widths one is left by its head; its trials and the winner start from that."""
+    config = search_of(**{"base.start_from": "probe", "head_widths": (0, 64, 512), "heads": 1})
+    head = config.head_grid([64]).heads()[-1]
+    draft = Draft.open(str(tmp_path / "head"), train.STAGE, head, {})
+    start, asked = Start(head, draft.publish()), []
+
+    def best_heads(config, widths, inputs, out) -> dict[int, Start]:
+        asked.append(set(widths))
+        return {64: start}
+
+    monkeypatch.setattr("img2prompt.stages.search.stage.best_heads", best_heads)
+    rows, made = searched(monkeypatch, config, tmp_path)
+    assert asked == [{0, 64, 512}]
+    assert len(rows) == 15
+    assert {row["setting"]["head_width"] for row in rows} == {64}
+    assert {name.rpartition("head")[2] for name, _ in made.trained} == {"64"}
+    best = TrainConfig.from_json((tmp_path / "search/best.json").read_text())
+    assert best.start_from == f"search-heads/{head.name}"
+    assert best.head == head.head
+    assert best.head.dropout > 0

@@ -15,7 +15,7 @@ from img2prompt.stages import train
 from img2prompt.stages.search import prices, tuning
 from img2prompt.stages.search.budget import Budget
 from img2prompt.stages.search.rows import BEST, REPORT, SPACE, TRIALS, ranked
-from img2prompt.stages.search.starts import start_heads
+from img2prompt.stages.search.starts import best_heads
 from img2prompt.stages.search.trials import METRIC
 from img2prompt.stages.search.watch import Watch, show_report
 from img2prompt.stages.search.work import Search
@@ -27,7 +27,7 @@ FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")
 
 
 def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
-    """Search under `out`/<name>; heads that trials start from go to `out`/runs.
+    """Search under `out`/<name>; the heads of the first level go to `out`/runs/<name>-heads.
 
     A search that has ended at its limit of hours goes on when it is run with more.
 
@@ -53,12 +53,14 @@ def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
     report = prices.report(config, space, costs, left_out, rate)
     show_report(report)
     draft.write_bytes(SPACE, json.dumps(report, indent=2).encode())
-    settings = choose(config, space)
-    starts = start_heads(config, {setting.head_width for setting in settings}, inputs, out)
+    starts = best_heads(config, (setting.head_width for setting in kept), inputs, out)
+    if starts:
+        space = space.only([setting for setting in kept if setting.head_width in starts])
+        costs = {setting: costs[setting] for setting in space.settings}
     budget = Budget(config.max_hours)
     watch = Watch(budget, prices.total_flop(config, costs))
     search = Search(config, inputs, folder, tower, space, costs, starts, budget, watch)
-    search.run(settings)
+    search.run(choose(config, space))
     return _publish(config, draft, search)
 
 
@@ -87,7 +89,7 @@ def _publish(config: SearchConfig, draft: Draft, search: Search) -> Artifact:
         raise UserError(_nothing_came(config, draft.uri, rows))
     repeat = rows[0]["seed"] - config.base.seed
     setting = Setting.from_dict(rows[0]["setting"])
-    best = trial_config(config, setting, repeat=repeat).replace({"name": "best"})
+    best = search.trial(setting, repeat=repeat).job.config.replace({"name": "best"})
     draft.write_bytes(BEST, best.to_json().encode())
     draft.write_bytes(TRIALS, json.dumps(rows, indent=2).encode())
     draft.write_bytes(REPORT, page(rows).encode())

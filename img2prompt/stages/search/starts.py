@@ -1,23 +1,45 @@
-"""The heads that trials start from."""
+"""The first level of a search: the heads that trials start from."""
 
+import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from img2prompt.artifact import Artifact
-from img2prompt.config import SearchConfig
-from img2prompt.model.space import start_name
-from img2prompt.stages import train
+from img2prompt.config import SearchConfig, TrainConfig
+from img2prompt.stages import heads, train
 from img2prompt.storage import join
 
+logger = logging.getLogger(__name__)
 
-def start_heads(
+
+@dataclass(frozen=True)
+class Start:
+    """A head that trials start from (LP-FT: arXiv 2202.10054)."""
+
+    config: TrainConfig
+    run: Artifact
+
+
+def best_heads(
     config: SearchConfig, widths: Iterable[int], inputs: train.Inputs, out: str
-) -> dict[int, Artifact]:
-    """A probe for each head width, in `out`/runs; none when trials start from fresh heads."""
+) -> dict[int, Start]:
+    """The best head of each of the best `heads` widths, by width, the best first.
+
+    All heads of the grid learn together, in `out`/runs/`heads_folder`. None are made when trials
+    start from fresh heads.
+    """
     if not config.base.start_from:
         return {}
-    heads = {}
-    for width in sorted(set(widths)):
-        name = start_name(config, width)
-        probe = config.probe.replace({"name": name, "head.width": width})
-        heads[width] = train.run(probe, inputs, join(out, "runs", name))
-    return heads
+    grid = config.head_grid(sorted(set(widths)))
+    made = heads.run(grid, inputs, join(out, "runs", grid.name))
+    configs = {head.name: head for head in grid.heads()}
+    best: dict[int, Start] = {}
+    for row in heads.table(made.uri):
+        if row["end"] == "failed" or row["width"] in best or len(best) == config.heads:
+            continue
+        run = Artifact.load(made.path(row["name"]), train.STAGE)
+        best[row["width"]] = Start(configs[row["name"]], run)
+        logger.info(
+            "head %s, val cosine %.4f: trials of this width start from it", row["name"], row["best"]
+        )
+    return best

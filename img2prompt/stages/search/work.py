@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from img2prompt.artifact import Artifact
 from img2prompt.config import SearchConfig
 from img2prompt.model.space import Setting, Space, trial_config
 from img2prompt.model.tower import Tower
@@ -20,6 +19,7 @@ from img2prompt.stages.search.prices import Price
 from img2prompt.stages.search.propose import Listed, Suggested
 from img2prompt.stages.search.rows import row_of
 from img2prompt.stages.search.schedule import Rungs
+from img2prompt.stages.search.starts import Start
 from img2prompt.stages.search.trials import METRIC, Job, Outcome
 from img2prompt.stages.search.watch import Watch
 from img2prompt.storage import join
@@ -47,8 +47,8 @@ class Search:
     space: Space
     costs: Mapping[Setting, Price]
     """On all rows."""
-    starts: Mapping[int, Artifact]
-    """Finished runs whose heads are the starts, by width."""
+    starts: Mapping[int, Start]
+    """The heads that trials start from, by width; empty: fresh ones."""
     budget: Budget
     watch: Watch
     reasons: dict[str, str] = field(default_factory=dict)
@@ -95,8 +95,10 @@ class Search:
     def trial(self, setting: Setting, share: float = 1.0, repeat: int = 0) -> Trial:
         key = setting, share, repeat
         if key not in self._trials:
-            config = trial_config(self.config, setting, share, repeat)
-            own = train.Inputs(self.inputs.shards, start=self.starts.get(setting.head_width))
+            start = self.starts.get(setting.head_width)
+            head, run = (start.config, start.run) if start else (None, None)
+            config = trial_config(self.config, setting, share, repeat, head)
+            own = train.Inputs(self.inputs.shards, start=run)
             job = Job(config, own, join(self.folder, "trials", config.name))
             self._trials[key] = Trial(setting, share, job)
         return self._trials[key]
