@@ -18,6 +18,7 @@ from img2prompt.errors import UserError
 from img2prompt.storage import read_bytes
 
 C = TypeVar("C", bound=Config)
+J = TypeVar("J", bound="Job[Any]")
 
 LONGEST = 180
 """Characters of a table's cell; prompts may be pages long."""
@@ -32,12 +33,22 @@ class Job(Generic[C]):
     """Folder of everything that belongs together, local or a URI such as s3://bucket/run."""
 
 
+@dataclass(frozen=True)
+class TrainJob(Job[C]):
+    """A training run, which may be there already."""
+
+    resume_anyway: bool = False
+    """Let an unfinished run go on although its config was another: what differs is logged and kept
+    with the run. Its model, batch size, data and base checkpoint must be the same."""
+
+
 def parse(
     what: str,
     presets: Mapping[str, Callable[[], C]],
     default: str = "",
     arguments: list[str] | None = None,
-) -> Job[C]:
+    kind: type[J] = Job,
+) -> J:
     """Read `[preset] [--out DIR] [--dotted.option value]` from the command line.
 
     `--config FILE` takes a complete JSON config in place of a preset. With a `default`, or where
@@ -52,12 +63,12 @@ def parse(
         print(f"{what}\n\n{_usage(presets, default)}")
         sys.exit(0)
     config = _start(presets, default, arguments)
-    job_type: Any = Job[type(config)]  # type: ignore[misc]
+    job_type: Any = kind[type(config)]  # type: ignore[index]
     job = tyro.cli(
         job_type,
         description=f"{what}\n\n{_usage(presets, default)}",
         args=arguments,
-        default=Job(config),
+        default=kind(config),
         config=(tyro.conf.AvoidSubcommands,),
     )
     return dataclasses.replace(job, out=_absolute(job.out))

@@ -7,7 +7,7 @@ from img2prompt.storage import join
 
 
 def job() -> None:
-    options = cli.parse(__doc__, presets.TRAIN)
+    options = cli.parse(__doc__, presets.TRAIN, kind=cli.TrainJob)
     config, out = options.config, options.out
     inputs = train.Inputs(
         shards=Artifact.load(join(out, "shards"), shard.STAGE),
@@ -19,7 +19,8 @@ def job() -> None:
         else None,
     )
     with runtime.connect(dashboard=True, download=config.tower.download):
-        run = train.run(config, inputs, join(out, "runs", config.name))
+        folder = join(out, "runs", config.name)
+        run = train.run(config, inputs, folder, resume_anyway=options.resume_anyway)
     cli.show(f"{config.name} in {run.uri}", ["", "value"], [[k, v] for k, v in run.counts.items()])
 
 

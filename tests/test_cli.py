@@ -102,6 +102,16 @@ def test_a_saved_config_takes_the_place_of_a_preset(tmp_path: Path) -> None:
     assert found == Job(config=kept.replace({"optim.epochs": 9}), out=str(Path("x").absolute()))
 
 
+def test_a_training_job_may_resume_anyway() -> None:
+    def job(*arguments: str) -> cli.TrainJob[TrainConfig]:
+        return cli.parse("Train.", presets.TRAIN, arguments=list(arguments), kind=cli.TrainJob)
+
+    assert not job("lora-demo").resume_anyway
+    found = job("lora-demo", "--resume-anyway", "--optim.lr", "1e-3")
+    assert found.resume_anyway
+    assert found.config == presets.lora_demo().replace({"optim.lr": 1e-3})
+
+
 def test_a_submitted_job_needs_an_out_that_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(UserError, match="'out/x', relative to a copy of your folder"):

@@ -102,6 +102,11 @@ class EngineConfig(Config):
     them again for the backward pass. Less memory, about a third more work (arXiv 1604.06174)."""
     workers: int = 0
     """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
+    min_workers: int = 0
+    """Elastic: go on with so few workers when machines are lost, and with up to `workers` when some
+    come. Every number of workers makes the same steps. 0: always `workers`."""
+    resize_seconds: float = 60.0
+    """Between looks for machines for more workers; a change is a restart, after a checkpoint."""
     save_every: int = 0
     """Steps between checkpoints inside an epoch; 0: one after each epoch only."""
     save_seconds: float = 0.0
@@ -117,6 +122,11 @@ class EngineConfig(Config):
 
     def __post_init__(self) -> None:
         check(self.workers >= 0, "engine.workers", self.workers, "0 (automatic) or more")
+        least = self.min_workers
+        elastic = least == 0 if self.kind == "plain" else 0 <= least <= (self.workers or least)
+        allowed = "0 (not elastic) to engine.workers, 0 with engine.kind plain"
+        check(elastic, "engine.min_workers", least, allowed)
+        check(self.resize_seconds > 0, "engine.resize_seconds", self.resize_seconds, "above 0")
         check(self.micro_batch >= 0, "engine.micro_batch", self.micro_batch, "0 (all) or more")
         scaled = self.precision != "fp16" or self.kind == "plain" or self.zero_stage == 0
         check(scaled, "engine.zero_stage", self.zero_stage, "0 with engine.precision fp16")

@@ -6,7 +6,9 @@ store too, and pyarrow, Ray Data, DuckDB, pandas and Hugging Face datasets all r
 """
 
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from img2prompt.artifact import Artifact
 from img2prompt.data import images
-from img2prompt.data.order import WINDOW
+from img2prompt.data.order import LANES
 from img2prompt.data.vectors import VECTOR, matrix
 from img2prompt.errors import UserError
 from img2prompt.storage import open_uri
@@ -65,25 +67,38 @@ class Batch:
     """float32 (B, 384)."""
 
 
+READERS = 4
+"""Row groups that are read at once: reading waits for a disk or a network."""
+
+KEPT = 4 * LANES
+"""Most row groups in memory. An epoch in `order.py`'s order has fewer open, even for one worker."""
+
+
 class ShardRows:
     """Random access to the rows of one split; row numbers run through its files in name order.
 
-    Keeps the row groups of one shuffle window, still encoded, so that an epoch in `order.py`'s
-    order reads each group about once.
+    Row groups stay in memory, still encoded, until each of their rows was fetched once, so that an
+    epoch in `order.py`'s order reads each about once. Decoders and pyarrow leave other threads
+    alone (they release the GIL); batches may be fetched from several threads.
     """
 
-    def __init__(self, shards: Artifact, split: str) -> None:
-        self._groups: list[tuple[pq.ParquetFile, int]] = []
+    def __init__(self, shards: Artifact, split: str, threads: int = 1) -> None:
+        """`threads`: pictures that are decoded at once."""
+        self._groups: list[tuple[pq.ParquetFile, Lock, int]] = []
         sizes = []
         for name in shards.names(f"{split}/"):
             fs, path = open_uri(shards.path(name))
-            file = pq.ParquetFile(fs.open_input_file(path))
+            file, lock = pq.ParquetFile(fs.open_input_file(path)), Lock()
             for number in range(file.num_row_groups):
-                self._groups.append((file, number))
+                self._groups.append((file, lock, number))
                 sizes.append(file.metadata.row_group(number).num_rows)
         self.group_sizes = np.array(sizes, np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.group_sizes)])
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._open: OrderedDict[int, Future[pa.Table]] = OrderedDict()
+        self._left: dict[int, int] = {}
+        self._lock = Lock()
+        self._readers = ThreadPoolExecutor(READERS, "read")
+        self._decoders = ThreadPoolExecutor(threads, "decode")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -91,22 +106,39 @@ class ShardRows:
     def fetch(self, rows: np.ndarray) -> Batch:
         """The rows with these numbers, in this order."""
         groups = np.searchsorted(self._starts, rows, side="right") - 1
+        found = self._take(groups.tolist())
         tables = [
-            self._group(int(group)).slice(int(row - self._starts[group]), 1)
+            found[group].result().slice(int(row - self._starts[group]), 1)
             for row, group in zip(rows, groups, strict=True)
         ]
         table = pa.concat_tables(tables)
-        pixels = [images.decode(data.as_py()) for data in table["image"]]
+        pixels = list(self._decoders.map(images.decode, table["image"].to_pylist()))
         return Batch(table["id"].to_pylist(), np.stack(pixels), matrix(table["target"]).copy())
 
-    def _group(self, number: int) -> pa.Table:
-        if number not in self._cache:
-            file, group = self._groups[number]
-            self._cache[number] = file.read_row_group(group, columns=["id", "image", "target"])
-            if len(self._cache) > WINDOW + 8:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(number)
-        return self._cache[number]
+    def _take(self, groups: list[int]) -> dict[int, Future[pa.Table]]:
+        """These groups, read or being read; each number stands for one row that is taken."""
+        found = {}
+        with self._lock:
+            for number in groups:
+                if number not in self._open:
+                    self._open[number] = self._readers.submit(self._read, number)
+                    self._left[number] = int(self.group_sizes[number])
+                found[number] = self._open[number]
+                self._open.move_to_end(number)
+                self._left[number] -= 1
+                if self._left[number] == 0:
+                    self._forget(number)
+            while len(self._open) > KEPT:
+                self._forget(next(iter(self._open)))
+        return found
+
+    def _forget(self, number: int) -> None:
+        del self._open[number], self._left[number]
+
+    def _read(self, number: int) -> pa.Table:
+        file, lock, group = self._groups[number]
+        with lock:  # pyarrow does not promise that a file may be read from several threads
+            return file.read_row_group(group, columns=["id", "image", "target"])
 
 
 class FeatureRows:

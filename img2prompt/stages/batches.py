@@ -1,7 +1,8 @@
 """What a worker's loop is fed with: its place among the workers, rows, batches, sums over all."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,9 @@ class Rows(Protocol):
     group_sizes: np.ndarray
 
     def __len__(self) -> int: ...
-    def fetch(self, rows: np.ndarray) -> Batch: ...
+    def fetch(self, rows: np.ndarray) -> Batch:
+        """May be called from several threads."""
+        ...
 
 
 class SomeRows:
@@ -61,23 +64,31 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     return steps * config.optim.epochs
 
 
-def prefetch(rows: Rows, shares: Iterator[np.ndarray]) -> Iterator[Batch]:
-    """Fetch the next batch while this one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = None
-        for share in shares:
-            ready, coming = coming, pool.submit(rows.fetch, share)
-            if ready is not None:
-                yield ready.result()
-        if coming is not None:
-            yield coming.result()
+AHEAD = 2
+"""Batches that are fetched while one is used: one may wait for a disk while another is decoded."""
 
 
-def in_parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """Parts of `size` rows; 0: the batch as it is."""
-    size = size or len(batch.ids)
-    for start in range(0, len(batch.ids), size):
-        cut = slice(start, start + size)
+def prefetch(rows: Rows, shares: Iterable[np.ndarray]) -> Iterator[Batch]:
+    """Fetch the next batches, in threads, while this one is used."""
+    coming: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(AHEAD, "fetch") as pool:
+        try:
+            for share in shares:
+                coming.append(pool.submit(rows.fetch, share))
+                if len(coming) > AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def in_parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """So many parts, as equal as can be."""
+    size = len(batch.ids)
+    for part in range(count):
+        cut = slice(part * size // count, (part + 1) * size // count)
         yield Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut])
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
 from img2prompt.config import TrainConfig
@@ -47,7 +47,10 @@ class Engine(Protocol):
     def device(self) -> torch.device: ...
     def forward(self, inputs: Tensor) -> Tensor: ...
     def backward(self, loss: Tensor) -> None:
-        """Add one part's gradients; `loss` is the mean over the part's rows."""
+        """Add one part's gradients; they are averaged over parts and workers.
+
+        `loss` is the mean over the part's rows, by how much more rows it has than the average part.
+        """
         ...
 
     def step(self) -> None:
@@ -69,11 +72,17 @@ def learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def load_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Go on with the rates of a saved schedule."""
-    schedule.load_state_dict(dict(state))
-    rates = schedule.get_last_lr()
+    """Go on where a saved schedule was; the rates are those of this config, which may be another.
+
+    LambdaLR would take over the rates of the saved one.
+    """
+    assert isinstance(schedule, LambdaLR)
+    schedule.last_epoch, schedule._step_count = state["last_epoch"], state["_step_count"]
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [peak * now for peak, now in zip(schedule.base_lrs, factors, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,25 +161,21 @@ def build_engine(
 
 
 def parts(config: TrainConfig, workers: int) -> int:
-    """Passes in which a worker takes its share of a global batch."""
-    return config.optim.batch_size // workers // rows_at_once(config, workers)
+    """Passes in which each worker takes its share of a global batch; none is without rows."""
+    least, most = config.optim.batch_size // workers, -(-config.optim.batch_size // workers)
+    return min(least, -(-most // (config.engine.micro_batch or most)))
 
 
 def rows_at_once(config: TrainConfig, workers: int) -> int:
-    """Rows that a worker takes in one pass."""
-    share = config.optim.batch_size // workers
-    return min(config.engine.micro_batch or share, share)
+    """Most rows that a worker takes in one pass."""
+    most = -(-config.optim.batch_size // workers)
+    return -(-most // parts(config, workers))
 
 
 def check_batch(config: TrainConfig, workers: int) -> None:
-    """Equal shares for all workers and equal parts of them, or a UserError."""
-    size, micro = config.optim.batch_size, config.engine.micro_batch
-    if size % workers:
+    """A row for each worker, or a UserError."""
+    size = config.optim.batch_size
+    if size < workers:
         raise UserError(
-            f"optim.batch_size is {size}; allowed with {workers} workers: a multiple of {workers}"
-        )
-    if size // workers % rows_at_once(config, workers):
-        raise UserError(
-            f"engine.micro_batch is {micro}; allowed with {size // workers} rows a worker: a "
-            "divisor of that, or 0"
+            f"optim.batch_size is {size}; allowed with {workers} workers: {workers} or more"
         )

@@ -24,6 +24,7 @@ from img2prompt.model.predictor import open_tower
 from img2prompt.model.tower import Tower
 from img2prompt.stages import train
 from img2prompt.stages.checkpoint import best_row
+from img2prompt.stages.faults import RETRIES
 from img2prompt.stages.heads_worker import Outcome, train_heads
 from img2prompt.stages.ray_worker import Job
 from img2prompt.stages.tasks import run_bounded
@@ -76,7 +77,7 @@ def _train(heads: Sequence[TrainConfig], inputs: Inputs, out: str, tower: Tower)
         folder = join(train.absolute(out), head.name)
         jobs.append(Job(head, inputs, folder, train.storage(folder)))
     gpus = 1 if runtime.resources().gpus >= 1 else 0
-    task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=train.RETRIES)(train_heads)
+    task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=RETRIES)(train_heads)
     (found,) = run_bounded(iter([task.remote(jobs, tower.width)]), workers=1)
     return found
 

@@ -27,7 +27,10 @@ from img2prompt.storage import exists
 logger = logging.getLogger(__name__)
 
 SIGTERM = threading.Event()
-"""Set in a worker's process by SIGTERM, once `listen` was called there."""
+"""Set in a worker's process by SIGTERM, once `listen` was called there, and by `end_and_wait`."""
+
+ENDED = threading.Event()
+"""Set in a worker's process when its loop is over and all is written."""
 
 
 class StoppedError(RuntimeError):
@@ -53,6 +56,12 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, note)
 
 
+def end_and_wait(seconds: float) -> None:
+    """In a worker's process: have the loop save and end, and wait for that."""
+    SIGTERM.set()
+    ENDED.wait(seconds)
+
+
 @dataclass(frozen=True)
 class Vote:
     """What workers must do together in a step: each is true when any worker says so."""
@@ -60,11 +69,11 @@ class Vote:
     bad: bool = False
     """The loss of some rows is no number."""
     taken: bool = False
-    """A worker has got SIGTERM."""
+    """A worker has got SIGTERM, or will be replaced."""
     asked: bool = False
     """The run is asked to stop."""
     late: bool = False
-    """`engine.save_seconds` are over."""
+    """A checkpoint is due: `engine.save_seconds` are over, or a machine will be taken away."""
 
     @property
     def ends(self) -> bool:

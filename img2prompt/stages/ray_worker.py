@@ -9,6 +9,7 @@ import ray.train
 import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2._internal.execution import context as train_context
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from img2prompt.artifact import Artifact
 from img2prompt.config import TrainConfig
@@ -28,6 +29,7 @@ from img2prompt.stages.batches import Place, Rows, SomeRows, total_steps
 from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Position, Saver
 from img2prompt.stages.engine import Engine, build_engine
 from img2prompt.stages.health import (
+    ENDED,
     SIGTERM,
     AskedToStop,
     FileWatch,
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 STOP = "stop/asked"
 """A file of this name beside the checkpoints asks a run to save and end."""
+DECODERS = 16
+"""Most threads that decode pictures for one GPU; a worker without has one, and no core to spare."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,22 @@ class Job:
 def train_worker(job: Job) -> None:
     """Train one worker's part, from the newest checkpoint on."""
     train_context.logger.setLevel(logging.WARNING)  # it logs every report of every rank
-    config, device = job.config, ray.train.torch.get_device()
-    context = ray.train.get_context()
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
     place = Place(context.get_world_rank(), context.get_world_size())
+    cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    store = CheckpointStore(join(job.work, CHECKPOINTS))
+        torch.set_num_threads(cores)
+    decoders = 1 if device.type == "cpu" else min(cores, DECODERS)
+    try:
+        _train(job, place, device, decoders)
+    finally:
+        ENDED.set()
+
+
+def _train(job: Job, place: Place, device: torch.device, decoders: int) -> None:
+    config, store = job.config, CheckpointStore(join(job.work, CHECKPOINTS))
     watch = Watch(place, config.engine.hang_timeout)
-    train, val = open_rows(config, job.inputs, "train"), open_rows(config, job.inputs, "val")
+    train, val = (open_rows(config, job.inputs, split, decoders) for split in ("train", "val"))
     model, found = build_model(config, job.inputs), _going_on(store, place)
     if found is not None:
         load_learned_state(model, dict(found.engine.model), store.uri)
@@ -94,19 +106,8 @@ def train_worker(job: Job) -> None:
     keeper = Keeper(config, engine, place, store, join(job.work, STOP))
     done = start.epoch * steps_per_epoch(len(train), config.optim.batch_size) + start.step
     log = _log(job, place, device, done)
-    loop = Loop(
-        config,
-        engine,
-        train,
-        val,
-        place,
-        keeper.save,
-        ray.train.report,
-        keeper.vote,
-        watch.beat,
-        log,
-        job.until,
-    )
+    hooks = (keeper.save, ray.train.report, keeper.vote, watch.beat, log, job.until)
+    loop = Loop(config, engine, train, val, place, *hooks)
     try:
         loop.run(start)
     except (StoppedError, AskedToStop):
@@ -133,6 +134,7 @@ class Keeper:
         self._saver = Saver(store, config.engine.keep)
         self._asked = FileWatch(stop) if self._first else None
         self._saved = time.monotonic()
+        self._notice: PreemptionInfo | None = None
 
     def save(self, position: Position) -> None:
         state = self._engine.state()
@@ -141,9 +143,21 @@ class Keeper:
         self._saved = time.monotonic()
 
     def vote(self) -> Vote:
-        late = 0 < self._seconds < time.monotonic() - self._saved
+        late = 0 < self._seconds < time.monotonic() - self._saved or self._is_warned()
         asked = self._asked is not None and self._asked.seen.is_set()
         return Vote(taken=SIGTERM.is_set(), asked=asked, late=late and self._first)
+
+    def _is_warned(self) -> bool:
+        """Once for each notice that a machine is about to be taken away (`ray drain-node`).
+
+        Ray Train's own `get_preemption_info` would wait for all workers in every step.
+        """
+        before = self._notice
+        self._notice = train_context.get_train_context().preemption_context.preemption_info
+        if self._notice is before or self._notice is None:
+            return False
+        logger.warning("a machine of this run will be taken away: saving")
+        return True
 
     def finish(self) -> None:
         """All workers stay until all is written: Ray Train ends them together."""
@@ -160,13 +174,16 @@ def _going_on(store: CheckpointStore, place: Place) -> Checkpoint | None:
     return store.read(name) if name and found is None else found
 
 
-def open_rows(config: TrainConfig, inputs: Inputs, split: str) -> Rows:
-    """Cached features for a probe, pictures for all else; of training rows the config's share."""
+def open_rows(config: TrainConfig, inputs: Inputs, split: str, threads: int = 1) -> Rows:
+    """Cached features for a probe; pictures for all else, decoded in so many threads.
+
+    Of training rows the config's share.
+    """
     if config.plan.frozen_tower:
         assert inputs.features is not None
         rows: Rows = FeatureRows(inputs.features, inputs.shards, split)
     else:
-        rows = ShardRows(inputs.shards, split)
+        rows = ShardRows(inputs.shards, split, threads)
     share = config.optim.share
     return SomeRows(rows, share, config.seed) if split == "train" and share < 1 else rows
 

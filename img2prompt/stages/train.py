@@ -28,23 +28,25 @@ from ray.train.v2.api.config import (
     ScalingConfig,
 )
 
-from img2prompt import runtime
-from img2prompt.artifact import CONFIG, Artifact, Draft
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import EngineConfig, TrainConfig
 from img2prompt.data.order import rows_in_share
-from img2prompt.data.shards import check_size
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.predictor import (
-    WEIGHTS,
-    build_predictor,
-    load_head,
-    open_tower,
-)
+from img2prompt.model.predictor import WEIGHTS, open_tower
 from img2prompt.model.tower import Tower
-from img2prompt.stages.batches import total_steps
+from img2prompt.stages.admission import (
+    STAGE,
+    adopt,
+    as_begun,
+    check,
+    check_resumable,
+    fingerprints,
+    has_gpus,
+    worker_count,
+)
 from img2prompt.stages.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -52,27 +54,30 @@ from img2prompt.stages.checkpoint import (
     History,
     Position,
 )
-from img2prompt.stages.engine import check_batch, rows_at_once
+from img2prompt.stages.engine import rows_at_once
 from img2prompt.stages.faults import own_callbacks, sigterm_asks_to_stop, told_to_users
 from img2prompt.stages.ray_worker import CHECKPOINTS, STOP, Inputs, Job, train_worker
-from img2prompt.stages.steplog import require_mlflow
-from img2prompt.storage import delete_folder, exists, join, read_bytes
+from img2prompt.storage import delete_folder, join
 
 logger = logging.getLogger(__name__)
 
-STAGE = "train"
 HISTORY = "history.json"
-FREE = ("workers", "save_every", "save_seconds", "keep", "skip_nonfinite", "hang_timeout", "mlflow")
-"""Settings of the engine that an unfinished run may go on with changed."""
-RETRIES = 8
-"""Times that dead workers are replaced before a run gives up; a UserError ends it at once."""
 
 
 def run(
-    config: TrainConfig, inputs: Inputs, out: str, callbacks: list[Any] | None = None
+    config: TrainConfig,
+    inputs: Inputs,
+    out: str,
+    callbacks: list[Any] | None = None,
+    *,
+    resume_anyway: bool = False,
 ) -> Artifact:
-    """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials."""
-    draft = _begun(config, inputs, out)
+    """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials.
+
+    An unfinished run in `out` goes on, if it is the same; with `resume_anyway` also if its config
+    was another, as long as model, batch size and inputs are the same. The artifact keeps both.
+    """
+    draft = _begun(config, inputs, out, resume_anyway)
     if finished := draft.finished():
         return finished
     began = time.perf_counter()
@@ -88,12 +93,16 @@ def advance(
         _fit(config, inputs, out, callbacks or [], until=epochs)
 
 
-def _begun(config: TrainConfig, inputs: Inputs, out: str) -> Draft:
+def _begun(config: TrainConfig, inputs: Inputs, out: str, anyway: bool = False) -> Draft:
     """The run's folder, new or gone on with, once it is told what will be trained."""
     tower = open_tower(config.tower, config.seed)
     made_from = fingerprints(config, inputs, tower)
+
+    if anyway:
+        check_resumable(config, inputs, out, checkpoints(out))
+        adopt(as_begun(config, out), made_from, out)
     able = functools.partial(check, config, inputs, tower)
-    draft = Draft.open(out, STAGE, _as_begun(config, out), made_from, able)
+    draft = Draft.open(out, STAGE, as_begun(config, out), made_from, able)
     if draft.finished() is None:
         _announce(config, tower, inputs, worker_count(config))
     return draft
@@ -112,85 +121,23 @@ def _fit(
 
 def _trainer(job: Job, callbacks: list[Any]) -> TorchTrainer:
     """Ray Train runs and replaces the workers; it sees no checkpoint, they keep their own."""
-    use_gpu = _has_gpus()
+    use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
     return TorchTrainer(
         lambda: train_worker(job),
         scaling_config=ScalingConfig(
-            num_workers=worker_count(job.config),
+            num_workers=(engine.min_workers, most) if engine.min_workers else most,
+            elastic_resize_monitor_interval_s=engine.resize_seconds,
             use_gpu=use_gpu,
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
         ),
         run_config=RunConfig(
             name=STAGE,
             storage_path=job.work,
-            failure_config=FailureConfig(max_failures=RETRIES),
-            callbacks=[*callbacks, *own_callbacks()],
+            failure_config=FailureConfig(max_failures=-1),  # one of the callbacks gives up
+            callbacks=[*callbacks, *own_callbacks(checkpoints(job.out))],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-
-
-def _as_begun(config: TrainConfig, out: str) -> TrainConfig:
-    """The config with those settings of a run begun in `out` that may change along the way.
-
-    They say how a run is made, not what comes out.
-    """
-    if not exists(join(out, CONFIG)):
-        return config
-    begun = json.loads(read_bytes(join(out, CONFIG))).get("engine", {})
-    own = {f"engine.{name}": begun[name] for name in FREE if name in begun}
-    return config.replace(own)
-
-
-def fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str, str]:
-    """Of what a run is made from, by name."""
-    found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
-    if inputs.features is not None and config.plan.frozen_tower:
-        found["features"] = inputs.features.fingerprint
-    if inputs.start is not None:
-        found["start"] = inputs.start.fingerprint
-    return found
-
-
-def worker_count(config: TrainConfig) -> int:
-    """Workers of a run: as configured, else one per GPU, or two on CPUs (one without DeepSpeed)."""
-    gpus = int(runtime.resources().gpus)
-    automatic = 1 if config.engine.kind == "plain" else gpus or 2
-    return config.engine.workers or automatic
-
-
-def _has_gpus() -> bool:
-    return runtime.resources().gpus >= 1
-
-
-def check(config: TrainConfig, inputs: Inputs, tower: Tower) -> None:
-    """Refuse (UserError) what could not be trained here."""
-    layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
-    workers = worker_count(config)
-    runtime.require(gpus=workers) if _has_gpus() else runtime.require(cpus=workers)
-    check_batch(config, workers)
-    require_mlflow(config.engine.mlflow)
-    if not _has_gpus():
-        compute_dtype(config.engine.precision, torch.device("cpu"))
-    if config.plan.frozen_tower and inputs.features is None:
-        raise UserError(f"{config.name} is a probe and reads features: run the features job first")
-    for made in filter(None, [inputs.features, inputs.start]):
-        made.require_input("shards", inputs.shards)
-    if inputs.start and inputs.start.inputs["tower"] != tower.base_fingerprint:
-        raise UserError(
-            f"{inputs.start.uri} is a head for another tower than {config.tower.weights!r}: "
-            "train a probe with the same --tower settings"
-        )
-    if inputs.features and inputs.features.inputs["tower"] != tower.base_fingerprint:
-        raise UserError(
-            f"{inputs.features.uri} was made by another tower than {config.tower.weights!r}: "
-            "make features with the same --tower settings, in another --out"
-        )
-    check_size(inputs.shards, tower.size)
-    total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
-    if inputs.start is not None:
-        head = build_predictor(None, tower.width, config.plan, config.head, config.seed)
-        load_head(head, inputs.start)
 
 
 def _announce(config: TrainConfig, tower: Tower, inputs: Inputs, workers: int) -> None:
@@ -225,7 +172,7 @@ def share_of_memory(config: TrainConfig, workers: int) -> tuple[int, int, int]:
 
 def _in_half(engine: EngineConfig) -> bool:
     """Whether workers will compute in 16 bits; the driver may have no GPU itself."""
-    if engine.precision == "auto" and _has_gpus():
+    if engine.precision == "auto" and has_gpus():
         return True
     return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
 

@@ -5,7 +5,7 @@ The loop sees an engine and rows, never Ray or DeepSpeed; `stages/ray_worker.py`
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from img2prompt.config import TrainConfig
-from img2prompt.data.order import epoch_order, steps_per_epoch, worker_rows
+from img2prompt.data.order import epoch_batches, steps_per_epoch, worker_share
 from img2prompt.data.shards import Batch
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.stages.batches import (
@@ -27,9 +27,10 @@ from img2prompt.stages.batches import (
     to_device,
 )
 from img2prompt.stages.checkpoint import Position
-from img2prompt.stages.engine import Engine
+from img2prompt.stages.engine import Engine, parts
 from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
 from img2prompt.stages.steplog import StepLog
+from img2prompt.stages.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -173,15 +174,15 @@ class Loop:
 
     def shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
         """This worker's rows of each of the epoch's global batches."""
-        order = epoch_order(self.train.group_sizes, self.config.seed, epoch)
         size, place = self.config.optim.batch_size, self.place
-        return (worker_rows(order, step, size, place.rank, place.workers) for step in steps)
+        batches = epoch_batches(self.train.group_sizes, self.config.seed, epoch, size)
+        return (worker_share(batches[step], place.rank, place.workers) for step in steps)
 
     def _step(self, now: Position, batch: Batch) -> tuple[float | None, Vote]:
         """One global batch; the mean loss of this worker's rows, None if it was skipped."""
         seed_step(self.config.seed, now, self.place.rank)
-        losses, vote, kept = [], self.vote(), self._statistics()
-        for part in in_parts(batch, self.config.engine.micro_batch):
+        total, vote, kept = 0.0, self.vote(), self._statistics()
+        for part in in_parts(batch, parts(self.config, self.place.workers)):
             with self.log.timed("compute"):
                 inputs, targets = to_device(part, self.engine.device)
                 predicted = self.engine.forward(inputs)
@@ -192,11 +193,16 @@ class Loop:
                     for buffer, before in zip(self.engine.module.buffers(), kept, strict=True):
                         buffer.copy_(before)
                     return None, vote
-                self.engine.backward(loss)
-            losses.append(loss.item())
+                self.engine.backward(loss * self._weight(part))
+            total += loss.item() * len(part.ids)
         with self.log.timed("step"):
             self.engine.step()
-        return sum(losses) / len(losses), vote
+        return total / len(batch.ids), vote
+
+    def _weight(self, part: Batch) -> float:
+        """How many times the average part's rows it has: shares and parts may differ by a row."""
+        workers, size = self.place.workers, self.config.optim.batch_size
+        return len(part.ids) * workers * parts(self.config, workers) / size
 
     def _statistics(self) -> list[torch.Tensor]:
         """Copies of what a forward pass changes, if the pass may turn out not to count."""
@@ -216,37 +222,6 @@ class Loop:
             )
         if self.place.rank == 0:
             logger.warning("%s; batch skipped, %d of %d", told, now.skipped + 1, allowed)
-
-
-@torch.no_grad()
-def validate(
-    engines: Sequence[Engine],
-    val: Rows,
-    place: Place,
-    batch_size: int,
-    beat: Callable[[str], None] = _nothing,
-) -> list[float]:
-    """Each engine's mean cosine over the rows of all workers, which are read once.
-
-    Sums and counts are reduced, never means. All workers run equally many batches, as ZeRO-3 needs;
-    rows beyond the end are the first ones again, and are dropped from the sums.
-    """
-    for engine in engines:
-        engine.module.eval()
-    mine = np.arange(place.rank, -(-len(val) // place.workers) * place.workers, place.workers)
-    starts = range(0, len(mine), batch_size)
-    shares = (mine[start : start + batch_size] % len(val) for start in starts)
-    totals = torch.zeros(len(engines) + 1, dtype=torch.float64)
-    for start, batch in zip(starts, prefetch(val, shares), strict=True):
-        beat(f"validating from row {mine[start]} on")
-        inputs, targets = to_device(batch, engines[0].device)
-        kept = torch.from_numpy(mine[start : start + batch_size] < len(val))
-        for number, engine in enumerate(engines):
-            scores = cosines(engine.forward(inputs), targets).double().cpu()
-            totals[number] += scores[kept].sum()
-        totals[-1] += kept.sum()
-    totals = sum_of_all(totals, place)
-    return (totals[:-1] / totals[-1]).tolist()
 
 
 def _sums_of_all(now: Position, place: Place) -> Position:

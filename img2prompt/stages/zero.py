@@ -54,7 +54,7 @@ class DeepSpeedEngine:
         workers, half = dist.get_world_size(), dtype != torch.float32
         passes = parts(config, workers)
         return {
-            "train_batch_size": config.optim.batch_size,
+            # Only counted with, where shares differ: the loop gives each part its weight.
             "train_micro_batch_size_per_gpu": config.optim.batch_size // workers // passes,
             "gradient_accumulation_steps": passes,
             "gradient_clipping": config.optim.clip_norm,

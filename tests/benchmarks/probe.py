@@ -32,7 +32,7 @@ from training_runs import CPU, in_processes
 from img2prompt import cli, runtime
 from img2prompt.artifact import Artifact
 from img2prompt.config import EngineConfig, FeaturesConfig, OptimConfig, TowerConfig, TrainConfig
-from img2prompt.data.order import epoch_order, steps_per_epoch, worker_rows
+from img2prompt.data.order import epoch_batches, steps_per_epoch
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.optim import build_optimizer, build_schedule
@@ -119,10 +119,7 @@ def tower_each_epoch(_: Place, config: TrainConfig, shards: Artifact) -> History
     everything = _in_memory(shards, "train")
     probe, history = Frozen(config, len(rows)), []
     for epoch in range(config.optim.epochs):
-        order = epoch_order(np.array([len(rows)]), config.seed, epoch)
-        shares = [
-            worker_rows(order, n, size, 0, 1) for n in range(steps_per_epoch(len(rows), size))
-        ]
+        shares = epoch_batches(np.array([len(rows)]), config.seed, epoch, size)
         began = time.perf_counter()
         losses = [probe.learn(*(part[share] for part in everything)) for share in shares]
         seconds = time.perf_counter() - began

@@ -38,7 +38,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from img2prompt import cli, runtime
 from img2prompt.artifact import Artifact
 from img2prompt.config import EngineConfig, OptimConfig, PlanConfig, TowerConfig, TrainConfig
-from img2prompt.data.order import epoch_order
+from img2prompt.data.order import epoch_batches
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.text import PromptEncoder
 from img2prompt.stages.batches import Place
@@ -147,7 +147,8 @@ def compare(options: Options, tower: TowerConfig, found: Samples, folder: Path) 
     config = config_of(options, tower)
     with runtime.connect():
         ours = by_stage(config, shards, folder / "run")
-    order = epoch_order(ShardRows(shards, "train").group_sizes, config.seed, 0)
+    sizes, size = ShardRows(shards, "train").group_sizes, config.optim.batch_size
+    order = epoch_batches(sizes, config.seed, 0, size).ravel()
     (theirs,) = in_processes(by_recipe, 1, options, config, found, order)
     apart = abs(ours.loss - theirs.loss)
     assert apart < 0.02, f"the losses are {ours.loss:.4f} and {theirs.loss:.4f}"

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from img2prompt.artifact import Artifact
 from img2prompt.config import TrainConfig
-from img2prompt.data.order import epoch_order, steps_per_epoch, worker_rows
+from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.optim import build_optimizer, build_schedule
@@ -139,10 +139,9 @@ def model_of(config: TrainConfig) -> Predictor:
 
 def _batches(config: TrainConfig, rows: ShardRows, place: Place) -> list[tuple[Tensor, Tensor]]:
     """This worker's share of all batches of the first epoch."""
-    order, size = epoch_order(rows.group_sizes, config.seed, 0), config.optim.batch_size
     found = []
-    for step in range(steps_per_epoch(len(rows), size)):
-        batch = rows.fetch(worker_rows(order, step, size, place.rank, place.workers))
+    for numbers in epoch_batches(rows.group_sizes, config.seed, 0, config.optim.batch_size):
+        batch = rows.fetch(worker_share(numbers, place.rank, place.workers))
         found.append((torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)))
     return found
 

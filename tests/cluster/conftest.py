@@ -1,73 +1,11 @@
-"""Clusters of cluster/local_nodes.py, started and stopped as a user would."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from nodes import ROOT, clean_environment, local_nodes
 
-ROOT = Path(__file__).parents[2]
 StartNodes = Callable[..., AbstractContextManager[dict[str, str]]]
-
-
-def processes(column: str, wanted: set[int]) -> list[int]:
-    """Living processes whose parent (`ppid`) or session (`sid`) is one of these."""
-    command = ["ps", "-eo", f"pid=,{column}=,stat="]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in listed.splitlines()]
-    return [int(pid) for pid, key, stat in rows if int(key) in wanted and stat[0] != "Z"]
-
-
-def stop(script: subprocess.Popen) -> set[int]:
-    """Press Ctrl-C, with force as a last resort; the sessions of the nodes."""
-    nodes = set(processes("ppid", {script.pid}))
-    script.send_signal(signal.SIGINT)
-    try:
-        script.wait(timeout=120)
-    except subprocess.TimeoutExpired:
-        script.kill()
-        script.wait()
-        for pid in processes("sid", nodes):
-            os.kill(pid, signal.SIGKILL)
-        raise
-    return nodes
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment, without any cluster that it may be in."""
-    return {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "IMG2PROMPT_"))}
-
-
-@contextmanager
-def local_nodes(*options: str) -> Iterator[dict[str, str]]:
-    """What cluster/local_nodes.py asks to export; nothing of it is left afterwards."""
-    script = subprocess.Popen(
-        [sys.executable, ROOT / "cluster" / "local_nodes.py", *options],
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        lines = []
-        for line in script.stdout:
-            lines.append(line)
-            if line.startswith("Ctrl-C"):
-                break
-        assert script.poll() is None, "".join(lines)
-        exports = [line.removeprefix("export ") for line in lines if line.startswith("export ")]
-        yield dict(line.strip().split("=", 1) for line in exports)
-    finally:
-        nodes = stop(script)
-    assert nodes
-    deadline = time.monotonic() + 30  # a worker in the middle of a task notices a little later
-    while processes("sid", nodes) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert processes("sid", nodes) == []
 
 
 @pytest.fixture

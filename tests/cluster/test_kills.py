@@ -1,7 +1,6 @@
 """SIGKILL of a worker, of a node's raylet and of the driver: nothing is lost, nothing differs."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from nodes import kill
 
 from img2prompt.artifact import Artifact
 from img2prompt.stages import features, shard
@@ -59,20 +59,6 @@ def wait_for(what: Callable[[], object], job: subprocess.Popen) -> None:
         assert job.poll() is None, f"the job ended with {job.returncode} before it was disturbed"
         assert time.monotonic() < deadline, "the job does not come that far"
         time.sleep(0.02)
-
-
-def kill(address: str, having: str) -> None:
-    """SIGKILL the newest process with this in its title on the newest node of the cluster."""
-    command = ["ps", "-ww", "-eo", "pid=,sid=,args=", "--sort=-start_time"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
-    nodes = [sid for _, sid, title in rows if f"start --block --address {address}" in title]
-    for node in nodes:
-        for pid, sid, title in rows:
-            if sid == node and having in title:
-                os.kill(int(pid), signal.SIGKILL)
-                return
-    raise AssertionError(f"no process with {having!r} on {nodes} in:\n{listed}")
 
 
 def receipts(folder: Path, kind: str) -> Callable[[], bool]:

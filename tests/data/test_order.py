@@ -1,66 +1,72 @@
+from collections import OrderedDict
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from img2prompt.data.order import (
+    LANES,
     WINDOW,
-    epoch_order,
+    epoch_batches,
     first_rows,
+    lane_count,
     rows_in_share,
     steps_per_epoch,
-    worker_rows,
+    worker_share,
 )
 
-SIZES = [
-    np.array([], np.int64),
-    np.array([1]),
-    np.array([5]),
-    np.array([3, 0, 4]),
-    np.full(7, 6),
-    np.random.default_rng(0).integers(1, 9, 3 * WINDOW + 11),
-]
+UNEVEN = np.random.default_rng(0).integers(0, 17, 300)
+"""Rows of 300 groups, some of them empty."""
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=len)
-def test_an_epoch_is_a_permutation_of_all_rows(sizes: np.ndarray) -> None:
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 7])
+@pytest.mark.parametrize(
+    "sizes", [[], [1], [5], [3, 0, 4], [6] * 7, [40], UNEVEN.tolist()], ids=len
+)
+def test_no_row_comes_twice_and_less_than_a_batch_is_left_out(
+    sizes: list[int], batch_size: int
+) -> None:
     for seed, epoch in [(0, 0), (0, 1), (7, 3)]:
-        order = epoch_order(sizes, seed, epoch)
-        assert order.dtype == np.int64
-        assert sorted(order.tolist()) == list(range(sizes.sum()))
+        batches = epoch_batches(np.array(sizes, np.int64), seed, epoch, batch_size)
+        assert batches.dtype == np.int64
+        assert batches.shape == (sum(sizes) // batch_size, batch_size)
+        assert len(np.unique(batches)) == batches.size
+        assert set(batches.flat) <= set(range(sum(sizes)))
+
+
+def test_every_row_has_its_turn_in_some_epoch() -> None:
+    """Also where one group holds all rows, as with cached features."""
+    for sizes in ([70], [10] * 7):
+        seen = [epoch_batches(np.array(sizes), 0, epoch, 16) for epoch in range(12)]
+        assert set(np.concatenate(seen).flat) == set(range(70))
 
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     sizes = np.full(10, 8)
-    first = epoch_order(sizes, 3, 5)
+    first = epoch_batches(sizes, 3, 5, 4)
     np.random.seed(0)
-    assert np.array_equal(epoch_order(sizes, 3, 5), first)
-    orders = [epoch_order(sizes, seed, epoch) for seed in range(4) for epoch in range(4)]
+    assert np.array_equal(epoch_batches(sizes, 3, 5, 4), first)
+    orders = [epoch_batches(sizes, seed, epoch, 4) for seed in range(4) for epoch in range(4)]
     assert len({order.tobytes() for order in orders}) == 16
 
 
 def test_the_order_stays_what_it_was() -> None:
     """A killed run goes on in the order that an earlier version of this package drew."""
-    assert epoch_order(np.array([3, 2, 4]), 0, 0).tolist() == [0, 2, 3, 7, 5, 8, 1, 6, 4]
+    found = epoch_batches(np.array([3, 2, 4, 0, 5]), 0, 0, 4)
+    assert found.tolist() == [[8, 1, 3, 9], [5, 0, 4, 13], [6, 7, 2, 11]]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
 def test_the_shares_of_all_workers_join_to_the_global_batch(workers: int) -> None:
-    order = epoch_order(np.full(9, 7), 0, 0)
-    size = 8
-    steps = steps_per_epoch(len(order), size)
-    assert steps == 7
-    joined = [
-        np.concatenate([worker_rows(order, step, size, rank, workers) for rank in range(workers)])
-        for step in range(steps)
-    ]
-    assert [len(batch) for batch in joined] == [size] * steps
-    assert np.array_equal(np.concatenate(joined), order[: steps * size])
+    batch = epoch_batches(np.full(9, 7), 0, 0, 8)[3]
+    shares = [worker_share(batch, rank, workers) for rank in range(workers)]
+    assert np.array_equal(np.concatenate(shares), batch)
+    assert {len(share) for share in shares} <= {8 // workers, -(-8 // workers)}
 
 
-def test_unequal_shares_are_our_own_mistake() -> None:
+def test_a_worker_without_a_row_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError):
-        worker_rows(np.arange(20), 0, 8, 0, 3)
+        worker_share(np.arange(4), 0, 5)
 
 
 @pytest.mark.parametrize(
@@ -70,28 +76,80 @@ def test_steps_are_full_batches(rows: int, size: int, steps: int) -> None:
     assert steps_per_epoch(rows, size) == steps
 
 
-def test_a_window_holds_whole_groups_and_each_group_is_in_one_window() -> None:
-    sizes = np.random.default_rng(1).integers(1, 9, 2 * WINDOW + 20)
+@pytest.mark.parametrize(
+    ("size", "lanes"), [(1, 1), (12, 12), (64, 64), (96, 48), (100, 50), (134, 2), (1024, 64)]
+)
+def test_lanes_divide_the_batch(size: int, lanes: int) -> None:
+    assert lane_count(size) == lanes
+
+
+def reads(sizes: np.ndarray, batches: np.ndarray, rank: int, workers: int) -> tuple[int, int]:
+    """Groups that a worker reads if it keeps each until its rows are used, and most at a time."""
     group_of = np.repeat(np.arange(len(sizes)), sizes)
-    order = group_of[epoch_order(sizes, 2, 0)]
-    _, first = np.unique(order, return_index=True)
-    by_appearance = np.argsort(first)
-    start = 0
-    for window in np.split(by_appearance, [WINDOW, 2 * WINDOW]):
-        end = start + sizes[window].sum()
-        assert set(order[start:end]) == set(window)
-        start = end
-    assert start == len(order)
+    left, held, count, most = sizes.copy(), OrderedDict(), 0, 0
+    for batch in batches:
+        for group in group_of[worker_share(batch, rank, workers)]:
+            count += group not in held
+            held[group] = True
+            left[group] -= 1
+            if left[group] == 0:
+                del held[group]
+        most = max(most, len(held))
+    return count, most
 
 
-def test_rows_and_groups_are_mixed() -> None:
-    sizes = np.full(200, 8)
-    order = epoch_order(sizes, 0, 0)
-    assert np.mean(np.diff(order) == 1) < 0.02
-    first = np.unique(order[: 8 * WINDOW] // 8)  # a window's groups come from everywhere
-    assert first.min() < 20
-    assert first.max() > 180
-    assert len(np.unique(order[:32] // 8)) > 20  # a batch of 32 from many groups
+@pytest.mark.parametrize("batch_size", [48, 100, 256])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
+def test_all_workers_together_read_each_group_about_once(workers: int, batch_size: int) -> None:
+    sizes = np.random.default_rng(1).integers(30, 65, 600)
+    batches = epoch_batches(sizes, 0, 0, batch_size)
+    found = [reads(sizes, batches, rank, workers) for rank in range(workers)]
+    assert sum(count for count, _ in found) <= 1.1 * len(sizes)
+    assert max(most for _, most in found) <= 3 * max(LANES, WINDOW) * (1 / workers + 1 / 8)
+
+
+def test_few_groups_cost_no_more_than_a_read_a_lane() -> None:
+    sizes = np.full(5, 40)
+    batches = epoch_batches(sizes, 0, 0, 32)
+    assert reads(sizes, batches, 0, 1)[0] == 5
+    assert sum(reads(sizes, batches, rank, 4)[0] for rank in range(4)) <= 5 + 4
+
+
+def test_groups_come_from_all_over_and_go_to_other_lanes_in_each_epoch() -> None:
+    sizes, share = np.full(400, 16), 64 // 4
+    group_of = np.repeat(np.arange(400), sizes)
+    first, second = (group_of[epoch_batches(sizes, 0, epoch, 64)] for epoch in (0, 1))
+    for batches in (first, second):  # of one worker in four
+        early = batches[:20, :share]
+        assert early.min() < 40
+        assert early.max() > 360
+    kept = np.intersect1d(first[:, :share], second[:, :share])
+    assert 10 < len(kept) < 50  # 400 / 16 are to be expected
+
+
+def test_batches_are_nearly_as_mixed_as_those_of_a_uniform_permutation() -> None:
+    """Neighbours in a shard (pictures of one prompt) are as good as never in one batch."""
+    sizes, size = np.full(1500, 64), 256
+    group_of = np.repeat(np.arange(1500), sizes)
+    ours = epoch_batches(sizes, 0, 0, size)
+    uniform = np.random.default_rng(0).permutation(sizes.sum()).reshape(-1, size)
+    groups = [[len(np.unique(group_of[batch])) for batch in order] for order in (ours, uniform)]
+    assert np.mean(groups[0]) > 0.45 * np.mean(groups[1])
+    assert np.min(groups[0]) > 0.15 * size
+    place = np.empty(sizes.sum(), np.int64)
+    place[ours.ravel()] = np.arange(ours.size) // size
+    together = np.mean(place[1:] == place[:-1])
+    assert together < 0.03
+    means = ours.mean(axis=1) / sizes.sum()  # where in the data a batch comes from
+    assert abs(means.mean() - 0.5) < 0.01
+    assert means.std() < 2 * (uniform.mean(axis=1) / sizes.sum()).std()
+
+
+def test_rows_of_one_group_are_shuffled_like_any_permutation() -> None:
+    """Cached features are one group: the numbers of neighbours in the order do not depend."""
+    order = epoch_batches(np.array([6400]), 0, 0, 64).ravel()
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(np.arange(6400), order)[0, 1]) < 0.05
 
 
 def test_a_smaller_share_of_the_rows_is_part_of_a_larger_one() -> None:

@@ -1,5 +1,5 @@
 import io
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from PIL import Image
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import FeaturesConfig, ShardConfig
-from img2prompt.data.order import WINDOW, epoch_order, steps_per_epoch, worker_rows
+from img2prompt.data import shards as shards_module
+from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size
 from img2prompt.data.vectors import vector_column
 from img2prompt.errors import UserError
@@ -100,27 +101,68 @@ def test_what_is_fetched_may_be_written_to(shards: Artifact) -> None:
     assert again.inputs.any()
 
 
-def test_an_epoch_reads_each_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = write(str(tmp_path), {"train": [200, 200, 150]}, rows_per_group=3)
-    rows = ShardRows(made, "train")
-    assert len(rows.group_sizes) > 2 * WINDOW
-    reads: Counter[tuple[int, int]] = Counter()
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the row groups that are read, in bytes."""
+    found: list[int] = []
     read_row_group = pq.ParquetFile.read_row_group
 
     def counted(file: pq.ParquetFile, number: int, **options) -> pa.Table:
-        reads[id(file), number] += 1
+        found.append(file.metadata.row_group(number).total_byte_size)
         return read_row_group(file, number, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    order = epoch_order(rows.group_sizes, 0, 0)
-    fetched = [
-        row
-        for step in range(steps_per_epoch(len(rows), 10))
-        for row in rows.fetch(worker_rows(order, step, 10, 0, 1)).ids
-    ]
-    assert len(set(fetched)) == 550
-    assert len(reads) == len(rows.group_sizes)
-    assert set(reads.values()) == {1}
+    return found
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("many")
+    return write(str(folder), {"train": [200, 200, 150]}, rows_per_group=3)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_workers_read_each_byte_about_once_an_epoch(
+    many: Artifact, reads: list[int], workers: int
+) -> None:
+    """Shares of a common order, as it was before there were lanes, took as many times the bytes."""
+    readers = [ShardRows(many, "train", threads=2) for _ in range(workers)]
+    batches = epoch_batches(readers[0].group_sizes, 0, 0, 8)
+    ids: list[str] = []
+    for batch in batches:
+        for rank, rows in enumerate(readers):
+            ids += rows.fetch(worker_share(batch, rank, workers)).ids
+            assert len(rows._open) <= 200 / workers + 10
+    assert len(ids) == len(set(ids)) == 544
+    groups = readers[0]._groups
+    total = sum(file.metadata.row_group(number).total_byte_size for file, _, number in groups)
+    assert len(groups) == 184
+    assert sum(reads) <= 1.1 * total
+    assert len(reads) <= 1.1 * len(groups)
+    assert sum(len(rows._open) for rows in readers) <= 2 * workers + 4  # the rest was let go
+
+
+def test_several_threads_may_fetch(many: Artifact, reads: list[int]) -> None:
+    rows, alone = ShardRows(many, "train", threads=3), ShardRows(many, "train")
+    batches = epoch_batches(rows.group_sizes, 0, 0, 32)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(rows.fetch, batches))
+    assert len(reads) <= len(rows.group_sizes)
+    for batch, numbers in zip(found, batches, strict=True):
+        expected = alone.fetch(numbers)
+        assert batch.ids == expected.ids
+        np.testing.assert_array_equal(batch.inputs, expected.inputs)
+
+
+def test_memory_is_bounded_for_rows_in_any_order(
+    many: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "KEPT", 7)
+    rows = ShardRows(many, "train")
+    for start in range(0, 60, 6):
+        rows.fetch(np.arange(start, 550, 60))
+        assert len(rows._open) <= 7
+    assert rows.fetch(np.arange(5)).ids == [f"train/{number}" for number in range(5)]
 
 
 def features_of(

@@ -20,7 +20,7 @@ def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_
     caplog.set_level(logging.INFO)
 
     def announce(config: TrainConfig, gpus: bool = False) -> str:
-        monkeypatch.setattr(train, "_has_gpus", lambda: gpus)
+        monkeypatch.setattr(train, "has_gpus", lambda: gpus)
         caplog.clear()
         train._announce(config, open_tower(config.tower), inputs, workers=2)
         return caplog.messages[-1]

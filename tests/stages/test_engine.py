@@ -3,15 +3,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from gloo import run_workers
 from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, run_loop
 
 from img2prompt.config import EngineConfig, OptimConfig, TrainConfig
+from img2prompt.data.order import worker_share
 from img2prompt.errors import UserError
+from img2prompt.model.optim import rate_factor
 from img2prompt.stages.batches import Place
-from img2prompt.stages.checkpoint import Checkpoint, History
+from img2prompt.stages.checkpoint import Checkpoint, History, Position
 from img2prompt.stages.engine import (
     MOMENTS,
     Engine,
@@ -20,9 +24,11 @@ from img2prompt.stages.engine import (
     check_batch,
     learning,
     parts,
+    rows_at_once,
 )
+from img2prompt.stages.worker import Loop
 
-TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
+TRAIN, VAL = MemoryRows(53, seed=3), MemoryRows(21, seed=2)
 WORKERS = 2
 ZERO_STAGES = (0, 1, 2, 3)
 WIDTHS = (0, 24)
@@ -101,6 +107,54 @@ def spawned(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Gradients(PlainEngine):
+    """Averages the gradients over all workers, as DeepSpeed does, and makes no step."""
+
+    def step(self) -> None:
+        for _, tensor in learning(self.module):
+            if dist.is_initialized():
+                dist.all_reduce(tensor.grad)
+                tensor.grad /= dist.get_world_size()
+
+
+def gradients(tower: str, width: int, micro_batch: int, place: Place) -> dict[str, torch.Tensor]:
+    """Of the mean loss of 16 rows."""
+    config = config_of(tower, width=width, engine__micro_batch=micro_batch)
+    engine = Gradients(model_of(config), config, 9, CPU)
+    engine._parts = parts(config, place.workers)
+    loop = Loop(config, engine, TRAIN, VAL, place, lambda _: None, lambda _: None)
+    engine.module.train()
+    loop._step(Position(), TRAIN.fetch(worker_share(np.arange(16), place.rank, place.workers)))
+    return {name: tensor.grad for name, tensor in learning(engine.module)}
+
+
+UNEVEN = ((0, 0), (0, 2), (24, 0))
+"""Head width and micro-batch."""
+
+
+def uneven(rank: int, workers: int, folder: str, tower: str) -> None:
+    """16 rows on three workers: five, five and six of them."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    found = [gradients(tower, *case, Place(rank, workers)) for case in UNEVEN]
+    run = run_loop(changed(tower, 1, 0, workers), TRAIN, VAL, Place(rank, workers)).saved
+    torch.save((found, run), f"{folder}/{rank}.pt")
+
+
+def test_shares_that_differ_by_a_row_have_the_gradient_of_the_whole_batch(
+    tiny_tower: str, tmp_path: Path
+) -> None:
+    """So that any number of workers may go on, which elastic runs need."""
+    run_workers(uneven, 3, tmp_path, 3, str(tmp_path), tiny_tower)
+    found, run = torch.load(tmp_path / "1.pt", weights_only=False)
+    for case, ours in zip(UNEVEN, found, strict=True):
+        theirs = gradients(tiny_tower, *case, Place())
+        largest = max(tensor.abs().max() for tensor in theirs.values())
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, atol=float(5e-5 * largest), rtol=0)
+    expected = run_loop(config_of(tiny_tower, engine__save_every=2), TRAIN, VAL).saved
+    assert_same_run(run, expected, atol=1e-4)
+
+
 def made_by(folder: Path, stage: int, width: int, workers: int, rank: int) -> dict[str, Any]:
     return torch.load(folder / f"{stage}-{width}-{workers}-{rank}.pt", weights_only=False)
 
@@ -166,6 +220,25 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_tower: str) -> None:
         run_loop(wide, TRAIN, VAL, start=start)
 
 
+def test_a_run_goes_on_with_the_rates_of_its_new_config(tiny_tower: str) -> None:
+    config = config_of(tiny_tower)
+    start = run_loop(config, TRAIN, VAL).saved[0].engine
+    engines = [PlainEngine(model_of(config), config, 9, CPU) for _ in range(2)]
+    changed = config.replace({"optim.lr": 2 * config.optim.lr, "optim.warmup": 0.0})
+    engines.append(PlainEngine(model_of(changed), changed, 30, CPU))
+    for _ in range(start.steps):
+        engines[0]._optimizer.step()
+        engines[0]._schedule.step()
+    for engine in engines[1:]:
+        engine.load(start)
+    rates = [[group["lr"] for group in engine._optimizer.param_groups] for engine in engines]
+    assert rates[1] == rates[0]
+    factors = [rate_factor(start.steps, 9, config.optim.warmup), rate_factor(start.steps, 30, 0.0)]
+    peaks = [config.optim.lr * factors[0], 2 * config.optim.lr * factors[1]]
+    for found, peak in zip(rates[1:], peaks, strict=True):
+        assert min(found) == pytest.approx(peak)
+
+
 def test_bfloat16_keeps_float32_weights(tiny_tower: str) -> None:
     exact, half = config_of(tiny_tower), config_of(tiny_tower, engine__precision="bf16")
     inputs = torch.from_numpy(TRAIN.pixels[:8])
@@ -192,23 +265,25 @@ def test_the_gradient_norm_is_clipped(tiny_tower: str) -> None:
     assert all(tensor.grad is None for tensor in learning)
 
 
-def test_workers_must_divide_the_batch() -> None:
+def test_every_worker_needs_a_row() -> None:
     config = TrainConfig(name="x", optim=OptimConfig(batch_size=12))
-    check_batch(config, 4)
-    with pytest.raises(UserError, match=r"optim\.batch_size is 12; allowed with 5 workers: a mult"):
-        check_batch(config, 5)
+    check_batch(config, 12)
+    check_batch(config, 5)
+    with pytest.raises(UserError, match=r"optim\.batch_size is 12; allowed with 13 workers: 13 or"):
+        check_batch(config, 13)
 
 
-def test_parts_must_divide_a_share() -> None:
+def test_parts_are_as_few_as_can_be() -> None:
+    """And every worker has a row in each: 12 rows in parts of 3 at most, or of 1."""
     config = TrainConfig(
         name="x", optim=OptimConfig(batch_size=12), engine=EngineConfig(micro_batch=3)
     )
-    check_batch(config, 4)
-    assert [parts(config, workers) for workers in (1, 2, 4)] == [4, 2, 1]
-    assert parts(config.replace({"engine.micro_batch": 0}), 3) == 1
-    assert parts(config.replace({"engine.micro_batch": 64}), 3) == 1  # more than a share
-    with pytest.raises(UserError, match=r"micro_batch is 3; allowed with 4 rows a worker: a divi"):
-        check_batch(config, 3)
+    found = [(parts(config, workers), rows_at_once(config, workers)) for workers in (1, 2, 4, 5, 7)]
+    assert found == [(4, 3), (2, 3), (1, 3), (1, 3), (1, 2)]
+    ones = config.replace({"engine.micro_batch": 1})
+    assert [parts(ones, workers) for workers in (1, 5, 12)] == [12, 2, 1]
+    for size in (0, 64):  # all, and more than a share
+        assert parts(config.replace({"engine.micro_batch": size}), 3) == 1
 
 
 def test_float16_with_sharded_gradients_is_refused() -> None:

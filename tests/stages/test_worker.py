@@ -9,7 +9,7 @@ from tiny import CPU, MemoryRows, Trained, assert_close, config_of, is_noise, mo
 from torch import nn
 
 from img2prompt.config import HeadConfig, OptimConfig, PlanConfig, TrainConfig
-from img2prompt.data.order import epoch_order, first_rows
+from img2prompt.data.order import epoch_batches, first_rows
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import build_predictor, learned_state
@@ -17,7 +17,8 @@ from img2prompt.stages.batches import Place, SomeRows, prefetch, seed_step, tota
 from img2prompt.stages.checkpoint import History, Position
 from img2prompt.stages.engine import PlainEngine
 from img2prompt.stages.health import AskedToStop, NotFiniteError, StoppedError, Vote
-from img2prompt.stages.worker import Loop, validate
+from img2prompt.stages.validation import validate
+from img2prompt.stages.worker import Loop
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
 
@@ -38,10 +39,9 @@ def by_hand(config: TrainConfig, model: nn.Module) -> list[tuple[float, float]]:
     rise = math.ceil(steps * config.optim.warmup)
     done, curve = 0, []
     for epoch in range(config.optim.epochs):
-        order, losses = epoch_order(TRAIN.group_sizes, config.seed, epoch), []
+        batches, losses = epoch_batches(TRAIN.group_sizes, config.seed, epoch, size), []
         model.train()
-        for step in range(per_epoch):
-            rows = order[step * size : (step + 1) * size]
+        for rows in batches:
             predicted = model(torch.from_numpy(TRAIN.pixels[rows]))
             unit = predicted / predicted.norm(dim=1, keepdim=True)
             target = torch.from_numpy(TRAIN.targets[rows])
@@ -118,8 +118,9 @@ def test_a_run_goes_on_inside_an_epoch_with_the_very_next_batch(
         train = Watched(53, seed=1)
         rest = run_loop(config, train, VAL, start=start)
         now = start.position
-        order = epoch_order(TRAIN.group_sizes, config.seed, now.epoch)[now.step * 10 : 50]
-        assert train.seen[: len(order)] == [f"row-{row}" for row in order]
+        batches = epoch_batches(TRAIN.group_sizes, config.seed, now.epoch, 10)[now.step :]
+        left = [f"row-{row}" for row in batches.ravel()]
+        assert sorted(train.seen[: len(left)]) == sorted(left)
         for found, expected in zip(rest.reported, whole.reported[now.epoch :], strict=True):
             for name in ("epoch", "train_loss", "val_cosine"):
                 assert found[name] == expected[name]
@@ -210,7 +211,7 @@ def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
 @pytest.mark.parametrize("micro_batch", [0, 5])
 def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str, micro_batch: int) -> None:
     config = config_of(tiny_tower, optim__batch_size=10, engine__micro_batch=micro_batch)
-    told = r"no finite number at epoch 1, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
+    told = r"no finite number at epoch \d, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
     with pytest.raises(NotFiniteError, match=told):
         run_loop(config, Poisoned(53, seed=1), VAL)
 
@@ -221,11 +222,9 @@ def test_a_bad_batch_can_be_skipped_and_is_counted(
 ) -> None:
     changes = {"optim__batch_size": 10, "optim__epochs": 2, "engine__skip_nonfinite": 2}
     config = config_of(tiny_tower, width=width, **changes)
-    order = epoch_order(TRAIN.group_sizes, config.seed, 0)
-    bad = [np.flatnonzero(epoch_order(TRAIN.group_sizes, 0, e) == 7)[0] // 10 for e in (0, 1)]
-    expected_skips = sum(int(step) < 5 for step in bad)
+    order = [epoch_batches(TRAIN.group_sizes, config.seed, epoch, 10) for epoch in (0, 1)]
+    expected_skips = int(np.sum([batches == 7 for batches in order]))
     made = run_loop(config, Poisoned(53, seed=1), VAL)
-    assert len(order) == 53
     assert made.saved[-1].position.skipped == expected_skips > 0
     assert made.saved[-1].engine.steps == 10 - expected_skips
     told = [line for line in caplog.messages if "batch skipped" in line]
@@ -287,23 +286,38 @@ def test_fewer_rows_than_a_batch_are_refused() -> None:
         total_steps(config, 15)
 
 
-def test_prefetch_keeps_the_order_and_is_one_batch_ahead() -> None:
+def test_prefetch_keeps_the_order_and_is_two_batches_ahead() -> None:
     asked: list[int] = []
-    second = threading.Event()
+    ahead = threading.Event()
 
     class Slow(MemoryRows):
         def fetch(self, rows: np.ndarray) -> Batch:
             asked.append(int(rows[0]))
-            if len(asked) == 2:
-                second.set()
+            if len(asked) == 3:
+                ahead.set()
             return super().fetch(rows)
 
-    batches = prefetch(Slow(20, 0), (np.array([n]) for n in (4, 2, 9, 0)))
+    batches = prefetch(Slow(20, 0), (np.array([n]) for n in (4, 2, 9, 0, 5)))
     assert next(batches).ids == ["row-4"]
-    assert second.wait(10)  # fetched while the first is used
-    assert [batch.ids[0] for batch in batches] == ["row-2", "row-9", "row-0"]
-    assert asked == [4, 2, 9, 0]
+    assert ahead.wait(10)  # fetched while the first is used
+    assert sorted(asked) == [2, 4, 9]
+    assert [batch.ids[0] for batch in batches] == ["row-2", "row-9", "row-0", "row-5"]
+    assert sorted(asked) == [0, 2, 4, 5, 9]
     assert list(prefetch(Slow(20, 0), iter([]))) == []
+
+
+def test_what_is_ahead_is_given_up_with_the_loop() -> None:
+    asked: list[int] = []
+
+    class Noted(MemoryRows):
+        def fetch(self, rows: np.ndarray) -> Batch:
+            asked.append(int(rows[0]))
+            return super().fetch(rows)
+
+    batches = prefetch(Noted(20, 0), (np.array([n]) for n in range(20)))
+    next(batches)
+    batches.close()
+    assert len(asked) <= 3
 
 
 def test_an_error_in_a_fetch_comes_through() -> None:
