@@ -34,7 +34,7 @@ ENDED = threading.Event()
 
 
 class StoppedError(RuntimeError):
-    """A worker's machine is taken away: the run was saved, and another worker can go on."""
+    """A worker is to be replaced: the run was saved, and another worker can go on."""
 
 
 class AskedToStop(UserError):

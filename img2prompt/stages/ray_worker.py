@@ -154,7 +154,7 @@ class Keeper:
         """
         before = self._notice
         self._notice = train_context.get_train_context().preemption_context.preemption_info
-        if self._notice is before or self._notice is None:
+        if self._notice is before or self._notice is None or not self._first:
             return False
         logger.warning("a machine of this run will be taken away: saving")
         return True

@@ -149,7 +149,9 @@ class Loop:
                 "command again: it goes on there"
             )
         if vote.taken:
-            raise StoppedError(f"a worker got SIGTERM; {self.config.name} is saved before {now}")
+            raise StoppedError(
+                f"workers are to be replaced; {self.config.name} is saved before {now}"
+            )
 
     def _tell(self, now: Position) -> None:
         step = now.epoch * self._steps_per_epoch + now.step
