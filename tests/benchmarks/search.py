@@ -221,6 +221,7 @@ def overhead(options: Options, inputs: train.Inputs) -> dict[str, float]:
     config = grid_of(options).replace(
         {
             "name": "overhead",
+            "base.start_from": "",
             "base.optim.epochs": 1,
             "lora_rates": options.rates[: options.overhead_trials],
             "nfz_rates": options.rates[1:2],

@@ -81,6 +81,20 @@ def test_no_epoch_is_begun_when_the_hours_are_spent() -> None:
     assert decisions({}, *[0.1] * EPOCHS, budget=spent(2, 1))[0][-1] == "CONTINUE", "it publishes"
 
 
+@pytest.mark.parametrize(
+    ("changes", "hours", "may_stop"),
+    [
+        ({"scheduler": "asha"}, 0, True),
+        ({"scheduler": "asha", "grace_epochs": EPOCHS}, 0, False),
+        ({"scheduler": "one-epoch"}, 0, False),
+        ({"scheduler": "none"}, 0, False),
+        ({"scheduler": "none"}, 1.0, True),
+    ],
+)
+def test_processes_are_kept_where_no_trial_is_stopped(changes, hours, may_stop) -> None:
+    assert Rungs(search_of(**changes), Budget(hours), {}, {}).may_stop == may_stop
+
+
 def test_rungs_tell_their_bars() -> None:
     past = {name: history_of(*[score] * EPOCHS) for name, score in {"a": 1, "b": 2, "c": 3}.items()}
     rungs = Rungs(search_of(reduction=2), Budget(0), dict.fromkeys("abc", 1.0), past)

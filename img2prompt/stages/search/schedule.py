@@ -39,18 +39,24 @@ class Rungs(ASHAScheduler):
         self._share = config.reduction
         self.reasons: dict[str, str] = {}
         """Of trials that were stopped."""
-        grace = config.grace_epochs if config.scheduler == "asha" else self._last
+        self._halves = config.scheduler == "asha" and config.grace_epochs < self._last
+        grace = config.grace_epochs if self._halves else self._last
         super().__init__(
             time_attr=PROGRESS,
             metric=METRIC,
             mode="max",
-            grace_period=min(grace, self._last),
+            grace_period=grace,
             max_t=self._last,
             reduction_factor=config.reduction,
             stop_last_trials=False,
         )
         for name, history in past.items():
             self._remember(name, history)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether a trial can end before its last epoch, or the one it pauses after."""
+        return self._halves or self._budget.max_hours > 0
 
     def _remember(self, name: str, history: History) -> None:
         runner: Any = None  # it has no use for one
