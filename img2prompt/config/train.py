@@ -100,6 +100,10 @@ class EngineConfig(Config):
     recompute: bool = False
     """Activation checkpointing: keep only the inputs of the tower's layers, and compute what is in
     them again for the backward pass. Less memory, about a third more work (arXiv 1604.06174)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the tower's layers, which fuses what lies between their matrix products;
+    the first steps then take minutes. `auto`: on GPUs, without ZeRO 3, whose weights come and go
+    between layers."""
     workers: int = 0
     """Training workers; 0: one per GPU, or two CPU workers where there is no GPU."""
     min_workers: int = 0
@@ -130,6 +134,8 @@ class EngineConfig(Config):
         check(self.micro_batch >= 0, "engine.micro_batch", self.micro_batch, "0 (all) or more")
         scaled = self.precision != "fp16" or self.kind == "plain" or self.zero_stage == 0
         check(scaled, "engine.zero_stage", self.zero_stage, "0 with engine.precision fp16")
+        whole = self.compile != "on" or self.zero_stage < 3 or self.kind == "plain"
+        check(whole, "engine.compile", self.compile, "auto or off with engine.zero_stage 3")
         check(self.save_every >= 0, "engine.save_every", self.save_every, "0 (epochs only) or more")
         check(self.save_seconds >= 0, "engine.save_seconds", self.save_seconds, "0 or more")
         check(self.hang_timeout >= 5, "engine.hang_timeout", self.hang_timeout, "5 or more")

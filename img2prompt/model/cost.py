@@ -37,20 +37,23 @@ class Cost:
     parameters: int = 0
     learned: int = 0
     """Parameters that learn."""
+    shortened: int = 0
+    """Parameters that are held in 16 bits: frozen matrices and their biases."""
     forward: int = 0
     """FLOP."""
     backward: int = 0
     """FLOP."""
     activations: int = 0
     copies: int = 0
-    """16-bit copies of matrices, which autocast keeps until the backward pass is over."""
+    """16-bit copies of learning matrices, which autocast keeps until the backward pass is over."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def weights(self) -> int:
-        return FLOAT * self.parameters + self.copies
+        long = self.parameters - self.shortened
+        return FLOAT * long + HALF * self.shortened + self.copies
 
     @property
     def gradients(self) -> int:
@@ -151,6 +154,7 @@ def _ends(vision: CLIPVisionConfig, plan: PlanConfig, *, half: bool) -> Cost:
     return Cost(
         parameters=embeddings + 2 * d,
         learned=(0 if plan.frozen_tower else 2 * d) + (embeddings if plan.embeddings else 0),
+        shortened=matrix if half and not plan.embeddings else 0,
         forward=forward,
         backward=forward if plan.embeddings else 0,
         activations=kept,
@@ -179,10 +183,11 @@ class _Layer:
         return Cost(
             parameters=own + lora,
             learned=lora + (own if self.trained else 0),
+            shortened=matrices + f + 5 * d if half and not self.trained else 0,
             forward=2 * self._tokens * (matrices + lora + 2 * self._tokens * d),
             backward=self._backward() if back else 0,
             activations=self._activations(half=half) if back else 0,
-            copies=HALF * (matrices + lora) if half and back else 0,
+            copies=HALF * (lora + matrices * self.trained) if half else 0,
         )
 
     @property

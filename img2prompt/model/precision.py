@@ -1,6 +1,7 @@
 """The number type of matrix products."""
 
 import torch
+from torch import nn
 
 from img2prompt.errors import UserError
 
@@ -17,3 +18,13 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def shorten_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Hold matrices that do not learn in the type in which autocast multiplies them.
+
+    It would cast them anew in every pass: the numbers that come out are the same.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d) and not part.weight.requires_grad:
+            part.to(dtype)

@@ -9,6 +9,7 @@ from transformers import CLIPVisionConfig
 from img2prompt.config import HeadConfig, PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
+from img2prompt.model.precision import shorten_frozen
 from img2prompt.model.predictor import Predictor, build_predictor
 from img2prompt.model.tower import fresh_tower
 
@@ -108,12 +109,25 @@ def kept_by_autograd(model: Predictor) -> Iterator[dict[int, int]]:
 def test_activations_are_those_that_autograd_keeps(plan: PlanConfig, half: bool) -> None:
     head = HEADS["wide"]
     model, expected = predictor(plan, head), estimate(plan, head, half=half)
+    if half:
+        shorten_frozen(model, torch.bfloat16)
     precision = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
     with precision, kept_by_autograd(model) as kept:
         model(pixels())
     found = sum(kept.values())
     # Left out: statistics of the normalisations, 16-bit copies of the embeddings.
     assert found == pytest.approx(ROWS * expected.activations + expected.copies, rel=0.03, abs=1024)
+
+
+@pytest.mark.parametrize("plan", PLANS.values())
+def test_frozen_matrices_are_held_in_16_bits(plan: PlanConfig) -> None:
+    model, expected = predictor(plan, HEADS["linear"]), estimate(plan, HEADS["linear"], half=True)
+    shorten_frozen(model, torch.bfloat16)
+    short = [tensor for tensor in model.parameters() if tensor.dtype == torch.bfloat16]
+    assert sum(tensor.numel() for tensor in short) == expected.shortened
+    assert not any(tensor.requires_grad for tensor in short)
+    nbytes = sum(tensor.nbytes for tensor in model.parameters())
+    assert expected.weights == nbytes + expected.copies
 
 
 @pytest.mark.parametrize(
@@ -159,7 +173,7 @@ def test_a_probe_on_cached_features_does_not_pay_for_the_tower() -> None:
 def test_memory_adds_up() -> None:
     found = estimate(PLANS["published layout"], HEADS["wide"], half=True)
     assert found.memory(7) == {
-        "weights": 4 * found.parameters + found.copies,
+        "weights": 4 * found.parameters - 2 * found.shortened + found.copies,
         "gradients": 4 * found.learned,
         "optimiser": 8 * found.learned,
         "activations of 7 rows": 7 * found.activations,
@@ -181,7 +195,7 @@ def test_all_of_it_is_told_in_one_line() -> None:
     told = cost(CLIPVisionConfig(**L14), plan, HeadConfig(width=16384), half=True).describe(32)
     assert "165.83M of 355.97M parameters learn (46.6%)" in told
     assert "GFLOP a row: 415.8 forward, 1022 with backward" in told
-    assert "about 23.4 GB a worker (weights 2.11, gradients 0.663, optimiser 1.33, " in told
+    assert "about 22.7 GB a worker (weights 1.38, gradients 0.663, optimiser 1.33, " in told
     assert "activations of 32 rows 19.3)" in told
 
 

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from gloo import run_workers
 from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, run_loop
 
-from img2prompt.config import EngineConfig, OptimConfig, TrainConfig
+from img2prompt.config import EngineConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.order import worker_share
 from img2prompt.errors import UserError
 from img2prompt.model.optim import rate_factor
+from img2prompt.model.tower import fresh_tower, save_tower
 from img2prompt.stages.batches import Place
 from img2prompt.stages.checkpoint import Checkpoint, History, Position
 from img2prompt.stages.engine import (
@@ -22,6 +23,7 @@ from img2prompt.stages.engine import (
     PlainEngine,
     build_engine,
     check_batch,
+    compiles,
     learning,
     parts,
     rows_at_once,
@@ -342,3 +344,30 @@ def test_a_scaled_loss_gives_the_same_step(tiny_tower: str) -> None:
     engine._scaler = torch.amp.GradScaler("cpu")
     engine.load(states[1])
     assert engine._scaler.get_scale() == 1024.0
+
+
+def test_zero_3_is_not_compiled() -> None:
+    cuda = torch.device("cuda")
+    assert compiles(EngineConfig(), cuda)
+    assert compiles(EngineConfig(compile="on"), CPU)
+    assert not compiles(EngineConfig(), CPU)
+    assert not compiles(EngineConfig(compile="off"), cuda)
+    assert not compiles(EngineConfig(zero_stage=3), cuda)
+    with pytest.raises(UserError, match=r"engine.compile is 'on'; allowed: auto or off"):
+        EngineConfig(zero_stage=3, compile="on")
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
+    """One step of a LoRA layer and a trained one, and a validation."""
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    shape |= {"num_hidden_layers": 2, "image_size": 32, "patch_size": 16}
+    save_tower(fresh_tower(shape, seed=0), tmp_path, torch.float32)
+    plan, rows = PlanConfig(lora_rate=0.5, nfz_rate=0.5, lora_rank=4), MemoryRows(16, seed=1)
+    config = config_of(str(tmp_path), plan, optim__epochs=1)
+    expected = run_loop(config, rows, rows)
+    torch._dynamo.utils.counters.clear()
+    found = run_loop(config.replace({"engine.compile": "on"}), rows, rows)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
+    assert_close(found.saved[-1].engine.model, expected.saved[-1].engine.model, atol=1e-5)
+    assert curve(found.reported) == [pytest.approx(p, abs=1e-5) for p in curve(expected.reported)]
