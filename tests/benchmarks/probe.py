@@ -36,10 +36,10 @@ from img2prompt.data.order import epoch_batches, steps_per_epoch
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.optim import build_optimizer, build_schedule
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import build_predictor, open_tower
 from img2prompt.stages import features, train
 from img2prompt.stages.batches import Place
-from img2prompt.stages.engine import compute_dtype
 
 History = list[dict[str, Any]]
 

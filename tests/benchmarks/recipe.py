@@ -110,18 +110,17 @@ class Collate:
 
 
 def by_recipe(
-    _: Place, options: Options, config: TrainConfig, found: Samples, order: np.ndarray
+    _: Place, options: Options, config: TrainConfig, found: Samples, batches: np.ndarray
 ) -> Trained:
-    """One epoch over the rows of `order`, in one process with all cores."""
+    """One epoch over `batches` (steps, rows), in one process with all cores."""
     model = model_of(config).train()
     assert model.tower is not None
     learning = [tensor for tensor in model.parameters() if tensor.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps, SLOWEST)
-    batches = order[: options.steps * options.batch_size].reshape(options.steps, -1).tolist()
     loader = DataLoader(
         Opened(found, options.size),
-        batch_sampler=batches,
+        batch_sampler=batches.tolist(),
         num_workers=options.loaders,
         collate_fn=Collate(),
     )
@@ -148,8 +147,8 @@ def compare(options: Options, tower: TowerConfig, found: Samples, folder: Path) 
     with runtime.connect():
         ours = by_stage(config, shards, folder / "run")
     sizes, size = ShardRows(shards, "train").group_sizes, config.optim.batch_size
-    order = epoch_batches(sizes, config.seed, 0, size).ravel()
-    (theirs,) = in_processes(by_recipe, 1, options, config, found, order)
+    batches = epoch_batches(sizes, config.seed, 0, size)
+    (theirs,) = in_processes(by_recipe, 1, options, config, found, batches)
     apart = abs(ours.loss - theirs.loss)
     assert apart < 0.02, f"the losses are {ours.loss:.4f} and {theirs.loss:.4f}"
     rates = {"recipe": theirs.rate, "stage": ours.rate, "stage with start": ours.whole}

@@ -1,22 +1,26 @@
 """The scripts on training run, check both sides and print; their figures are made by hand."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gpu
+import gpu_tower
 import probe
 import pytest
 import recipe
 import training
 import training_runs
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ABSENT = Path("absent")
 
 
+@pytest.mark.ray
 def test_the_stage_ends_where_the_bare_loop_does(cluster, capsys: pytest.CaptureFixture) -> None:
     options = training.Options(
-        workers=(2,),
+        workers=(1,),
         steps=4,
         warmup=1,
         batch_size=4,
@@ -27,8 +31,8 @@ def test_the_stage_ends_where_the_bare_loop_does(cluster, capsys: pytest.Capture
         pictures=ABSENT,
     )
     shares = training.run(options)
-    assert set(shares) == {2}
-    assert shares[2] > 0
+    assert set(shares) == {1}
+    assert shares[1] > 0
     assert "4 steps of 4 pictures of 32 px" in capsys.readouterr().out
 
 
@@ -45,6 +49,7 @@ def test_the_first_line_of_the_stage_is_its_warm_up() -> None:
     assert training.rate_after_first(lines[:1], 16) == pytest.approx(1)
 
 
+@pytest.mark.ray
 def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixture) -> None:
     options = probe.Options(
         rows=32, batch_size=8, epochs=2, size=32, layers=1, width=64, pictures=ABSENT
@@ -57,6 +62,7 @@ def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixt
         probe.check_same([history[0] | {"val_cosine": 0.2}], history)
 
 
+@pytest.mark.ray
 def test_the_stage_learns_what_the_recipe_does(cluster, capsys: pytest.CaptureFixture) -> None:
     options = recipe.Options(
         steps=2,
@@ -75,3 +81,34 @@ def test_the_stage_learns_what_the_recipe_does(cluster, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert "times the recipe" in told
     assert "memory of a worker" in told
+
+
+def test_gpu_figures_are_made_on_a_cpu_too(capsys: pytest.CaptureFixture) -> None:
+    options = gpu_tower.Options(
+        sizes=(28,),
+        layers=1,
+        width=64,
+        plans=("full",),
+        ways=("eager",),
+        embed_batch=2,
+        train_batch=2,
+        steps=1,
+        warmup=1,
+        vectors=(600,),
+        checked=300,
+    )
+    gpu.run(options)
+    told = capsys.readouterr().out
+    for part in ("features, batches of 2", "training, batches of 2", "near duplicates at 0.85"):
+        assert part in told
+    assert "could not be run" not in told
+    assert 0.2 < 1 - len(gpu.kept_plainly(gpu.clustered(300), 0.85)) / 300 < 0.4
+
+
+def test_what_is_not_installed_is_told(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "img2prompt.data.images", None)
+    monkeypatch.delattr("img2prompt.data.images")
+    gpu.run(gpu_tower.Options(parts=("features",), sizes=(28,), layers=1, width=64))
+    assert "features could not be run here" in capsys.readouterr().out

@@ -30,9 +30,10 @@ from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.optim import build_optimizer, build_schedule
+from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import Predictor, build_predictor, open_tower
 from img2prompt.stages.batches import Place
-from img2prompt.stages.engine import build_engine, compute_dtype
+from img2prompt.stages.engine import build_engine
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
