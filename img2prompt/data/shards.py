@@ -56,6 +56,12 @@ def read_rows(uri: str, start: int, stop: int, columns: list[str]) -> pa.Table:
     return table.slice(start - (ends[first - 1] if first else 0), stop - start)
 
 
+def _group_sizes(shards: Artifact, name: str) -> list[int]:
+    """Rows of a file's row groups, without opening it: all are full but the last."""
+    rows, full = shards.files[name].rows, shards.config["rows_per_group"]
+    return [min(full, rows - start) for start in range(0, rows, full)]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows ready for a model."""
@@ -74,6 +80,10 @@ KEPT = 4 * LANES
 """Most row groups in memory. An epoch in `order.py`'s order has fewer open, even for one worker."""
 
 
+OPEN_FILES = 256
+"""Most files that stay open: a set of 14M pictures has 28,000, more than a process may open."""
+
+
 class ShardRows:
     """Random access to the rows of one split; row numbers run through its files in name order.
 
@@ -84,16 +94,14 @@ class ShardRows:
 
     def __init__(self, shards: Artifact, split: str, threads: int = 1) -> None:
         """`threads`: pictures that are decoded at once."""
-        self._groups: list[tuple[pq.ParquetFile, Lock, int]] = []
-        sizes = []
-        for name in shards.names(f"{split}/"):
-            fs, path = open_uri(shards.path(name))
-            file, lock = pq.ParquetFile(fs.open_input_file(path)), Lock()
-            for number in range(file.num_row_groups):
-                self._groups.append((file, lock, number))
-                sizes.append(file.metadata.row_group(number).num_rows)
-        self.group_sizes = np.array(sizes, np.int64)
+        self._groups = [
+            (shards.path(name), number, size)
+            for name in shards.names(f"{split}/")
+            for number, size in enumerate(_group_sizes(shards, name))
+        ]
+        self.group_sizes = np.array([size for *_, size in self._groups], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.group_sizes)])
+        self._files: OrderedDict[str, tuple[pq.ParquetFile, Lock]] = OrderedDict()
         self._open: OrderedDict[int, Future[pa.Table]] = OrderedDict()
         self._left: dict[int, int] = {}
         self._lock = Lock()
@@ -136,9 +144,24 @@ class ShardRows:
         del self._open[number], self._left[number]
 
     def _read(self, number: int) -> pa.Table:
-        file, lock, group = self._groups[number]
+        uri, group, _ = self._groups[number]
+        file, lock = self._file(uri)
         with lock:  # pyarrow does not promise that a file may be read from several threads
             return file.read_row_group(group, columns=["id", "image", "target"])
+
+    def _file(self, uri: str) -> tuple[pq.ParquetFile, Lock]:
+        """A file, opened when it was not among the last ones."""
+        with self._lock:
+            if uri in self._files:
+                self._files.move_to_end(uri)
+                return self._files[uri]
+        fs, path = open_uri(uri)
+        opened = pq.ParquetFile(fs.open_input_file(path)), Lock()
+        with self._lock:
+            self._files[uri] = opened
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)  # closed when its last reader is done
+        return opened
 
 
 class FeatureRows:

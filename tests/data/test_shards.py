@@ -34,7 +34,7 @@ def table_of(rng: np.random.Generator, split: str, start: int, rows: int) -> pa.
 
 def write(folder: str, files: dict[str, list[int]], rows_per_group: int) -> Artifact:
     """Shards with so many rows a file."""
-    draft = Draft.open(folder, "shards", ShardConfig(size=SIDE), {})
+    draft = Draft.open(folder, "shards", ShardConfig(size=SIDE, rows_per_group=rows_per_group), {})
     rng = np.random.default_rng(0)
     for split, counts in files.items():
         for number, rows in enumerate(counts):
@@ -85,7 +85,7 @@ def test_rows_come_from_another_file_system_too() -> None:
 
 def test_group_sizes_are_those_of_the_files(shards: Artifact) -> None:
     rows = ShardRows(shards, "train")
-    assert rows.group_sizes.tolist() == [4, 4, 2, 4, 3, 0, 1]
+    assert rows.group_sizes.tolist() == [4, 4, 2, 4, 3, 1]
     assert len(rows) == 18
     assert (len(ShardRows(shards, "val")), len(ShardRows(shards, "test"))) == (5, 0)
 
@@ -134,12 +134,21 @@ def test_workers_read_each_byte_about_once_an_epoch(
             ids += rows.fetch(worker_share(batch, rank, workers)).ids
             assert len(rows._open) <= 200 / workers + 10
     assert len(ids) == len(set(ids)) == 544
-    groups = readers[0]._groups
-    total = sum(file.metadata.row_group(number).total_byte_size for file, _, number in groups)
+    files = [pq.ParquetFile(many.path(name)).metadata for name in many.names("train/")]
+    groups = [file.row_group(n) for file in files for n in range(file.num_row_groups)]
+    total = sum(group.total_byte_size for group in groups)
     assert len(groups) == 184
     assert sum(reads) <= 1.1 * total
     assert len(reads) <= 1.1 * len(groups)
     assert sum(len(rows._open) for rows in readers) <= 2 * workers + 4  # the rest was let go
+
+
+def test_few_files_stay_open(many: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "OPEN_FILES", 2)
+    rows = ShardRows(many, "train")
+    found = [rows.fetch(np.array([start, 540 - start])).ids for start in range(0, 540, 90)]
+    assert [ids[0] for ids in found] == [f"train/{n}" for n in range(0, 540, 90)]
+    assert len(rows._files) == 2
 
 
 def test_several_threads_may_fetch(many: Artifact, reads: list[int]) -> None:
