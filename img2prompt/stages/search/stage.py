@@ -10,7 +10,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.predictor import open_tower
 from img2prompt.model.space import Setting, choose, space_of, trial_config
 from img2prompt.model.tower import Tower
-from img2prompt.results.report import page
+from img2prompt.results.report.page import page
 from img2prompt.stages import train
 from img2prompt.stages.search import prices, tuning
 from img2prompt.stages.search.budget import Budget

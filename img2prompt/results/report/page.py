@@ -13,10 +13,10 @@ from importlib import resources
 from string import Template
 from typing import Any, TypeVar
 
-from img2prompt.results import charts, effect_charts, findings, methods
-from img2prompt.results.comparisons import equal_cost, width_effect
-from img2prompt.results.effects import Importance, importance
-from img2prompt.results.trial_rows import (
+from img2prompt.results.report import charts, effect_charts, findings, methods
+from img2prompt.results.report.comparisons import equal_cost, width_effect
+from img2prompt.results.report.effects import Importance, importance
+from img2prompt.results.report.trial_rows import (
     Row,
     TooFew,
     at_share,
@@ -25,8 +25,8 @@ from img2prompt.results.trial_rows import (
     lora_share,
     scored,
 )
-from img2prompt.results.trial_table import table
-from img2prompt.results.winner import Winner, winner
+from img2prompt.results.report.trial_table import table
+from img2prompt.results.report.winner import Winner, winner
 
 _Found = TypeVar("_Found")
 AXIS = 130
@@ -45,7 +45,7 @@ def page(rows: Sequence[Row]) -> str:
     compared = at_share(rows, shares[0])
     written = _Page(rows, compared, at_share(rows, shares[1]), common_epochs(compared))
     best = written.all_sections()
-    text = resources.files("img2prompt.results").joinpath("assets/report.html").read_text("utf-8")
+    text = resources.files("img2prompt.results.report").joinpath("page.html").read_text("utf-8")
     figures = ",".join(f"{json.dumps(name)}:{value}" for name, value in written.figures.items())
     return Template(text).substitute(
         title=f"Search of {len(rows)} trial{'s' * (len(rows) != 1)}",

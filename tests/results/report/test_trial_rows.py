@@ -4,7 +4,7 @@ import pytest
 from planted import failed, on_shares, row, search, settings, stop
 from scipy.stats import spearmanr
 
-from img2prompt.results.trial_rows import (
+from img2prompt.results.report.trial_rows import (
     TooFew,
     at_share,
     by_setting,

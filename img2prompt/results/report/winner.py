@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from img2prompt.results.trial_rows import (
+from img2prompt.results.report.trial_rows import (
     Row,
     TooFew,
     by_setting,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from img2prompt.results.surface import Fit, Surface, choose_surface, varying
-from img2prompt.results.trial_rows import Row, TooFew, by_setting, mean_score, seed_deviation
+from img2prompt.results.report.surface import Fit, Surface, choose_surface, varying
+from img2prompt.results.report.trial_rows import Row, TooFew, by_setting, mean_score, seed_deviation
 
 SAMPLES = 400
 

@@ -5,8 +5,8 @@ import pytest
 from planted import failed, row, search, settings, stop
 from scipy import stats
 
-from img2prompt.results.trial_rows import TooFew
-from img2prompt.results.winner import winner
+from img2prompt.results.report.trial_rows import TooFew
+from img2prompt.results.report.winner import winner
 
 
 def two(first: list[float], second: list[float]) -> list[dict]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from img2prompt.results.trial_rows import Row, TooFew
+from img2prompt.results.report.trial_rows import Row, TooFew
 
 SPARE = 1.5
 """Settings needed for each coefficient of the surface."""

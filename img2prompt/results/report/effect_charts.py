@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from img2prompt.results.charts import BEST, FINISHED, SCALE, STOPPED, below, describe, figure
-from img2prompt.results.comparisons import Band, EqualCost, WidthEffect
-from img2prompt.results.effects import Estimate, Importance
-from img2prompt.results.trial_rows import Row, by_setting, lora_share, mean_score
+from img2prompt.results.report.charts import BEST, FINISHED, SCALE, STOPPED, below, describe, figure
+from img2prompt.results.report.comparisons import Band, EqualCost, WidthEffect
+from img2prompt.results.report.effects import Estimate, Importance
+from img2prompt.results.report.trial_rows import Row, by_setting, lora_share, mean_score
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -6,12 +6,18 @@ from html import escape
 
 import numpy as np
 
-from img2prompt.results.charts import level, si
-from img2prompt.results.comparisons import EqualCost, WidthEffect
-from img2prompt.results.effect_charts import term_name, width_name
-from img2prompt.results.effects import Estimate, Importance
-from img2prompt.results.trial_rows import Row, first_share, flop_spent, rank_agreement, scored
-from img2prompt.results.winner import Winner
+from img2prompt.results.report.charts import level, si
+from img2prompt.results.report.comparisons import EqualCost, WidthEffect
+from img2prompt.results.report.effect_charts import term_name, width_name
+from img2prompt.results.report.effects import Estimate, Importance
+from img2prompt.results.report.trial_rows import (
+    Row,
+    first_share,
+    flop_spent,
+    rank_agreement,
+    scored,
+)
+from img2prompt.results.report.winner import Winner
 
 SURE, LIKELY = 0.95, 0.8
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from planted import failed, on_shares, row, search, settings, stop
 
-from img2prompt.results.report import page
-from img2prompt.results.trial_rows import TooFew
+from img2prompt.results.report.page import page
+from img2prompt.results.report.trial_rows import TooFew
 
 Rows = list[dict[str, Any]]
 CHARTS = {

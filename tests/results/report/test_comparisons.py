@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from planted import RATES, failed, plan, search, settings, stop
 
-from img2prompt.results.comparisons import equal_cost, width_effect
-from img2prompt.results.trial_rows import TooFew
+from img2prompt.results.report.comparisons import equal_cost, width_effect
+from img2prompt.results.report.trial_rows import TooFew
 
 FINE = tuple(n / 10 for n in range(10))
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from img2prompt.results.charts import level
-from img2prompt.results.surface import is_number
-from img2prompt.results.trial_rows import Row, flop_spent
+from img2prompt.results.report.charts import level
+from img2prompt.results.report.surface import is_number
+from img2prompt.results.report.trial_rows import Row, flop_spent
 
 _Cell = tuple[Any, str]
 """The value to sort by and the text shown."""

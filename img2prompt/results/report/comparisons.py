@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from img2prompt.results.effects import Estimate
-from img2prompt.results.trial_rows import (
+from img2prompt.results.report.effects import Estimate
+from img2prompt.results.report.trial_rows import (
     Row,
     TooFew,
     by_setting,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from planted import RATES, failed, row, search, settings
 
-from img2prompt.results.effects import Importance, Term, importance
-from img2prompt.results.trial_rows import TooFew
+from img2prompt.results.report.effects import Importance, Term, importance
+from img2prompt.results.report.trial_rows import TooFew
 
 LR = {"optim__lr": (1e-4, 3e-4, 1e-3)}
 

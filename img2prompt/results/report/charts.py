@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from img2prompt.results.surface import is_number, varying
-from img2prompt.results.trial_rows import (
+from img2prompt.results.report.surface import is_number, varying
+from img2prompt.results.report.trial_rows import (
     Row,
     by_setting,
     curve,
