@@ -4,7 +4,7 @@ import functools
 import json
 from typing import Any
 
-from img2prompt.artifact import CONFIG, Artifact, Draft
+from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import SearchConfig
 from img2prompt.errors import UserError
 from img2prompt.model.predictor import open_tower
@@ -19,7 +19,7 @@ from img2prompt.stages.search.starts import best_heads
 from img2prompt.stages.search.trials import METRIC
 from img2prompt.stages.search.watch import Watch, show_report
 from img2prompt.stages.search.work import Search
-from img2prompt.storage import exists, join, read_bytes
+from img2prompt.storage import join
 
 STAGE = "search"
 FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")
@@ -42,7 +42,7 @@ def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
     kept, left_out = prices.within_memory(config, costs)
     check = functools.partial(tuning.require_room, config)
     fingerprints = _fingerprints(inputs, tower)
-    draft = Draft.open(folder, STAGE, _as_begun(config, folder), fingerprints, check)
+    draft = Draft.open(folder, STAGE, config, fingerprints, check, free=FREE)
     if finished := draft.finished():
         if not _may_go_on(config, finished):
             return finished
@@ -67,14 +67,6 @@ def run(config: SearchConfig, inputs: train.Inputs, out: str) -> Artifact:
 def _fingerprints(inputs: train.Inputs, tower: Tower) -> dict[str, str]:
     found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
     return found | ({"features": inputs.features.fingerprint} if inputs.features else {})
-
-
-def _as_begun(config: SearchConfig, folder: str) -> SearchConfig:
-    """The config with those settings of a search begun in `folder` that may change on the way."""
-    if not exists(join(folder, CONFIG)):
-        return config
-    begun = json.loads(read_bytes(join(folder, CONFIG)))
-    return config.replace({name: begun[name] for name in FREE if name in begun})
 
 
 def _may_go_on(config: SearchConfig, finished: Artifact) -> bool:
