@@ -32,9 +32,10 @@ LOCAL_CPUS = 4
 CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
 """Variables in which a cluster that grows by itself declares how far; cluster/ sets them."""
 
-STAY = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
-"""Ray Train and Tune leave workers in the folder of the driver, so that relative paths in configs,
-such as `--tower.weights DIR`, mean the same there."""
+TRAINING = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+"""Ray Train asks its workers for one report at a time, every two seconds where this is not set:
+short epochs would wait for it. Train and Tune leave workers in the folder of the driver, so that
+relative paths in configs, such as `--tower.weights DIR`, mean the same there."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _address() -> str:
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Ray's runtime environment of the workers; variables that the submitter set are left alone."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= STAY
+    variables |= TRAINING
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     given = (submitted.get("runtime_env") or {}).get("env_vars") or {}
@@ -159,7 +160,7 @@ def _worker_environment(download: bool) -> dict[str, Any]:
 def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     mode = os.environ.get("RAY_AUTH_MODE") or ("token" if given else "disabled")
-    with _environment({"RAY_AUTH_MODE": mode} | STAY):
+    with _environment({"RAY_AUTH_MODE": mode} | TRAINING):
         try:
             _knock(address)
             ray.init(address=address, **options)
@@ -177,7 +178,7 @@ def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
-    with _environment(_local_environment() | STAY), _own_folder() as folder:
+    with _environment(_local_environment() | TRAINING), _own_folder() as folder:
         try:
             ray.init(address="local", num_cpus=cpus, _temp_dir=folder, **options)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -16,8 +16,7 @@ from img2prompt.config import PictureSource, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.sources import Rejected, list_rows, read_pictures
 from img2prompt.errors import UserError
-from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, Position
-from img2prompt.stages.engine import EngineState
+from img2prompt.stages.checkpoint import Checkpoint, CheckpointStore, EngineState, Position
 from img2prompt.storage import ENDPOINT, delete_folder, exists, join, write_bytes
 
 BUCKET = "s3://bucket"

@@ -24,8 +24,6 @@ import safetensors.torch
 from torch import Tensor
 
 from img2prompt.errors import UserError
-from img2prompt.model.predictor import WEIGHTS
-from img2prompt.stages.engine import EngineState
 from img2prompt.storage import delete_folder, join, open_uri, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -33,10 +31,26 @@ logger = logging.getLogger(__name__)
 History = list[dict[str, Any]]
 """A row an epoch: epoch, train_loss, val_cosine, rows_per_second."""
 
+WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 EMA = "ema.safetensors"
 STATE = "state.json"
 DIGESTS = "digests.json"
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What an engine has learned, as whole float32 tensors on the CPU: it knows no ranks."""
+
+    model: Mapping[str, Tensor]
+    """Tensors that learn, and BatchNorm's statistics, by name."""
+    optimizer: Mapping[str, Tensor]
+    """AdamW's moments, as `NAME/exp_avg` and `NAME/exp_avg_sq`."""
+    steps: int
+    """Optimiser steps made."""
+    schedule: Mapping[str, Any]
+    scale: Mapping[str, Any] = field(default_factory=dict)
+    """Of the loss in float16; empty in other precisions."""
 
 
 @dataclass(frozen=True)

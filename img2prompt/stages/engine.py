@@ -5,13 +5,11 @@ Both keep float32 weights and compute in a shorter type where asked, by autocast
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedModel
 
 from img2prompt.config import EngineConfig, TrainConfig
 from img2prompt.errors import UserError
@@ -19,24 +17,10 @@ from img2prompt.model.optim import build_optimizer, build_schedule
 from img2prompt.model.precision import compute_dtype, shorten_frozen
 from img2prompt.model.predictor import learned_state
 from img2prompt.model.tower import Tower
+from img2prompt.stages.checkpoint import EngineState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps for each tensor."""
-
-
-@dataclass(frozen=True)
-class EngineState:
-    """What an engine has learned, as whole float32 tensors on the CPU: it knows no ranks."""
-
-    model: Mapping[str, Tensor]
-    """Tensors that learn, and BatchNorm's statistics, by name."""
-    optimizer: Mapping[str, Tensor]
-    """AdamW's moments, as `NAME/exp_avg` and `NAME/exp_avg_sq`."""
-    steps: int
-    """Optimiser steps made."""
-    schedule: Mapping[str, Any]
-    scale: Mapping[str, Any] = field(default_factory=dict)
-    """Of the loss in float16; empty in other precisions."""
 
 
 class Engine(Protocol):
@@ -175,6 +159,8 @@ def build_engine(
     if dtype != torch.float32:
         shorten_frozen(module, dtype)
     if config.engine.recompute:
+        from transformers import PreTrainedModel
+
         for part in module.modules():
             if isinstance(part, PreTrainedModel):
                 part.activation_checkpointing_enable()

@@ -17,12 +17,12 @@ from img2prompt.stages.checkpoint import (
     Checkpoint,
     CheckpointStore,
     DamagedError,
+    EngineState,
     Position,
     Saver,
     best_name,
     best_row,
 )
-from img2prompt.stages.engine import EngineState
 from img2prompt.storage import exists, join, write_bytes
 
 COSINES = (0.4, 0.7, 0.6, 0.7)

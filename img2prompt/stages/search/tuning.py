@@ -38,12 +38,8 @@ DRIVER_CPUS = 0.01
 """A trial only waits for its workers."""
 RELEASE_S = 60.0
 """Within which the workers of stopped trials must have left."""
-POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-"""How often Ray Train looks for reports and for the end: its own 2 s would be added to each trial,
-and to each decision to stop one."""
 TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the search has tables of its own
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in trials as elsewhere
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, not only Tune's part of it
 }
 
@@ -65,7 +61,6 @@ def run(
     pauses = pauses or {}
 
     def trial(space: dict[str, Any]) -> None:
-        os.environ.setdefault(*POLL)
         job, until = jobs[space["name"]], pauses.get(space["name"], 0)
         for row in outcome(job).epochs:
             tune.report(row)
