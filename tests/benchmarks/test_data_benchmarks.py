@@ -25,6 +25,7 @@ def test_host_side_compares_the_same_pictures(capsys: pytest.CaptureFixture) -> 
         host_side.check_same(other, host_side.ours(64)(data))
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 def test_features_are_those_of_the_bare_model_and_of_transformers(
     cluster, capsys: pytest.CaptureFixture
@@ -42,6 +43,7 @@ def test_features_are_those_of_the_bare_model_and_of_transformers(
         features.check_same(some, some[::-1].copy(), "other")
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 def test_sleeping_actors_are_counted_while_all_are_at_work(cluster) -> None:
     options = scaling.Options(actors=(1, 2), seconds=0.05, batch_size=4, batches=4, free_rows=100)
@@ -55,6 +57,7 @@ def test_sleeping_actors_are_counted_while_all_are_at_work(cluster) -> None:
     assert scaling.steady_rate(stamps) == pytest.approx(4)
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 def test_memory_is_watched_and_all_rows_arrive(cluster, capsys: pytest.CaptureFixture) -> None:
     found = memory.run(memory.Options(rows=(1000,), pictures=20))

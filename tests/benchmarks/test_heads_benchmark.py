@@ -4,6 +4,7 @@ import heads
 import pytest
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 @pytest.mark.slow
 def test_heads_in_one_pass_are_those_of_a_training_each(

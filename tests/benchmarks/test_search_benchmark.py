@@ -56,6 +56,7 @@ def test_searches_are_led_through_the_grid_within_their_share(capsys) -> None:
     assert "TPE, ASHA" in told
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 @pytest.mark.slow
 def test_seconds_of_a_trial_are_told(cluster, prepared, embedded, tiny_tower, tmp_path, capsys):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 ABSENT = Path("absent")
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 def test_the_stage_ends_where_the_bare_loop_does(cluster, capsys: pytest.CaptureFixture) -> None:
     options = training.Options(
@@ -49,6 +50,7 @@ def test_the_first_line_of_the_stage_is_its_warm_up() -> None:
     assert training.rate_after_first(lines[:1], 16) == pytest.approx(1)
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixture) -> None:
     options = probe.Options(
@@ -62,6 +64,7 @@ def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixt
         probe.check_same([history[0] | {"val_cosine": 0.2}], history)
 
 
+@pytest.mark.benchmark
 @pytest.mark.ray
 def test_the_stage_learns_what_the_recipe_does(cluster, capsys: pytest.CaptureFixture) -> None:
     options = recipe.Options(
