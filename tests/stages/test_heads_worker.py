@@ -42,13 +42,14 @@ def config_of(width: int, dropout: float, lr: float) -> TrainConfig:
     )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
     """Here as in the runs alone: another number of threads rounds otherwise."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        torch.set_num_threads(1)
+        yield
     torch.set_num_threads(before)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._raylet import PlacementGroupID  # type: ignore[missing-module-attribute]
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
@@ -94,7 +96,7 @@ def run(
     before = _held()
     with watch:
         results = tuner.fit()
-    _wait_for_release(before)
+    _release(before)
     return _reasons(results)
 
 
@@ -161,13 +163,20 @@ def _held() -> set[str]:
         return set()
 
 
-def _wait_for_release(before: set[str]) -> None:
-    """Until the workers of stopped trials have left, who might still write checkpoints."""
+def _release(before: set[str]) -> None:
+    """Wait until the workers of stopped trials have left, who might still write checkpoints.
+
+    What they still hold after RELEASE_S is taken from them: a controller that Ray restarts while
+    its trial is stopped runs nothing, but passes for alive, and keeps its group for ever.
+    """
     deadline = time.monotonic() + RELEASE_S
     while (left := _held() - before) and time.monotonic() < deadline:
         time.sleep(0.1)
-    if left:
-        logger.warning("after %.0f s workers of stopped trials still hold %s", RELEASE_S, left)
+    for key in left:
+        logger.warning("a stopped trial still holds %s after %.0f s: removed", key, RELEASE_S)
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+    while left and _held() & left and time.monotonic() < deadline + RELEASE_S:
+        time.sleep(0.1)
 
 
 def _reasons(results: tune.ResultGrid) -> dict[str, str]:
