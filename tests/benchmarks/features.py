@@ -43,6 +43,7 @@ import tyro
 from PIL import Image
 from scaling import steady_rate
 from torch import Tensor, nn
+from training_material import Material, write_tower
 from transformers import CLIPVisionModel, pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -54,7 +55,6 @@ from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import open_tower
-from img2prompt.model.tower import fresh_tower, save_tower
 from img2prompt.stages.streaming import Pool, actor_count, forward_shards
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
@@ -76,19 +76,6 @@ class Options:
     """Pictures for transformers' pipeline, which is slower."""
     pictures: Path = REAL
     """Folder of pictures; noise when it does not exist."""
-
-
-def write_tower(options: Options, folder: str) -> TowerConfig:
-    shape = {
-        "hidden_size": options.width,
-        "intermediate_size": 4 * options.width,
-        "num_hidden_layers": options.layers,
-        "num_attention_heads": max(1, options.width // 64),
-        "image_size": options.size,
-        "patch_size": 16,
-    }
-    save_tower(fresh_tower(shape, seed=0), folder, torch.float32)
-    return TowerConfig(weights=folder)
 
 
 def write_shards(options: Options, folder: str) -> Artifact:
@@ -227,7 +214,10 @@ def check_same(found: np.ndarray, expected: np.ndarray, what: str) -> None:
 def run(options: Options) -> dict[str, float]:
     """Measure and print the table; rates in pictures a second."""
     with tempfile.TemporaryDirectory() as folder:
-        tower = write_tower(options, f"{folder}/tower")
+        material = Material(
+            rows=options.rows, size=options.size, layers=options.layers, width=options.width
+        )
+        tower = write_tower(material, Path(folder) / "tower")
         shards = write_shards(options, f"{folder}/shards")
         table = shards.read_tables("train/", ["id", "image"]).slice(0, options.theirs)
         files = table["image"].to_pylist()

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
+import ray.util
 from tiny import config_of
 
 from img2prompt import cli, presets
@@ -323,6 +325,20 @@ def test_a_stopped_trial_leaves_no_placement_group_and_no_checkpoint(
     assert json.loads((killed.trial(THIRD) / "stopped.json").read_text())["reason"] == (
         "ASHA: not among the best 1/4 after epoch 1"
     )
+
+
+@pytest.mark.ray
+def test_what_stopped_trials_hold_for_ever_is_taken(
+    cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = tuning._held()
+    group = ray.util.placement_group([{"CPU": 1}])
+    ray.get(group.ready())
+    assert tuning._held() - before == {group.id.hex()}
+    monkeypatch.setattr(tuning, "RELEASE_S", 0.5)
+    tuning._release(before)
+    assert tuning._held() == before
+    assert f"still holds {group.id.hex()}" in caplog.text
 
 
 @real

@@ -166,8 +166,9 @@ def _held() -> set[str]:
 def _release(before: set[str]) -> None:
     """Wait until the workers of stopped trials have left, who might still write checkpoints.
 
-    What they still hold after RELEASE_S is taken from them: a controller that Ray restarts while
-    its trial is stopped runs nothing, but passes for alive, and keeps its group for ever.
+    What they still hold after RELEASE_S is taken from them. That was seen once: the trial had ended
+    and its workers were gone, but its idle controller lived on, so that Ray Train's own cleaner
+    left the group alone, and the next stage waited for its CPUs.
     """
     deadline = time.monotonic() + RELEASE_S
     while (left := _held() - before) and time.monotonic() < deadline:
