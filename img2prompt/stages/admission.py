@@ -9,7 +9,7 @@ import torch
 from img2prompt import runtime
 from img2prompt.artifact import CONFIG, MANIFEST, Draft
 from img2prompt.config import TrainConfig
-from img2prompt.config.base import differences
+from img2prompt.config.base import differences, without
 from img2prompt.data.order import rows_in_share
 from img2prompt.data.shards import check_size
 from img2prompt.errors import UserError
@@ -31,29 +31,18 @@ CHANGES = "changes/"
 """Each config that a run went on without, numbered, with what was changed."""
 
 FREE = (
-    "workers",
-    "min_workers",
-    "resize_seconds",
-    "save_every",
-    "save_seconds",
-    "keep",
-    "skip_nonfinite",
-    "hang_timeout",
-    "mlflow",
+    "tower.download",
+    "engine.workers",
+    "engine.min_workers",
+    "engine.resize_seconds",
+    "engine.save_every",
+    "engine.save_seconds",
+    "engine.keep",
+    "engine.skip_nonfinite",
+    "engine.hang_timeout",
+    "engine.mlflow",
 )
-"""Settings of the engine that an unfinished run may go on with changed."""
-
-
-def as_begun(config: TrainConfig, out: str) -> TrainConfig:
-    """The config with those settings of a run begun in `out` that may change along the way.
-
-    They say how a run is made, not what comes out.
-    """
-    if not exists(join(out, CONFIG)):
-        return config
-    begun = json.loads(read_bytes(join(out, CONFIG))).get("engine", {})
-    own = {f"engine.{name}": begun[name] for name in FREE if name in begun}
-    return config.replace(own)
+"""Settings that say how a run is made and not what comes out: a run may go on with them changed."""
 
 
 def fingerprints(config: TrainConfig, inputs: Inputs, tower: Tower) -> dict[str, str]:
@@ -129,13 +118,14 @@ def adopt(config: TrainConfig, made_from: Mapping[str, str], out: str) -> None:
     """
     if not exists(join(out, MANIFEST)):
         return
-    found, asked = json.loads(read_bytes(join(out, MANIFEST))), json.loads(config.to_json())
-    lines = differences(found["config"], asked, "config")
+    found = json.loads(read_bytes(join(out, MANIFEST)))
+    asked = without(json.loads(config.to_json()), FREE)
+    lines = differences(without(found["config"], FREE), asked, "config")
     if found["done"] or not lines or (found["stage"], found["inputs"]) != (STAGE, made_from):
         return
-    draft = Draft(out, STAGE, found["config"], made_from)
+    draft, before = Draft(out, STAGE, asked, made_from), json.loads(read_bytes(join(out, CONFIG)))
     number = sum(name.startswith(CHANGES) for name in draft.receipts())
-    change = json.dumps({"config": found["config"], "differences": lines}, indent=2)
+    change = json.dumps({"config": before, "differences": lines}, indent=2)
     draft.write_bytes(f"{CHANGES}{number:03d}.json", change.encode(), rows=0)
     write_bytes(join(out, CONFIG), config.to_json().encode())
     write_bytes(join(out, MANIFEST), json.dumps(found | {"config": asked}, indent=2).encode())

@@ -23,6 +23,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.predictor import open_tower
 from img2prompt.model.tower import Tower
 from img2prompt.stages import train
+from img2prompt.stages.admission import FREE
 from img2prompt.stages.checkpoint import best_row
 from img2prompt.stages.faults import RETRIES
 from img2prompt.stages.heads_worker import Outcome, train_heads
@@ -50,7 +51,7 @@ def run(config: HeadsConfig, inputs: Inputs, out: str) -> Artifact:
     if finished := draft.finished():
         return finished
     drafts = {
-        head.name: Draft.open(join(out, head.name), train.STAGE, head, fingerprints)
+        head.name: Draft.open(join(out, head.name), train.STAGE, head, fingerprints, free=FREE)
         for head in heads
     }
     if TABLE not in draft.receipts():

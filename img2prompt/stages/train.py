@@ -38,9 +38,9 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.predictor import WEIGHTS, open_tower
 from img2prompt.model.tower import Tower
 from img2prompt.stages.admission import (
+    FREE,
     STAGE,
     adopt,
-    as_begun,
     check,
     check_resumable,
     fingerprints,
@@ -100,9 +100,9 @@ def _begun(config: TrainConfig, inputs: Inputs, out: str, anyway: bool = False) 
 
     if anyway:
         check_resumable(config, inputs, out, checkpoints(out))
-        adopt(as_begun(config, out), made_from, out)
+        adopt(config, made_from, out)
     able = functools.partial(check, config, inputs, tower)
-    draft = Draft.open(out, STAGE, as_begun(config, out), made_from, able)
+    draft = Draft.open(out, STAGE, config, made_from, able, free=FREE)
     if draft.finished() is None:
         _announce(config, tower, inputs, worker_count(config))
     return draft

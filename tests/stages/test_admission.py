@@ -7,7 +7,7 @@ import pytest
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import TrainConfig
 from img2prompt.errors import UserError
-from img2prompt.stages.admission import STAGE, adopt
+from img2prompt.stages.admission import FREE, STAGE, adopt
 from img2prompt.storage import exists, join, read_bytes
 
 MADE_FROM = {"shards": "1"}
@@ -24,7 +24,7 @@ def config(seed: int) -> TrainConfig:
 
 
 def opened(out: str, seed: int, made_from: dict[str, str] = MADE_FROM) -> Draft:
-    return Draft.open(out, STAGE, config(seed), made_from)
+    return Draft.open(out, STAGE, config(seed), made_from, free=FREE)
 
 
 def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
