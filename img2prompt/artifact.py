@@ -131,27 +131,31 @@ class Draft:
         check: Callable[[], None] = lambda: None,
         *,
         free: Sequence[str] = (),
-        starts_over: bool = False,
+        renewable: bool = False,
     ) -> "Draft":
         """Begin or go on; a folder of another stage, config or input is a UserError.
 
         `inputs` maps a name to a fingerprint. `check` is called unless the folder is finished, and
         before a new one is begun: what it raises leaves nothing behind. `free` are dotted settings
         that say how a run is made and not what comes out: they are no part of the artifact, and may
-        change between a kill and the next start. A stage that `starts_over` never goes on: its
-        unfinished folder holds nothing worth keeping, and may be begun otherwise.
+        change between a kill and the next start. An unfinished folder of another config or input
+        that is `renewable` is begun anew: it holds nothing that somebody could miss.
         """
         draft = cls(uri, stage, without(json.loads(config.to_json()), free), dict(inputs))
         found = _read_manifest(uri)
         if found is None or not found["done"]:
             check()
-        forgets = starts_over and found and not found["done"] and found["stage"] == stage
-        if found is None or forgets or _is_bare(uri):
+        others = draft._differences(found, free) if found else []
+        if found is None or (renewable and draft._forgets(found, others)) or _is_bare(uri):
             delete_folder(join(uri, RECEIPTS))
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
-        else:
-            draft._refuse_other({**found, "config": without(found["config"], free)})
+        elif others:
+            raise UserError(
+                f"{uri} holds another run. It differs in:\n  "
+                + "\n  ".join(others)
+                + "\nGive another --out or --name, or delete that folder to make it again."
+            )
         return draft
 
     def finished(self) -> Artifact | None:
@@ -186,9 +190,9 @@ class Draft:
         pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
         return self.write_bytes(name, sink.getvalue(), rows=table.num_rows)
 
-    def read_table(self, name: str) -> pa.Table:
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A table that this draft has written."""
-        return read_table(join(self.uri, name))
+        return read_table(join(self.uri, name), columns)
 
     def publish(self, **counts: Any) -> Artifact:
         """Mark the folder done. Every data file must have been written through this draft."""
@@ -215,17 +219,17 @@ class Draft:
         data = json.dumps(manifest, indent=2).encode()
         write_bytes(join(self.uri, MANIFEST), data)
 
-    def _refuse_other(self, found: Mapping[str, Any]) -> None:
-        found_other = differences(
-            {"stage": found["stage"], "config": found["config"], "inputs": found["inputs"]},
+    def _forgets(self, found: Mapping[str, Any], others: Sequence[str]) -> bool:
+        """Whether a folder is this stage's, unfinished and of another config or input."""
+        return bool(others) and not found["done"] and found["stage"] == self.stage
+
+    def _differences(self, found: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+        """What another manifest says otherwise, but for the settings that are free."""
+        config = without(found["config"], free)
+        return differences(
+            {"stage": found["stage"], "config": config, "inputs": found["inputs"]},
             {"stage": self.stage, "config": self.config, "inputs": dict(self.inputs)},
         )
-        if found_other:
-            raise UserError(
-                f"{self.uri} holds another run. It differs in:\n  "
-                + "\n  ".join(found_other)
-                + "\nGive another --out or --name, or delete that folder to make it again."
-            )
 
 
 def _is_bare(uri: str) -> bool:

@@ -249,13 +249,14 @@ def test_free_settings_may_change_and_are_no_part_of_the_artifact(folder: str) -
     assert opened(workers=7).finished() == made
 
 
-def test_an_unfinished_folder_of_a_stage_that_starts_over_may_be_begun_otherwise(
+def test_a_renewable_folder_that_is_unfinished_may_be_begun_otherwise(
     folder: str,
 ) -> None:
     def opened(stage: str, source: str) -> Draft:
-        return Draft.open(folder, stage, TargetsConfig(), {"source": source}, starts_over=True)
+        return Draft.open(folder, stage, TargetsConfig(), {"source": source}, renewable=True)
 
     opened("made", "one").write_bytes("of-one.bin", b"x")
+    assert "of-one.bin" in opened("made", "one").receipts()
     with pytest.raises(UserError, match="stage: 'made' there"):
         opened("other", "one")
     second = opened("made", "two")

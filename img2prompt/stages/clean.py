@@ -48,7 +48,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     inputs = {"index": index.fingerprint}
     if blocked:
         inputs["blocked_words"] = hashlib.sha256(blocked).hexdigest()[:16]
-    draft = Draft.open(out, STAGE, config, inputs, starts_over=True)
+    draft = Draft.open(out, STAGE, config, inputs, renewable=True)
     if finished := draft.finished():
         return finished
     judge = _Judge(config, blocked)

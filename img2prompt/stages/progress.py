@@ -19,9 +19,12 @@ TIMINGS = "timings.json"
 
 
 class Progress:
-    """Counts rows and logs count, share, rate and time left, at most every few seconds."""
+    """Counts rows and logs count, share, rate and time left, at most every few seconds.
 
-    def __init__(self, what: str, total: int) -> None:
+    Without a `total` there is no share, and no time left.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
         self._what = what
         self._total = total
         self._done = 0
@@ -30,10 +33,13 @@ class Progress:
     def add(self, rows: int) -> None:
         self._done += rows
         now = time.perf_counter()
-        if now - self._told < SECONDS and self._done < self._total:
+        if now - self._told < SECONDS and self._done != self._total:
             return
         self._told = now
         rate = self._done / max(now - self._began, 1e-9)
+        if self._total is None:
+            logger.info("%s: %d rows, %.0f rows/s", self._what, self._done, rate)
+            return
         logger.info(
             "%s: %d of %d rows (%.0f %%), %.0f rows/s, %.0f s left",
             self._what,

@@ -1,13 +1,17 @@
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from img2prompt.config import PictureSource, PrepareConfig, SceneSource
-from img2prompt.data.sources import INDEX_SCHEMA, REJECTED_SCHEMA
+from img2prompt.artifact import Draft
+from img2prompt.config import IndexConfig, PictureSource, PrepareConfig, SceneSource
+from img2prompt.data.sources import INDEX_SCHEMA, REJECTED_SCHEMA, folder, portions, resolve
 from img2prompt.errors import UserError
 from img2prompt.stages import index
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def csv_source(folder: Path, lines: list[str], name: str = "mine") -> PictureSource:
@@ -61,28 +65,40 @@ def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
     assert list(made.inputs) == ["table", "side", "web", "cut"]
 
 
-def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
-    lines = [f"{n},gone.png,a cat" for n in range(5)]
-    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", *lines]))
-    made = index.run(config, str(tmp_path / "out"))
-    assert [made.files[name].rows for name in made.names("rejected")] == [2, 2, 1]
-    assert made.read_tables("rejected")["id"].to_pylist() == [f"mine/{n}" for n in range(5)]
+def test_each_portion_and_each_piece_has_a_file(tmp_path: Path, monkeypatch) -> None:
+    """Portions are listed by tasks, in any order; pieces of one bound what is in memory."""
+    monkeypatch.setattr(folder, "PORTION", 2)
+    (tmp_path / "side").mkdir()
+    for number in range(5):
+        Image.new("RGB", (20, 30)).save(tmp_path / "side" / f"{number}.png")
+        if number != 3:
+            (tmp_path / "side" / f"{number}.txt").write_text("a cat")
+    source = PictureSource(path=str(tmp_path / "side"), name="side", format="sidecar")
+    made = index.run(config_of(source, SceneSource(prompts=2)), str(tmp_path / "out"))
+    assert [made.files[name].rows for name in made.names("rows")] == [2, 1, 1, 4]
+    assert [made.files[name].rows for name in made.names("rejected")] == [0, 1, 0, 0, 0]
+    assert made.names("rows")[-1] == "rows-00003-000.parquet"
+    ids = made.read_tables("rows")["id"].to_pylist()
+    assert ids[:4] == [f"side/{number}.png" for number in (0, 1, 2, 4)]
 
-
-def test_rows_are_split_into_files(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(index, "ROWS_PER_FILE", 4)
-    config = config_of(SceneSource(prompts=5, pictures_per_prompt=2))
-    made = index.run(config, str(tmp_path / "out"))
-    assert [made.files[name].rows for name in made.names("rows")] == [4, 4, 2]
-    whole = index.run(config, str(tmp_path / "again"))
-    assert made.read_tables("rows").equals(whole.read_tables("rows"))
+    draft = Draft.open(str(tmp_path / "pieces"), "index", IndexConfig(sources=()), {})
+    assert (
+        index._make(draft, 7, SceneSource(prompts=5, pictures_per_prompt=2), list(range(5))) == 10
+    )
+    rows = {name: receipt.rows for name, receipt in sorted(draft.receipts().items())}
+    assert rows == {
+        "rejected-00007.parquet": 0,
+        "rows-00007-000.parquet": 4,
+        "rows-00007-001.parquet": 4,
+        "rows-00007-002.parquet": 2,
+    }
 
 
 def test_a_finished_index_is_not_made_again(tmp_path: Path, monkeypatch) -> None:
     config = config_of(csv_source(tmp_path, ["x,a.png,a cat"]))
     made = index.run(config, str(tmp_path / "out"))
-    monkeypatch.setattr(index, "list_rows", None)
+    monkeypatch.setattr(index, "portions", None)
     assert index.run(config, str(tmp_path / "out")) == made
     # Later stages' settings do not concern the index.
     changed = config.replace({"clean.min_words": 3, "group.seed": 5})
@@ -97,22 +113,53 @@ def test_a_changed_csv_is_refused(tmp_path: Path) -> None:
         index.run(config, str(tmp_path / "out"))
 
 
-def test_a_killed_index_starts_over_without_leftovers(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(index, "ROWS_PER_FILE", 1)
-    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,a.png,a dog", "z,b.png,a hen"]))
-    Image.new("RGB", (20, 30)).save(tmp_path / "b.png")
+def test_a_killed_index_goes_on_with_the_portions_that_are_not_finished(
+    tmp_path: Path, monkeypatch
+) -> None:
+    lines = ["x,a.png,a cat", "y,gone.png,a dog", "x,a.png,a hen"]
+    first, second = (csv_source(tmp_path, lines, name) for name in ("one", "two"))
+    config, out = config_of(first, second, first.replace({"name": "three"})), tmp_path / "out"
+    whole = index.run(config, str(tmp_path / "whole"))
 
-    def killed(rejected):
-        raise KeyboardInterrupt
+    # A kill after the first portion, while the third is listed: its rows are there, and not all.
+    draft = Draft.open(str(out), "index", IndexConfig(sources=config.sources), whole.inputs)
+    source = resolve(first)
+    index._make(draft, 0, source, next(portions(source)))
+    before = (out / "rows-00000-000.parquet").stat().st_mtime_ns
+    draft.write_table("rows-00002-000.parquet", INDEX_SCHEMA.empty_table())
 
+    def killed(self: Draft, name: str, table: pa.Table) -> None:
+        if name != index.REPEATS:
+            raise KeyboardInterrupt(name)
+        write(self, name, table)
+
+    with monkeypatch.context() as patch:  # between the repeats' own file and those they leave
+        write = Draft.write_table
+        patch.setattr(Draft, "write_table", killed)
+        with pytest.raises(KeyboardInterrupt, match="rows-00000-000"):
+            index.run(config, str(out))
+    assert (out / "rows-00000-000.parquet").stat().st_mtime_ns == before
+    made = index.run(config, str(out))
+    assert (
+        made.counts
+        == whole.counts
+        == {
+            "rows": 3,
+            "rejected": {"missing picture": 3, "repeated id": 3},
+        }
+    )
+    assert made.files == whole.files
+
+
+def test_an_unfinished_index_of_changed_sources_is_begun_anew(tmp_path: Path, monkeypatch) -> None:
+    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,a.png,a dog"]))
     with monkeypatch.context() as patch:
-        patch.setattr(index, "rejected_table", killed)
-        with pytest.raises(KeyboardInterrupt):
-            index.run(config, str(tmp_path / "out"))
-    (tmp_path / "b.png").unlink()
+        patch.setattr(index, "_publish", lambda draft: None)
+        index.run(config, str(tmp_path / "out"))
+    csv_source(tmp_path, ["z,a.png,a hen"])
     made = index.run(config, str(tmp_path / "out"))
-    assert made.names() == ["rejected-00000.parquet", "rows-00000.parquet", "rows-00001.parquet"]
-    assert made.read_tables("rows")["id"].to_pylist() == ["mine/x", "mine/y"]
+    assert made.read_tables("rows")["id"].to_pylist() == ["mine/z"]
+    assert len(made.names()) == 3
 
 
 def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:

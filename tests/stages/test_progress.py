@@ -37,6 +37,17 @@ def test_nothing_to_do_divides_by_nothing(
     assert caplog.messages == ["shards: 0 of 0 rows (0 %), 0 rows/s, 0 s left"]
 
 
+def test_without_a_total_there_is_no_share(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    count = Progress("index", total=None)
+    for second, rows in [(101.0, 10), (110.0, 190)]:
+        clock.append(second)
+        count.add(rows)
+    assert caplog.messages == ["index: 200 rows, 20 rows/s"]
+
+
 def test_the_bottleneck_is_the_step_whose_workers_were_busiest(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:

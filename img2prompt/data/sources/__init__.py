@@ -4,7 +4,9 @@ Nothing is unpacked and no picture copied: a row says where its picture lies, an
 reads it there. All formats work on any pyarrow filesystem.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
 
 from img2prompt.config import PictureSource, SceneSource
 from img2prompt.data.sources import (
@@ -27,47 +29,67 @@ from img2prompt.data.sources.rows import (
     rejected_table,
     unread_picture,
 )
-from img2prompt.data.sources.unique import unique_ids
+from img2prompt.data.sources.unique import Ids
 from img2prompt.errors import UserError
 
 __all__ = [
     "INDEX_SCHEMA",
     "REJECTED_SCHEMA",
+    "Ids",
     "Rejected",
     "Row",
+    "Source",
     "count_kinds",
     "identity",
+    "list_portion",
     "list_rows",
+    "portions",
     "read_pictures",
     "rejected_table",
     "resolve",
-    "unique_ids",
     "unread_picture",
 ]
 
-_READERS: dict[str, Callable[[PictureSource], Iterator[Row | Rejected]]] = {
-    "csv": tables.list_pictures,
-    "jsonl": tables.list_pictures,
-    "kaggle": tables.list_pictures,
-    "sidecar": folder.list_sidecars,
-    "metadata": folder.list_metadata,
-    "webdataset": webdataset.list_samples,
-    "parquet": parquet.list_rows,
-    "diffusiondb": diffusiondb.list_rows,
-}
+Source = PictureSource | SceneSource
+
 _TABLES = ("csv", "jsonl", "kaggle")
+_Reader = tuple[Callable[[Any], Iterator[Any]], Callable[[Any, Any], Iterator[Row | Rejected]]]
+_READERS: dict[str, _Reader] = {
+    **dict.fromkeys(_TABLES, (tables.portions, tables.list_pictures)),
+    "sidecar": (folder.sidecar_portions, folder.list_sidecars),
+    "metadata": (folder.metadata_portions, folder.list_metadata),
+    "webdataset": (webdataset.portions, webdataset.list_samples),
+    "parquet": (parquet.portions, parquet.list_rows),
+    "diffusiondb": (diffusiondb.portions, diffusiondb.list_rows),
+    "scenes": (scenes.portions, scenes.list_scenes),
+}
+"""By format: what there is, in portions that are quickly found, and the rows of a portion."""
 
 
-def list_rows(source: PictureSource | SceneSource) -> Iterator[Row | Rejected]:
-    """Every picture of a source as a row of INDEX_SCHEMA, or as a rejected row.
+def portions(source: Source) -> Iterator[list[Any]]:
+    """What a source holds, in order, as lists of names or records that can be listed apart.
+
+    The source was resolved. Pictures and archives are not looked at.
 
     Raises:
         UserError: the source as a whole cannot be read.
     """
-    if isinstance(source, SceneSource):
-        return scenes.list_scenes(source)
-    resolved = resolve(source)
-    return _READERS[resolved.format](resolved)
+    return _reader(source)[0](source)
+
+
+def list_portion(source: Source, portion: Iterable[Any]) -> Iterator[Row | Rejected]:
+    """Every picture of a portion as a row of INDEX_SCHEMA, or as a rejected row."""
+    return _reader(source)[1](source, portion)
+
+
+def list_rows(source: Source) -> Iterator[Row | Rejected]:
+    """The same for all portions of a source, resolved or not."""
+    found = resolve(source) if isinstance(source, PictureSource) else source
+    return chain.from_iterable(list_portion(found, portion) for portion in portions(found))
+
+
+def _reader(source: Source) -> _Reader:
+    return _READERS["scenes" if isinstance(source, SceneSource) else source.format]
 
 
 def identity(source: PictureSource) -> str:

@@ -8,8 +8,9 @@ the README of github.com/poloclub/diffusiondb.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from itertools import chain
 from typing import Any
 
 from img2prompt.config import PictureSource
@@ -25,8 +26,9 @@ from img2prompt.data.sources.parts import (
     part_name,
     read_json,
 )
+from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized
-from img2prompt.data.sources.waiting import in_order, in_turn, with_sizes
+from img2prompt.data.sources.waiting import in_order, with_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +52,24 @@ _COLUMNS = (
 )
 _JSON_KEYS = {"seed": "se", "steps": "st", "cfg": "c", "sampler": "sa"}
 _ROWS_AT_ONCE = 8192
+_PARTS_AT_ONCE = 16
 
 
-def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
-    """Index rows of both subsets, or of what of them is there."""
+def portions(source: PictureSource) -> Iterator[list[Any]]:
+    """Rows of the metadata table, or parts that have none: of both subsets, or what is there."""
     for table, parts in _subsets(source.path):
         if table:
-            yield from with_sizes(_Table(table, parts, source).rows())
+            yield from in_pieces(_Table(table, parts, source).rows(), PORTION)
         else:
-            yield from with_sizes(in_turn(lambda part: _part_rows(part, source), parts))
+            yield from in_pieces(parts, _PARTS_AT_ONCE)
+
+
+def list_rows(
+    source: PictureSource, found: Iterable[Row | Rejected | Part]
+) -> Iterator[Row | Rejected]:
+    """Index rows of rows without sizes, or of parts."""
+    rows = (_part_rows(item, source) if isinstance(item, Part) else (item,) for item in found)
+    return with_sizes(chain.from_iterable(rows))
 
 
 def _subsets(path: str) -> list[tuple[str, list[Part]]]:

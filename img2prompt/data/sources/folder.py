@@ -2,7 +2,7 @@
 
 import io
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from img2prompt.config import PictureSource
@@ -10,6 +10,7 @@ from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import HEADER_BYTES
 from img2prompt.data.sources.metadata import NoPrompt, read_metadata
+from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
 from img2prompt.data.sources.waiting import in_order, probe, with_sizes
 
@@ -27,15 +28,25 @@ def is_text(name: str) -> bool:
     return name.lower().endswith(TEXT_END)
 
 
-def list_sidecars(source: PictureSource) -> Iterator[Row | Rejected]:
-    """Index rows of pictures with `a.txt` beside `a.png`, in all folders of the path."""
-    read = in_order(lambda names: _sidecar(names, source), _pairs(source.path))
+def sidecar_portions(source: PictureSource) -> Iterator[list[list[str]]]:
+    """Names of the pictures and texts that share a stem, in all folders of the path."""
+    return in_pieces(_pairs(source.path), PORTION)
+
+
+def list_sidecars(source: PictureSource, pairs: Iterable[list[str]]) -> Iterator[Row | Rejected]:
+    """Index rows of pictures with `a.txt` beside `a.png`."""
+    read = in_order(lambda names: _sidecar(names, source), pairs)
     return with_sizes(row for rows in read for row in rows)
 
 
-def list_metadata(source: PictureSource) -> Iterator[Row | Rejected]:
-    """Index rows of pictures that carry their prompt themselves, in all folders of the path."""
+def metadata_portions(source: PictureSource) -> Iterator[list[str]]:
+    """Names of the pictures in all folders of the path; empty when the path is one."""
     names = (name for name in _names(source.path) if not name or is_picture(name))
+    return in_pieces(names, PORTION)
+
+
+def list_metadata(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
+    """Index rows of pictures that carry their prompt themselves."""
     return in_order(lambda name: _described(name, source), names)
 
 

@@ -6,8 +6,9 @@ read in the same pass, unless it has `width` and `height`.
 """
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
 from img2prompt.data.sources.metadata.base import whole
+from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -26,16 +28,20 @@ from img2prompt.data.sources.rows import (
     sized,
     unread_picture,
 )
-from img2prompt.data.sources.waiting import in_turn, with_sizes
+from img2prompt.data.sources.waiting import with_sizes
 
 _ROWS_AT_ONCE = 16
 _SIZES = ("width", "height")
 
 
-def list_rows(source: PictureSource) -> Iterator[Row | Rejected]:
-    """Index rows of all Parquet files, in the order of their names and rows."""
-    found = in_turn(lambda name: _file_rows(name, source), _tables(source.path))
-    return with_sizes(found)
+def portions(source: PictureSource) -> Iterator[list[str]]:
+    """Names of the Parquet files, one by one; empty when the path is one."""
+    return in_pieces(_tables(source.path), 1)
+
+
+def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
+    """Index rows of the files, in the order of their rows."""
+    return with_sizes(chain.from_iterable(_file_rows(name, source) for name in names))
 
 
 def _tables(path: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The embedded demo set as a source: pictures are drawn when they are read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import numpy as np
@@ -8,15 +8,21 @@ import numpy as np
 from img2prompt.config import SceneSource
 from img2prompt.data.scenes import compose, draw
 from img2prompt.data.scenes.compose import World
+from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row
 
 SCHEME = "scenes:"
 
 
-def list_scenes(source: SceneSource) -> Iterator[Row | Rejected]:
+def portions(source: SceneSource) -> Iterator[list[int]]:
+    """Numbers of the scenes."""
+    return in_pieces(range(source.prompts), PORTION)
+
+
+def list_scenes(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:
     """Index rows; `uri` names world, seed and size, `member` the scene and its copy."""
     uri = f"{SCHEME}{source.world}/{source.seed}/{source.size}"
-    for number in range(source.prompts):
+    for number in numbers:
         prompt = compose(source.world, source.seed, number).prompt
         for copy in range(source.pictures_per_prompt):
             yield new_row(

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from img2prompt.config import PictureSource
 from img2prompt.data.sources import csv_table, files, listing
+from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -37,13 +38,20 @@ _TEXTS = ("id", "source", "generator", "sampler")
 _BUFFER_BYTES = 1 << 20
 
 
-def list_pictures(source: PictureSource) -> Iterator[Row | Rejected]:
-    """Index rows of a table, in its order; of the pictures only the headers are read.
+def portions(source: PictureSource) -> Iterator[list[Row | Rejected]]:
+    """Rows of a table, in its order; their pictures were not looked at.
 
     Raises:
         UserError: the table is missing or lacks a needed column.
     """
-    return with_sizes(_rows(source))
+    return in_pieces(_rows(source), PORTION)
+
+
+def list_pictures(
+    source: PictureSource, rows: Iterable[Row | Rejected]
+) -> Iterator[Row | Rejected]:
+    """Index rows; of the pictures only the headers are read."""
+    return with_sizes(rows)
 
 
 def digest(source: PictureSource) -> str:

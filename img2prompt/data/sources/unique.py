@@ -1,42 +1,25 @@
-"""One row an id, in 16 bytes an id: 14 million ids need 224 MB, a set of their texts 2 GB."""
+"""Which ids came before, in 16 bytes an id: 14 million need 224 MB, a set of their texts 2 GB."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Sequence
 
 import numpy as np
 
-from img2prompt.data.sources.rows import Rejected, Row
-
-_ROWS_AT_ONCE = 8192
 _DIGEST = np.dtype("S16")
 """Compared like text: trailing zero bytes do not count, so 1 digest in 256 has 8 bits fewer."""
 
 
-def unique_ids(rows: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
-    """The same rows, where every further row of an id is rejected.
+class Ids:
+    """Which ids have been seen, by their 128-bit digests.
 
-    Ids are compared by 128-bit digests: two of 14 million meet by chance once in 10^24 runs.
+    Two of 14 million meet by chance once in 10^24 runs. They lie in sorted runs, each at least
+    twice as long as the next: few to search in.
     """
-    seen = _Digests()
-    rows = iter(rows)
-    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-        ids = [row["id"] for row in chunk if isinstance(row, dict)]
-        fresh = iter(seen.add(ids).tolist())
-        for row in chunk:
-            if isinstance(row, Rejected) or next(fresh):
-                yield row
-            else:
-                yield Rejected(row["id"], f"repeated id: {row['id']!r}; allowed: one row an id")
-
-
-class _Digests:
-    """Sorted runs of digests, each at least twice as long as the next: few to search in."""
 
     def __init__(self) -> None:
         self._runs: list[np.ndarray] = []
 
-    def add(self, ids: list[str]) -> np.ndarray:
+    def add(self, ids: Sequence[str]) -> np.ndarray:
         """Which of N ids have not been seen before, here or in an earlier call: bool (N,)."""
         if not ids:
             return np.zeros(0, bool)

@@ -7,9 +7,9 @@ it is one ranged read later. The layout is the one of github.com/webdataset/webd
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from img2prompt.config import PictureSource
@@ -17,6 +17,7 @@ from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, HEADER_BYTES, Range
 from img2prompt.data.sources.folder import LARGEST_TEXT, PICTURE_ENDS, decode_text
+from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -26,15 +27,20 @@ from img2prompt.data.sources.rows import (
     sized,
     unread_picture,
 )
-from img2prompt.data.sources.waiting import in_turn, probe
+from img2prompt.data.sources.waiting import probe
 
 _REMOTE_BYTES = 8 << 20
 """Read at once from an object store, where a request costs as much as a megabyte."""
 
 
-def list_samples(source: PictureSource) -> Iterator[Row | Rejected]:
-    """Index rows of all tars, in the order of their names and of the samples in them."""
-    return in_turn(lambda name: _tar_rows(name, source), _tars(source.path))
+def portions(source: PictureSource) -> Iterator[list[str]]:
+    """Names of the tars, one by one; empty when the path is one."""
+    return in_pieces(_tars(source.path), 1)
+
+
+def list_samples(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
+    """Index rows of the tars, in the order of the samples in them."""
+    return chain.from_iterable(_tar_rows(name, source) for name in names)
 
 
 def _tars(path: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from img2prompt.data.sources import (
     list_rows,
     read_pictures,
     rejected_table,
-    unique_ids,
 )
 
 
@@ -24,16 +23,6 @@ def test_scenes_are_rows_with_pictures() -> None:
     for row in rows:
         image = Image.open(BytesIO(next(read_pictures([(row["uri"], row["member"])]))))
         assert image.size == (row["width"], row["height"]) == (48, 48)
-
-
-def test_the_second_row_of_an_id_is_rejected() -> None:
-    rows = [{"id": "a", "n": 1}, Rejected("b", "x: y"), {"id": "a", "n": 2}, {"id": "b", "n": 3}]
-    assert list(unique_ids(rows)) == [
-        rows[0],
-        rows[1],
-        Rejected("a", "repeated id: 'a'; allowed: one row an id"),
-        rows[3],
-    ]
 
 
 def test_rejected_rows_are_counted_by_kind() -> None:

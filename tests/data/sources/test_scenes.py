@@ -9,7 +9,7 @@ from source_places import read_all
 from img2prompt.config import SceneSource
 from img2prompt.data.scenes import compose
 from img2prompt.data.sources import INDEX_SCHEMA, list_rows
-from img2prompt.data.sources.scenes import SCHEME, list_scenes, read_scene
+from img2prompt.data.sources.scenes import SCHEME, read_scene
 
 
 def test_rows_are_index_rows_in_order() -> None:
@@ -25,13 +25,13 @@ def test_rows_are_index_rows_in_order() -> None:
 
 
 def test_more_prompts_begin_with_the_same_rows() -> None:
-    few, many = (list(list_scenes(SceneSource(prompts=number))) for number in (5, 9))
+    few, many = (list(list_rows(SceneSource(prompts=number))) for number in (5, 9))
     assert many[: len(few)] == few
 
 
 @pytest.mark.parametrize("world", ["tower", "demo"])
 def test_pictures_are_what_the_rows_say(world) -> None:
-    rows = list(list_scenes(SceneSource(world=world, prompts=6, pictures_per_prompt=2, size=48)))
+    rows = list(list_rows(SceneSource(world=world, prompts=6, pictures_per_prompt=2, size=48)))
     pictures = read_all(rows)
     assert read_all(rows[::-1]) == pictures[::-1]
     for row, data in zip(rows, pictures, strict=True):
@@ -56,5 +56,5 @@ def test_world_seed_and_size_all_count() -> None:
 
 
 def test_a_source_costs_nothing_until_it_is_read() -> None:
-    rows = list_scenes(SceneSource(prompts=10**9))
+    rows = list_rows(SceneSource(prompts=10**9))
     assert next(rows)["id"] == "scenes/000000-0"
