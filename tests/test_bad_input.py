@@ -33,6 +33,7 @@ ROWS: list[tuple[bytes, str]] = [
     (b"zero,zero.png,a stack of pancakes with syrup", "unreadable picture"),
     (b"half,half.png,a knitted dinosaur on a desk", "unreadable picture"),
     (b"folder,folder.png,the surface of a frozen planet", "unreadable picture"),
+    (b"copy,copy.png,a copper kettle on a stove", "repeated picture"),
     (b"lying,lying.png,a crowded market in the rain", "picture size"),
     (b"lying more,lying-more.png,a spaceship above a desert", "picture size"),
     (b"tiny,tiny.png,three violins in a field of wheat", "picture size"),
@@ -70,9 +71,10 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def write_pictures(folder: Path) -> None:
-    noise = Image.effect_noise((64, 48), 80).convert("RGB")
     for name in ("noodles", "alike", "long", "quoted", "vanishing", "half"):
+        noise = Image.effect_noise((64, 48), 80).convert("RGB")
         noise.save(folder / f"{name}.png")
+    (folder / "copy.png").write_bytes((folder / "quoted.png").read_bytes())
     noise.resize((200, 20)).convert("CMYK").save(folder / "wide.jpg")
     Image.new("RGB", (15, 400)).save(folder / "tiny.png")
     (folder / "half.png").write_bytes((folder / "half.png").read_bytes()[:2000])
@@ -210,11 +212,12 @@ def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
         "no prompt": "empty prompt: ''; allowed: visible text",
         "replaced": "U+FFFD at character 4; allowed: valid UTF-8",
         "many words": "too many words: 501; allowed: 1 to 500",
+        "copy": "repeated picture: it has the bytes of mine/quoted",
         "same picture": "noodles.png with this prompt came before",
         "noodles": "repeated id: 'mine/noodles'; allowed: one row an id",
-        "line 85": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
-        "line 86": "bad CSV: 2 cells; the header has 3",
-        "line 88": "no picture: column 'file' is empty",
+        "line 86": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
+        "line 87": "bad CSV: 2 cells; the header has 3",
+        "line 89": "no picture: column 'file' is empty",
     }.items():
         assert told in reasons[name]
     assert all(": " in reason for reason in reasons.values())
@@ -227,12 +230,13 @@ def test_counts_and_table_tell_the_kinds(case) -> None:
     for made in (case.made.index, case.made.clean, case.made.shards):
         told.update(made.counts["rejected"])
     assert told == kinds
-    shards = {"missing picture": 1, "unreadable picture": 1}
+    shards = {"missing picture": 1, "unreadable picture": 1, "repeated picture": 1}
     assert case.made.shards.counts["rejected"] == shards
     table = {row[0]: row[1:] for row in prepare.summary(case.made)}
-    assert table["unread pictures"][0] == 2
-    assert sorted(str(table["unread pictures"][1]).split(", ")) == [
+    assert table["pictures left out"][0] == 3
+    assert sorted(str(table["pictures left out"][1]).split(", ")) == [
         "1 missing picture",
+        "1 repeated picture",
         "1 unreadable picture",
     ]
     assert "1 repeated row" in str(table["pictures clean"][1])

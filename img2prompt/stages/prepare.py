@@ -75,7 +75,7 @@ def summary(prepared: Prepared) -> list[list[object]]:
         ["train pictures", shard_counts["train"], ""],
         ["validation pictures", shard_counts["val"], _leak(group_counts["train_to_val"])],
         ["test pictures", shard_counts["test"], _leak(group_counts["train_to_test"])],
-        ["unread pictures", sum(shard_counts["rejected"].values()), _rejected(shard_counts)],
+        ["pictures left out", sum(shard_counts["rejected"].values()), _rejected(shard_counts)],
         ["rejected rows", _all_rejected(prepared), "reasons in {index,clean,shards}/rejected*"],
     ]
 

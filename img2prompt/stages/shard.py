@@ -3,14 +3,16 @@
 Each file is one Ray task: read, decode, resize, encode, write. Rows stay in the order of the index,
 so that an archive is read from front to back and each of its bytes about once; training mixes them
 (`data/order.py`). Files that have a receipt are not made again. A picture that cannot be read
-becomes a row of `rejected/` with its reason.
+becomes a row of `rejected/` with its reason, and so does each further copy of a picture: a file
+with the same bytes under another name, which could stand in two splits or for two prompts.
 
 Memory: the driver holds the vectors of all prompts (1.5 KB each) and one file of the index, a
 worker one shard.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from img2prompt.config import CleanConfig, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA, SPLITS
 from img2prompt.data.sources import (
+    Ids,
     Rejected,
     count_kinds,
     read_pictures,
@@ -39,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 STAGE = "shards"
 STEPS = ("read", "decode", "encode", "write")
+COPIES = "rejected/copies.parquet"
+DIGESTS = pa.schema([("id", pa.string()), ("digest", pa.string())])
+"""128 bits of the bytes of each picture's file, as 32 hex digits; `digests/` has a file a shard."""
 
 
 def run(
@@ -66,6 +72,7 @@ def run(
         return finished
     parts = _parts(_rows(index, clean, targets, groups), config)
     _write(draft, config, limits, parts, targets, sum(groups.counts["pictures_by_split"].values()))
+    _reject_copies(draft, config)
     return _publish(draft)
 
 
@@ -86,7 +93,8 @@ def _write(
         for name, part in parts
         if name not in done
     )
-    progress = Progress("shards", pictures - sum(receipt.rows for receipt in done.values()))
+    looked_at = sum(r.rows for name, r in done.items() if not name.startswith("digests/"))
+    progress = Progress("shards", pictures - looked_at)
     times = StepTimes("shards", dict.fromkeys(STEPS, int(cpus)))
     for rows, seconds in run_bounded(started, cpus):
         progress.add(rows)
@@ -149,6 +157,7 @@ def _make(
     """Write one shard; returns the rows it looked at and the seconds of each step."""
     times = StepTimes(name, dict.fromkeys(STEPS, 1))
     encoded: list[bytes | None] = []
+    digests: dict[str, str] = {}
     rejected: list[Rejected] = []
     places = list(zip(rows["uri"].to_pylist(), rows["member"].to_pylist(), strict=True))
     pictures = read_pictures(places)
@@ -163,15 +172,56 @@ def _make(
                 image = images.resize(image, config.size, config.fit)
             with times.measure("encode"):
                 encoded.append(images.encode(image, config.encoding))
+                digests[row_id] = hashlib.blake2b(data, digest_size=16).hexdigest()
         except (images.BadPicture, OSError, ValueError) as error:
             encoded.append(None)
             rejected.append(unread_picture(row_id, f"{uri} {member}".strip(), error))
     with times.measure("write"):
         draft.write_table(f"rejected/{name}", rejected_table(rejected))
+        columns = {"id": pa.array(digests, pa.string()), "digest": pa.array(digests.values())}
+        draft.write_table(f"digests/{name}", pa.table(columns).cast(DIGESTS))
         table = rows.append_column("image", pa.array(encoded, pa.binary()))
         table = table.filter(pc.field("image").is_valid()).select(SCHEMA.names).cast(SCHEMA)
         draft.write_table(name, table, config.rows_per_group)
     return rows.num_rows, times.busy
+
+
+def _reject_copies(draft: Draft, config: ShardConfig) -> None:
+    """Keep the first of pictures whose files are equal, in the order train, val, test.
+
+    The copies are written to COPIES before they leave their shards, so that a kill loses none.
+    """
+    done, seen = draft.receipts(), Ids()
+    names = [f"{split}/" for split in SPLITS]
+    names = [name for split in names for name in sorted(done) if name.startswith(split)]
+    copies: dict[str, dict[str, str]] = {}
+    for name in names:
+        table = draft.read_table(f"digests/{name}")
+        first = seen.add(table["digest"].to_pylist())
+        if not first.all():
+            again = table.filter(pa.array(~first)).to_pylist()
+            copies[name] = {row["id"]: row["digest"] for row in again}
+    if COPIES not in done:
+        draft.write_table(COPIES, rejected_table(_told(draft, names, copies)))
+    for name, again in copies.items():
+        table = draft.read_table(name)
+        kept = [row_id not in again for row_id in table["id"].to_pylist()]
+        draft.write_table(name, table.filter(pa.array(kept)), config.rows_per_group)
+
+
+def _told(
+    draft: Draft, names: Sequence[str], copies: Mapping[str, Mapping[str, str]]
+) -> Iterator[Rejected]:
+    """A rejected row for each copy, which names the picture that is kept."""
+    wanted = {digest for again in copies.values() for digest in again.values()}
+    kept: dict[str, str] = {}
+    for name in names if copies else ():
+        for row in draft.read_table(f"digests/{name}").to_pylist():
+            if row["digest"] in wanted:
+                kept.setdefault(row["digest"], row["id"])
+    for again in copies.values():
+        for row_id, digest in again.items():
+            yield Rejected(row_id, f"repeated picture: it has the bytes of {kept[digest]}")
 
 
 def _publish(draft: Draft) -> Artifact:

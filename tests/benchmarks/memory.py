@@ -120,7 +120,9 @@ def write_source(options: Options, rows: int, folder: Path) -> PictureSource:
     with pq.ParquetWriter(folder / "pictures.parquet", schema) as writer:
         for start in range(0, rows, ROWS_PER_GROUP):
             numbers = range(start, start + ROWS_PER_GROUP)
-            column = [{"bytes": pictures[n % len(pictures)], "path": f"{n}.png"} for n in numbers]
+            # What follows a PNG's end is no part of the picture, but no two files are alike.
+            data = {n: pictures[n % len(pictures)] + n.to_bytes(4) for n in numbers}
+            column = [{"bytes": data[n], "path": f"{n}.png"} for n in numbers]
             prompts = [f"a picture with the number {n // 2}" for n in numbers]
             writer.write_table(pa.table([column, prompts, size, size], schema=schema))
     return PictureSource(path=str(folder / "pictures.parquet"))

@@ -98,7 +98,8 @@ def grid_of(options: Options) -> SearchConfig:
 def inputs_of(options: Options) -> train.Inputs:
     """Shards and features of a part of the demo set."""
     config, size = presets.demo_data(), open_tower(grid_of(options).base.tower).size
-    scenes = [source.replace({"prompts": options.prompts, "size": size}) for source in config.sources]
+    changes = {"prompts": options.prompts, "size": size}
+    scenes = [source.replace(changes) for source in config.sources]
     config = dataclasses.replace(config.replace({"shard.size": size}), sources=tuple(scenes))
     shards = prepare.run(config, options.out).shards
     embed = presets.demo_features().replace({"tower.weights": options.tower})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
@@ -209,7 +210,42 @@ def test_a_killed_run_makes_only_what_has_no_receipt(
     made = upstream.shards(tmp_path)
     assert files(made) == files(shards)
     rewritten = {str(p.relative_to(tmp_path)) for p in before if p.stat().st_mtime_ns != before[p]}
-    assert rewritten == {lost, f"rejected/{lost}"}
+    assert rewritten == {lost, f"rejected/{lost}", f"digests/{lost}"}
+
+
+def test_copies_of_a_picture_are_rejected_but_the_first(
+    upstream: Upstream, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their names, prompts and splits; a kill while they are taken out loses none."""
+    places = {row["id"]: row["uri"] for row in upstream.index.read_tables("rows").to_pylist()}
+    ids = {split: shards.read_tables(f"{split}/")["id"].to_pylist() for split in SPLITS}
+    first, *copies = ids["train"][1], ids["train"][-1], ids["val"][2], ids["test"][0]
+    before = {row_id: Path(places[row_id]).read_bytes() for row_id in copies}
+
+    def killed(self: Draft, name: str, table: pa.Table, *rest: int) -> None:
+        if name != shard.COPIES:
+            raise KeyboardInterrupt(name)
+        write(self, name, table, *rest)
+
+    try:
+        for row_id in copies:
+            Path(places[row_id]).write_bytes(Path(places[first]).read_bytes())
+        with monkeypatch.context() as patch:
+            write = Draft.write_table
+            patch.setattr(Draft, "write_table", killed)
+            with pytest.raises(KeyboardInterrupt):
+                upstream.shards(tmp_path / "shards")
+        made = upstream.shards(tmp_path / "shards")
+    finally:
+        for row_id, data in before.items():
+            Path(places[row_id]).write_bytes(data)
+    told = {row["id"]: row["reason"] for row in made.read_table(shard.COPIES).to_pylist()}
+    assert told == dict.fromkeys(copies, f"repeated picture: it has the bytes of {first}")
+    assert made.counts["rejected"]["repeated picture"] == 3
+    for split in SPLITS:
+        kept = made.read_tables(f"{split}/")["id"].to_pylist()
+        assert kept == [row_id for row_id in ids[split] if row_id not in copies]
+        assert made.counts[split] == len(kept)
 
 
 def test_finished_shards_are_not_made_again(
