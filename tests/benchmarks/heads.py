@@ -8,6 +8,11 @@ have the same losses and validation cosines in every epoch, to 1e-5.
 The tower has random weights and one layer: it makes features as wide as the demo tower's, and is
 not part of what is timed.
 
+On two cores of an AMD EPYC (Zen 5), 16 heads, 12 epochs of 4,000 features of 160:
+
+    one by one     145.3 s     5,285 features/s of all heads    1.0
+    in one pass     15.0 s    51,260                            9.7
+
     python tests/benchmarks/heads.py
 """
 

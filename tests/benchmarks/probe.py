@@ -11,6 +11,12 @@ cache.
 The ratio is that of the tower's cost to the head's: it grows with the tower (a ViT-L/14 at 336 px
 costs 11 times as much a picture), so none of it is a constant of this package.
 
+On two cores of an AMD EPYC (Zen 5), 512 pictures of 224 px, 12 layers of 768; all features once
+take 64.0 s with start:
+
+    tower each epoch        15 rows/s   33,554 ms an epoch        1
+    cached features     27,651              19                1,812
+
     RAY_worker_niceness=0 python tests/benchmarks/probe.py
 """
 

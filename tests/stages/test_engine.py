@@ -290,7 +290,7 @@ def test_parts_are_as_few_as_can_be() -> None:
 
 def test_float16_with_sharded_gradients_is_refused() -> None:
     with pytest.raises(UserError, match=r"zero_stage is 1; allowed: 0 with engine\.precision fp16"):
-        EngineConfig(precision="fp16")
+        EngineConfig(precision="fp16", zero_stage=1)
 
 
 def test_parts_of_a_batch_with_a_wide_head_are_refused(tiny_tower: str) -> None:
