@@ -8,6 +8,7 @@ refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerpr
 
 import hashlib
 import json
+import logging
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,17 @@ import pyarrow.parquet as pq
 from img2prompt.config import Config
 from img2prompt.config.base import differences, without
 from img2prompt.errors import UserError
-from img2prompt.storage import ASIDE, delete_folder, join, open_uri, read_table, write_bytes
+from img2prompt.storage import (
+    ASIDE,
+    delete_file,
+    delete_folder,
+    join,
+    open_uri,
+    read_table,
+    write_bytes,
+)
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
@@ -139,14 +150,19 @@ class Draft:
         before a new one is begun: what it raises leaves nothing behind. `free` are dotted settings
         that say how a run is made and not what comes out: they are no part of the artifact, and may
         change between a kill and the next start. An unfinished folder of another config or input
-        that is `renewable` is begun anew: it holds nothing that somebody could miss.
+        that is `renewable` is deleted and begun anew, with a warning.
         """
         draft = cls(uri, stage, without(json.loads(config.to_json()), free), dict(inputs))
         found = _read_manifest(uri)
         if found is None or not found["done"]:
             check()
         others = draft._differences(found, free) if found else []
-        if found is None or (renewable and draft._forgets(found, others)) or _is_bare(uri):
+        if found and renewable and draft._forgets(found, others):
+            logger.warning("%s is begun anew, since it differs in: %s", uri, "; ".join(others))
+            delete_folder(join(uri, RECEIPTS))
+            delete_folder(uri)
+            found = None
+        if found is None or _is_bare(uri):
             delete_folder(join(uri, RECEIPTS))
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
@@ -200,6 +216,12 @@ class Draft:
         self._write_manifest(done=True, files=self.receipts(), counts=counts)
         delete_folder(join(self.uri, RECEIPTS))
         return Artifact.load(self.uri, self.stage)
+
+    def clear(self) -> None:
+        """Delete all files that have a receipt."""
+        for name in self.receipts():
+            delete_file(join(self.uri, name))
+        delete_folder(join(self.uri, RECEIPTS))
 
     def reopen(self) -> None:
         """Take a published folder as unfinished; its files must be written again."""

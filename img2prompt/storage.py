@@ -106,6 +106,13 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
             Path(aside).unlink(missing_ok=True)
 
 
+def delete_file(uri: str) -> None:
+    """Delete a file; an absent one is fine."""
+    fs, path = open_uri(uri)
+    if fs.get_file_info(path).type == pafs.FileType.File:
+        fs.delete_file(path)
+
+
 def delete_folder(uri: str) -> None:
     """Delete a folder with all that is in it; an absent one is fine."""
     fs, path = open_uri(uri)

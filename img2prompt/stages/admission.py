@@ -31,7 +31,6 @@ CHANGES = "changes/"
 """Each config that a run went on without, numbered, with what was changed."""
 
 FREE = (
-    "tower.download",
     "engine.workers",
     "engine.min_workers",
     "engine.resize_seconds",
@@ -124,9 +123,10 @@ def adopt(config: TrainConfig, made_from: Mapping[str, str], out: str) -> None:
     if found["done"] or not lines or (found["stage"], found["inputs"]) != (STAGE, made_from):
         return
     draft, before = Draft(out, STAGE, asked, made_from), json.loads(read_bytes(join(out, CONFIG)))
-    number = sum(name.startswith(CHANGES) for name in draft.receipts())
-    change = json.dumps({"config": before, "differences": lines}, indent=2)
-    draft.write_bytes(f"{CHANGES}{number:03d}.json", change.encode(), rows=0)
+    if without(before, FREE) != asked:  # else a kill came between the next three
+        number = sum(name.startswith(CHANGES) for name in draft.receipts())
+        change = json.dumps({"config": before, "differences": lines}, indent=2)
+        draft.write_bytes(f"{CHANGES}{number:03d}.json", change.encode(), rows=0)
     write_bytes(join(out, CONFIG), config.to_json().encode())
     write_bytes(join(out, MANIFEST), json.dumps(found | {"config": asked}, indent=2).encode())
     logger.warning("%s goes on with a changed config:\n  %s", out, "\n  ".join(lines))

@@ -47,7 +47,8 @@ def run(config: HeadsConfig, inputs: Inputs, out: str) -> Artifact:
     tower = open_tower(base.tower, base.seed)
     fingerprints = train.fingerprints(base, inputs, tower)
     check = functools.partial(train.check, base, inputs, tower)
-    draft = Draft.open(out, STAGE, config, fingerprints, check)
+    free = [f"base.{name}" for name in FREE]
+    draft = Draft.open(out, STAGE, config, fingerprints, check, free=free)
     if finished := draft.finished():
         return finished
     drafts = {

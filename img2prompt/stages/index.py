@@ -1,19 +1,20 @@
 """Which pictures exist and which prompt made each: rows-*, rejected-*.parquet.
 
 Picture headers are read, no picture is copied. A source is listed in portions, each a Ray task of
-its own that writes `rows-<portion>-<piece>` and then `rejected-<portion>`; a killed run goes on
-with the portions that have not got so far. When all are there, every further row of an id is
-moved to `rejected-repeats`. If sources changed meanwhile, an unfinished index is begun anew.
+its own that leaves one file in `listed/`; a killed run goes on with the portions that have none.
+Portions in which pictures or archives could not be read are listed again: a disk may be mounted by
+now. Then the rows are gathered in their order, and every further row of an id is rejected; the
+order of the tasks does not show. If sources changed, an unfinished index is begun anew.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from img2prompt import runtime
@@ -21,6 +22,7 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config import IndexConfig, PictureSource, PrepareConfig
 from img2prompt.data.sources import (
     INDEX_SCHEMA,
+    REJECTED_SCHEMA,
     Ids,
     Rejected,
     Row,
@@ -28,20 +30,27 @@ from img2prompt.data.sources import (
     identity,
     list_portion,
     portions,
-    rejected_table,
+    printable,
     resolve,
 )
+from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.errors import UserError
 from img2prompt.stages.progress import Progress
 from img2prompt.stages.tasks import run_bounded
+from img2prompt.storage import delete_folder, join
 
 logger = logging.getLogger(__name__)
 
 STAGE = "index"
+LISTED = "listed"
+"""Folder of the portions, while the index is made."""
 ROWS_PER_FILE = 100_000
-REPEATS = "rejected-repeats.parquet"
+_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string()))
+"""Of a portion: rejected rows have a reason, and no more than an id beside it."""
 _ROWS_AT_ONCE = 4096
 _EXAMPLES = 3
+_UNREAD = ("missing", "unreadable", "damaged")
+"""How reasons begin that may be gone when it is tried again."""
 
 
 def check(config: PrepareConfig) -> None:
@@ -57,103 +66,127 @@ def run(config: PrepareConfig, out: str) -> Artifact:
     Raises:
         UserError: a source cannot be read, or no row is usable.
     """
-    own = IndexConfig(sources=config.sources)
+    own, listed = IndexConfig(sources=config.sources), join(out, LISTED)
     sources = [resolve(s) if isinstance(s, PictureSource) else s for s in own.sources]
     inputs = {s.name: identity(s) for s in sources if isinstance(s, PictureSource)}
     draft = Draft.open(out, STAGE, own, inputs, renewable=True)
-    if finished := draft.finished():
-        return finished
-    _list(draft, sources)
-    _reject_repeats(draft)
-    return _publish(draft)
+    made = draft.finished()
+    if made is None:
+        parts = Draft.open(listed, LISTED, own, inputs, renewable=True)
+        _list(parts, sources)
+        made = _gather(parts, draft)
+    delete_folder(listed)
+    return made
 
 
 def _list(draft: Draft, sources: Iterable[Source]) -> None:
-    """Make the portions that are not finished."""
-    done = draft.receipts()
+    """Make the portions that are not settled."""
+    done = {name for name in draft.receipts() if _is_settled(draft, name)}
     listed = ((source, portion) for source in sources for portion in portions(source))
     make, cpus = ray.remote(_make).options(num_cpus=1), runtime.resources().cpus
     started = (
-        make.remote(draft, number, source, portion)
+        make.remote(draft, _name(number), source, portion)
         for number, (source, portion) in enumerate(listed)
-        if _rejected_name(number) not in done
+        if _name(number) not in done
     )
     progress = Progress("index", total=None)
     for rows in run_bounded(started, cpus):
         progress.add(rows)
 
 
-def _rejected_name(number: int) -> str:
-    return f"rejected-{number:05d}.parquet"
+def _name(number: int) -> str:
+    return f"{number:07d}.parquet"
 
 
-def _make(draft: Draft, number: int, source: Source, portion: list[Any]) -> int:
-    """Write the rows of a portion, then its rejected rows; returns how many there are."""
-    rejected: list[Rejected] = []
-    found, rows = _fit(list_portion(source, portion), rejected), 0
-    for piece, table in enumerate(_tables(found)):
-        draft.write_table(f"rows-{number:05d}-{piece:03d}.parquet", table)
-        rows += table.num_rows
-    draft.write_table(_rejected_name(number), rejected_table(rejected))
-    return rows + len(rejected)
+def _is_settled(draft: Draft, name: str) -> bool:
+    try:
+        reasons = draft.read_table(name, ["reason"])["reason"].drop_null().to_pylist()
+    except OSError:  # a folder that was being deleted
+        return False
+    return not any(reason.startswith(_UNREAD) for reason in reasons)
 
 
-def _fit(found: Iterator[Row | Rejected], rejected: list[Rejected]) -> Iterator[Row]:
-    """The rows that are usable; the others are added to `rejected`."""
-    for row in found:
-        if isinstance(row, Rejected):
-            rejected.append(row)
-        else:
-            yield row
+def _make(draft: Draft, name: str, source: Source, portion: list[Any]) -> int:
+    """Write all that a portion gives; returns how many rows that is."""
+    sink, count = pa.BufferOutputStream(), 0
+    with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
+        for rows in in_pieces(list_portion(source, portion), _ROWS_AT_ONCE):
+            writer.write_table(pa.Table.from_pylist(list(map(_line, rows)), schema=_SCHEMA))
+            count += len(rows)
+    draft.write_bytes(name, sink.getvalue(), count)
+    return count
 
 
-def _tables(rows: Iterator[Row]) -> Iterator[pa.Table]:
-    """Tables of ROWS_PER_FILE rows, one at least; packed rows take a fifth of the memory."""
-    first = True
-    while True:
-        piece, parts = islice(rows, ROWS_PER_FILE), []
-        while part := list(islice(piece, _ROWS_AT_ONCE)):
-            parts.append(pa.Table.from_pylist(part, schema=INDEX_SCHEMA))
-        if not parts and not first:
-            return
-        yield pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
-        first = False
+def _line(row: Row | Rejected) -> dict[str, Any]:
+    if isinstance(row, dict):
+        return row
+    return {"id": printable(row.id), "reason": printable(row.reason)}
 
 
-def _names(draft: Draft, kind: str) -> list[str]:
-    return sorted(name for name in draft.receipts() if name.startswith(kind))
-
-
-def _reject_repeats(draft: Draft) -> None:
-    """Keep the first row of each id.
-
-    The repeats are written before they leave their files, so that a kill loses none.
-    """
-    ids, fresh, repeats = Ids(), dict[str, np.ndarray](), list[str]()
-    for name in _names(draft, "rows-"):
-        own = draft.read_table(name, ["id"])["id"]
-        first = ids.add(own.to_pylist())
-        if not first.all():
-            fresh[name] = first
-            repeats += own.filter(pa.array(~first)).to_pylist()
-    if REPEATS not in draft.receipts():
-        told = (Rejected(i, f"repeated id: {i!r}; allowed: one row an id") for i in repeats)
-        draft.write_table(REPEATS, rejected_table(told))
-    for name, first in fresh.items():
-        draft.write_table(name, draft.read_table(name).filter(pa.array(first)))
-
-
-def _publish(draft: Draft) -> Artifact:
-    rows = sum(receipt.rows for name, receipt in draft.receipts().items() if name[:4] == "rows")
+def _gather(parts: Draft, draft: Draft) -> Artifact:
+    """Write and publish the portions in their order, with the first row of each id."""
+    draft.clear()  # an earlier gathering may have had more
+    rows = _Pieces(draft, "rows", INDEX_SCHEMA)
+    rejected = _Pieces(draft, "rejected", REJECTED_SCHEMA)
     kinds: Counter[str] = Counter()
-    examples: list[Rejected] = []
-    for name in _names(draft, "rejected-"):
-        rejected = [Rejected(**row) for row in draft.read_table(name).to_pylist()]
-        kinds.update(row.kind for row in rejected)
-        examples = [*examples, *rejected][:_EXAMPLES]
-    logger.info("index: %d rows, rejected %s", rows, dict(kinds.most_common()))
-    if not rows:
+    examples: list[str] = []
+    for table in _with_repeats(parts):
+        rows.add(table.filter(table["reason"].is_null()))
+        lines = table.filter(table["reason"].is_valid())
+        rejected.add(lines)
+        kinds.update(reason.partition(":")[0] for reason in lines["reason"].to_pylist())
+        told = lines.slice(0, _EXAMPLES - len(examples)).to_pylist()
+        examples += [f"\n  {row['id']}: {row['reason']}" for row in told]
+    rows.write()
+    rejected.write()
+    counts = dict(kinds.most_common())
+    logger.info("index: %d rows, rejected %s", rows.count, counts)
+    if not rows.count:
         names = [source["name"] for source in draft.config["sources"]]
-        told = "".join(f"\n  {row.id}: {row.reason}" for row in examples)
-        raise UserError(f"no row of {names} is usable: {dict(kinds.most_common())}{told}")
-    return draft.publish(rows=rows, rejected=dict(kinds.most_common()))
+        raise UserError(f"no row of {names} is usable: {counts}{''.join(examples)}")
+    return draft.publish(rows=rows.count, rejected=counts)
+
+
+def _with_repeats(parts: Draft) -> Iterator[pa.Table]:
+    """All portions in pieces; further rows of an id have a reason, too."""
+    ids = Ids()
+    for name in sorted(parts.receipts()):
+        whole = parts.read_table(name)
+        for start in range(0, len(whole), ROWS_PER_FILE):
+            table = whole.slice(start, ROWS_PER_FILE)
+            reasons = table["reason"].to_pylist()
+            usable = [row for row, reason in enumerate(reasons) if reason is None]
+            names = table["id"].take(pa.array(usable, pa.int64())).to_pylist()
+            for row, row_id, new in zip(usable, names, ids.add(names), strict=True):
+                if not new:
+                    reasons[row] = f"repeated id: {row_id!r}; allowed: one row an id"
+            place = table.schema.get_field_index("reason")
+            yield table.set_column(place, "reason", pa.array(reasons, pa.string()))
+
+
+@dataclass
+class _Pieces:
+    """Rows on their way to `<name>-00000.parquet` and so on; little more than one is in memory."""
+
+    draft: Draft
+    name: str
+    schema: pa.Schema
+    count: int = 0
+    waiting: list[pa.Table] = field(default_factory=list)
+    _files: int = 0
+
+    def add(self, table: pa.Table) -> None:
+        self.count += len(table)
+        self.waiting.append(table.select(self.schema.names))
+        if sum(map(len, self.waiting)) >= ROWS_PER_FILE:
+            self.write(ROWS_PER_FILE)
+
+    def write(self, least: int = 1) -> None:
+        """Write the pieces that have so many rows; the first one also when it has none."""
+        whole = pa.concat_tables([self.schema.empty_table(), *self.waiting])
+        while len(whole) >= least or not self._files:
+            piece, whole = whole.slice(0, ROWS_PER_FILE), whole.slice(ROWS_PER_FILE)
+            name = f"{self.name}-{self._files:05d}.parquet"
+            self.draft.write_table(name, piece.combine_chunks())
+            self._files += 1
+        self.waiting = [whole]

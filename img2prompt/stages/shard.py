@@ -6,8 +6,8 @@ so that an archive is read from front to back and each of its bytes about once; 
 becomes a row of `rejected/` with its reason, and so does each further copy of a picture: a file
 with the same bytes under another name, which could stand in two splits or for two prompts.
 
-Memory: the driver holds the vectors of all prompts (1.5 KB each) and one file of the index, a
-worker one shard.
+Memory: the driver holds the vectors of all prompts (1.5 KB each), one file of the index, 16 bytes
+for each picture and the ids of copies; a worker one shard.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def run(
         return finished
     parts = _parts(_rows(index, clean, targets, groups), config)
     _write(draft, config, limits, parts, targets, sum(groups.counts["pictures_by_split"].values()))
-    _reject_copies(draft, config)
+    _reject_copies(draft, config, runtime.resources().cpus)
     return _publish(draft)
 
 
@@ -172,7 +172,7 @@ def _make(
                 image = images.resize(image, config.size, config.fit)
             with times.measure("encode"):
                 encoded.append(images.encode(image, config.encoding))
-                digests[row_id] = hashlib.blake2b(data, digest_size=16).hexdigest()
+            digests[row_id] = hashlib.blake2b(data, digest_size=16).hexdigest()
         except (images.BadPicture, OSError, ValueError) as error:
             encoded.append(None)
             rejected.append(unread_picture(row_id, f"{uri} {member}".strip(), error))
@@ -186,14 +186,13 @@ def _make(
     return rows.num_rows, times.busy
 
 
-def _reject_copies(draft: Draft, config: ShardConfig) -> None:
+def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
     """Keep the first of pictures whose files are equal, in the order train, val, test.
 
     The copies are written to COPIES before they leave their shards, so that a kill loses none.
     """
     done, seen = draft.receipts(), Ids()
-    names = [f"{split}/" for split in SPLITS]
-    names = [name for split in names for name in sorted(done) if name.startswith(split)]
+    names = [name for split in SPLITS for name in sorted(done) if name.startswith(f"{split}/")]
     copies: dict[str, dict[str, str]] = {}
     for name in names:
         table = draft.read_table(f"digests/{name}")
@@ -203,10 +202,25 @@ def _reject_copies(draft: Draft, config: ShardConfig) -> None:
             copies[name] = {row["id"]: row["digest"] for row in again}
     if COPIES not in done:
         draft.write_table(COPIES, rejected_table(_told(draft, names, copies)))
-    for name, again in copies.items():
-        table = draft.read_table(name)
-        kept = [row_id not in again for row_id in table["id"].to_pylist()]
-        draft.write_table(name, table.filter(pa.array(kept)), config.rows_per_group)
+    rows = {name: done[f"digests/{name}"].rows - len(again) for name, again in copies.items()}
+    progress = Progress("shards with copies", total=sum(rows.values()))
+    clear = ray.remote(_clear).options(num_cpus=1)
+    started = (
+        clear.remote(draft, name, set(again), config)
+        for name, again in copies.items()
+        if done[name].rows != rows[name]
+    )
+    for kept in run_bounded(started, cpus):
+        progress.add(kept)
+
+
+def _clear(draft: Draft, name: str, copies: set[str], config: ShardConfig) -> int:
+    """Write a shard again without its copies; how many rows it keeps."""
+    table = draft.read_table(name)
+    kept = pa.array([row_id not in copies for row_id in table["id"].to_pylist()])
+    # In one chunk: how a table lies in chunks would show in the bytes of its file.
+    draft.write_table(name, table.filter(kept).combine_chunks(), config.rows_per_group)
+    return kept.true_count
 
 
 def _told(

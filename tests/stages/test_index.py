@@ -1,10 +1,10 @@
 import tarfile
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from PIL import Image
 
+from img2prompt import artifact
 from img2prompt.artifact import Draft
 from img2prompt.config import IndexConfig, PictureSource, PrepareConfig, SceneSource
 from img2prompt.data.sources import INDEX_SCHEMA, REJECTED_SCHEMA, folder, portions, resolve
@@ -65,9 +65,9 @@ def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
     assert list(made.inputs) == ["table", "side", "web", "cut"]
 
 
-def test_each_portion_and_each_piece_has_a_file(tmp_path: Path, monkeypatch) -> None:
-    """Portions are listed by tasks, in any order; pieces of one bound what is in memory."""
+def test_portions_of_tasks_become_pieces_of_one_order(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(folder, "PORTION", 2)
+    monkeypatch.setattr(index, "ROWS_PER_FILE", 3)
     (tmp_path / "side").mkdir()
     for number in range(5):
         Image.new("RGB", (20, 30)).save(tmp_path / "side" / f"{number}.png")
@@ -75,24 +75,24 @@ def test_each_portion_and_each_piece_has_a_file(tmp_path: Path, monkeypatch) -> 
             (tmp_path / "side" / f"{number}.txt").write_text("a cat")
     source = PictureSource(path=str(tmp_path / "side"), name="side", format="sidecar")
     made = index.run(config_of(source, SceneSource(prompts=2)), str(tmp_path / "out"))
-    assert [made.files[name].rows for name in made.names("rows")] == [2, 1, 1, 4]
-    assert [made.files[name].rows for name in made.names("rejected")] == [0, 1, 0, 0, 0]
-    assert made.names("rows")[-1] == "rows-00003-000.parquet"
-    ids = made.read_tables("rows")["id"].to_pylist()
-    assert ids[:4] == [f"side/{number}.png" for number in (0, 1, 2, 4)]
-
-    monkeypatch.setattr(index, "ROWS_PER_FILE", 4)
-    draft = Draft.open(str(tmp_path / "pieces"), "index", IndexConfig(sources=()), {})
-    assert (
-        index._make(draft, 7, SceneSource(prompts=5, pictures_per_prompt=2), list(range(5))) == 10
-    )
-    rows = {name: receipt.rows for name, receipt in sorted(draft.receipts().items())}
-    assert rows == {
-        "rejected-00007.parquet": 0,
-        "rows-00007-000.parquet": 4,
-        "rows-00007-001.parquet": 4,
-        "rows-00007-002.parquet": 2,
+    assert {name: receipt.rows for name, receipt in sorted(made.files.items())} == {
+        "rejected-00000.parquet": 1,
+        "rows-00000.parquet": 3,
+        "rows-00001.parquet": 3,
+        "rows-00002.parquet": 2,
     }
+    ids = made.read_tables("rows")["id"].to_pylist()
+    assert ids[:5] == [*(f"side/{number}.png" for number in (0, 1, 2, 4)), "scenes/000000-0"]
+    assert not (tmp_path / "out" / index.LISTED).exists()
+
+
+def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
+    lines = [f"{n},gone.png,a cat" for n in range(5)]
+    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", *lines]))
+    made = index.run(config, str(tmp_path / "out"))
+    assert [made.files[name].rows for name in made.names("rejected")] == [2, 2, 1]
+    assert made.read_tables("rejected")["id"].to_pylist() == [f"mine/{n}" for n in range(5)]
 
 
 def test_a_finished_index_is_not_made_again(tmp_path: Path, monkeypatch) -> None:
@@ -113,61 +113,89 @@ def test_a_changed_csv_is_refused(tmp_path: Path) -> None:
         index.run(config, str(tmp_path / "out"))
 
 
-def test_a_killed_index_goes_on_with_the_portions_that_are_not_finished(
-    tmp_path: Path, monkeypatch
-) -> None:
-    lines = ["x,a.png,a cat", "y,gone.png,a dog", "x,a.png,a hen"]
-    first, second = (csv_source(tmp_path, lines, name) for name in ("one", "two"))
-    config, out = config_of(first, second, first.replace({"name": "three"})), tmp_path / "out"
-    whole = index.run(config, str(tmp_path / "whole"))
+def listed_twice(folder: Path) -> tuple[PrepareConfig, PictureSource, PictureSource]:
+    """Two sources with a repeated id each; a picture of the second is gone."""
+    lines = ["x,a.png,a cat", "x,a.png,a hen"]
+    first = csv_source(folder, lines, "one")
+    second = csv_source(folder, [*lines, "y,b.png,a dog"], "two")
+    return config_of(first, second), first, second
 
-    # A kill after the first portion, while the third is listed: its rows are there, and not all.
-    draft = Draft.open(str(out), "index", IndexConfig(sources=config.sources), whole.inputs)
-    source = resolve(first)
-    index._make(draft, 0, source, next(portions(source)))
-    before = (out / "rows-00000-000.parquet").stat().st_mtime_ns
-    draft.write_table("rows-00002-000.parquet", INDEX_SCHEMA.empty_table())
 
-    def killed(self: Draft, name: str, table: pa.Table) -> None:
-        if name != index.REPEATS:
-            raise KeyboardInterrupt(name)
-        write(self, name, table)
-
-    with monkeypatch.context() as patch:  # between the repeats' own file and those they leave
-        write = Draft.write_table
-        patch.setattr(Draft, "write_table", killed)
-        with pytest.raises(KeyboardInterrupt, match="rows-00000-000"):
-            index.run(config, str(out))
-    assert (out / "rows-00000-000.parquet").stat().st_mtime_ns == before
+def test_a_killed_index_goes_on_with_the_portions_that_are_not_finished(tmp_path: Path) -> None:
+    config, first, second = listed_twice(tmp_path)
+    out, whole = tmp_path / "out", index.run(config, str(tmp_path / "whole"))
+    own = IndexConfig(sources=config.sources)
+    Draft.open(str(out), "index", own, whole.inputs)
+    parts = Draft.open(str(out / index.LISTED), index.LISTED, own, whole.inputs)
+    for number, source in enumerate(map(resolve, (first, second))):
+        index._make(parts, index._name(number), source, next(portions(source)))
+    assert index._is_settled(parts, index._name(0))
+    assert not index._is_settled(parts, index._name(1))  # b.png may be there by now
+    Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
     made = index.run(config, str(out))
-    assert (
-        made.counts
-        == whole.counts
-        == {
-            "rows": 3,
-            "rejected": {"missing picture": 3, "repeated id": 3},
-        }
-    )
-    assert made.files == whole.files
+    assert made.counts == {"rows": 3, "rejected": {"repeated id": 2}}
+    assert made.read_tables("rows")["id"].to_pylist() == ["one/x", "two/x", "two/y"]
+    assert whole.counts["rejected"] == {"repeated id": 2, "missing picture": 1}
 
 
-def test_an_unfinished_index_of_changed_sources_is_begun_anew(tmp_path: Path, monkeypatch) -> None:
-    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,a.png,a dog"]))
+@pytest.mark.parametrize("last", [0, 1, 2, 3])
+def test_a_kill_while_rows_are_gathered_changes_nothing(
+    tmp_path: Path, monkeypatch, last: int
+) -> None:
+    """Before each file, or between it and its receipt."""
+    config, *_ = listed_twice(tmp_path)
+    whole = index.run(config, str(tmp_path / "whole"))
+    names: list[str] = []
+
+    def killed(uri: str, data: bytes) -> None:
+        if "/index/r" in uri:  # rows, rejected and their receipts
+            names.append(uri)
+            if len(names) > last:
+                raise KeyboardInterrupt
+        write(uri, data)
+
+    write = artifact.write_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(index, "_publish", lambda draft: None)
-        index.run(config, str(tmp_path / "out"))
+        patch.setattr(artifact, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.run(config, str(tmp_path / "index"))
+    made = index.run(config, str(tmp_path / "index"))
+    assert (made.files, made.fingerprint) == (whole.files, whole.fingerprint)
+
+
+def test_an_unfinished_index_of_changed_sources_is_begun_anew(
+    tmp_path: Path, monkeypatch, caplog
+) -> None:
+    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,a.png,a dog"]))
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_gather", lambda parts, draft: (out / "left.parquet").touch())
+        patch.setattr(index, "delete_folder", lambda uri: None)
+        index.run(config, str(out))
     csv_source(tmp_path, ["z,a.png,a hen"])
-    made = index.run(config, str(tmp_path / "out"))
+    made = index.run(config, str(out))
+    assert "is begun anew, since it differs in: inputs.mine" in caplog.text
     assert made.read_tables("rows")["id"].to_pylist() == ["mine/z"]
-    assert len(made.names()) == 3
+    assert sorted(path.stem for path in out.glob("*.parquet")) == ["rejected-00000", "rows-00000"]
 
 
 def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:
     config = config_of(csv_source(tmp_path, ["x,gone.png,a cat"]))
     with pytest.raises(UserError, match=r"missing picture.*\n  mine/x: .*gone.png does not exist"):
         index.run(config, str(tmp_path / "out"))
-    csv_source(tmp_path, ["x,a.png,a cat"])
+    Image.new("RGB", (20, 30)).save(tmp_path / "gone.png")  # a disk was mounted
     assert index.run(config, str(tmp_path / "out")).counts == {"rows": 1, "rejected": {}}
+
+
+def test_a_second_gathering_leaves_nothing_of_the_first(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
+    config = config_of(csv_source(tmp_path, [f"{n},no.png,a cat" for n in range(5)]))
+    with pytest.raises(UserError, match="no row of"):
+        index.run(config, str(tmp_path / "out"))
+    Image.new("RGB", (20, 30)).save(tmp_path / "no.png")
+    made = index.run(config, str(tmp_path / "out"))
+    assert [made.files[name].rows for name in made.names()] == [0, 2, 2, 1]
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 4
 
 
 def test_real_pictures(tmp_path: Path, shared_data) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
@@ -222,23 +221,31 @@ def test_copies_of_a_picture_are_rejected_but_the_first(
     first, *copies = ids["train"][1], ids["train"][-1], ids["val"][2], ids["test"][0]
     before = {row_id: Path(places[row_id]).read_bytes() for row_id in copies}
 
-    def killed(self: Draft, name: str, table: pa.Table, *rest: int) -> None:
-        if name != shard.COPIES:
-            raise KeyboardInterrupt(name)
-        write(self, name, table, *rest)
+    def killed(*_: object) -> Artifact:
+        raise KeyboardInterrupt
 
     try:
         for row_id in copies:
             Path(places[row_id]).write_bytes(Path(places[first]).read_bytes())
+        whole = upstream.shards(tmp_path / "whole")
         with monkeypatch.context() as patch:
-            write = Draft.write_table
-            patch.setattr(Draft, "write_table", killed)
+            patch.setattr(shard, "_reject_copies", killed)
             with pytest.raises(KeyboardInterrupt):
                 upstream.shards(tmp_path / "shards")
+        with monkeypatch.context() as patch:
+            patch.setattr(shard, "_publish", killed)
+            with pytest.raises(KeyboardInterrupt):
+                upstream.shards(tmp_path / "shards")
+        # As if the kill had come between a shard and its receipt.
+        receipt = tmp_path / "shards" / "receipts" / f"{shards.names('train/')[-1]}.json"
+        told = json.loads(receipt.read_text())
+        receipt.write_text(json.dumps(told | {"rows": told["rows"] + 1, "digest": "before"}))
         made = upstream.shards(tmp_path / "shards")
     finally:
         for row_id, data in before.items():
             Path(places[row_id]).write_bytes(data)
+    assert files(made) == files(whole)
+    assert made.fingerprint == whole.fingerprint
     told = {row["id"]: row["reason"] for row in made.read_table(shard.COPIES).to_pylist()}
     assert told == dict.fromkeys(copies, f"repeated picture: it has the bytes of {first}")
     assert made.counts["rejected"]["repeated picture"] == 3

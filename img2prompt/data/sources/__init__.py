@@ -26,6 +26,7 @@ from img2prompt.data.sources.rows import (
     Rejected,
     Row,
     count_kinds,
+    printable,
     rejected_table,
     unread_picture,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "list_portion",
     "list_rows",
     "portions",
+    "printable",
     "read_pictures",
     "rejected_table",
     "resolve",
@@ -63,13 +65,14 @@ _READERS: dict[str, _Reader] = {
     "diffusiondb": (diffusiondb.portions, diffusiondb.list_rows),
     "scenes": (scenes.portions, scenes.list_scenes),
 }
-"""By format: what there is, in portions that are quickly found, and the rows of a portion."""
+"""By format: what there is, in portions, and the rows of a portion."""
 
 
 def portions(source: Source) -> Iterator[list[Any]]:
     """What a source holds, in order, as lists of names or records that can be listed apart.
 
-    The source was resolved. Pictures and archives are not looked at.
+    The source was resolved. Pictures are not looked at; of archives only the directories of
+    DiffusionDB's zips, where a table of metadata lies beside them.
 
     Raises:
         UserError: the source as a whole cannot be read.
