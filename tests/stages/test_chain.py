@@ -21,7 +21,7 @@ from img2prompt.config import (
 from img2prompt.config.base import without
 from img2prompt.errors import UserError
 from img2prompt.results.submission import read_submission
-from img2prompt.stages import chain, evaluate, features
+from img2prompt.stages import admission, chain, evaluate, features
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,7 +37,12 @@ FOLDERS = {
     "evaluation": ("evaluation", EvaluateConfig),
     "samples-predictions": ("predictions", PredictConfig),
 }
-FREE = {"features": features.FREE, "samples-predictions": ("batch_size",)}
+FREE = {
+    "features": features.FREE,
+    "runs/probe": admission.FREE,
+    "runs/lora": admission.FREE,
+    "samples-predictions": ("batch_size",),
+}
 
 
 def times(out: str) -> dict[str, int]:
