@@ -72,6 +72,15 @@ def without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return left
 
 
+def dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Every single setting of a config as a tree, by its dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inside = isinstance(value, Mapping)
+        found |= dotted(value, f"{above}{key}.") if inside else {above + key: value}
+    return found
+
+
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """What differs between two trees, a line for each dotted name."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

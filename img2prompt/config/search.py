@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from img2prompt.config.base import Config, check
+from img2prompt.config.base import Config, check, dotted
 from img2prompt.config.heads import HeadsConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
@@ -144,15 +144,7 @@ class SearchConfig(Config):
 
 def possible_axes(base: TrainConfig) -> list[str]:
     """Dotted fields of a TrainConfig that an axis may name."""
-    return [name for name in _leaves(base.to_dict()) if not name.startswith(FIXED + OWN)]
-
-
-def _leaves(tree: Mapping[str, Any], above: str = "") -> list[str]:
-    names = []
-    for key, value in tree.items():
-        inside = isinstance(value, Mapping)
-        names += _leaves(value, f"{above}{key}.") if inside else [above + key]
-    return names
+    return [name for name in dotted(base.to_dict()) if not name.startswith(FIXED + OWN)]
 
 
 def _values(text: str) -> tuple[Any, ...]:

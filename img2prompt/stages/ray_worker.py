@@ -13,6 +13,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from img2prompt.artifact import Artifact
 from img2prompt.config import TrainConfig
+from img2prompt.config.base import dotted
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.shards import FeatureRows, ShardRows
 from img2prompt.errors import UserError
@@ -221,4 +222,5 @@ def _log(job: Job, place: Place, device: torch.device, done: int) -> StepLog:
         flop=a_row.forward + a_row.backward,
         device=device,
         mlflow=config.engine.mlflow,
+        settings=dotted(config.to_dict()),
     )

@@ -9,8 +9,9 @@ import importlib.util
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ LINES = "metrics.jsonl"
 BOARD = "tensorboard"
 SECONDS = 15.0
 """Between two lines."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 PEAKS = {
     "H100": 989e12,
@@ -67,9 +70,10 @@ class StepLog:
         flop: float = 0.0,
         device: torch.device | None = None,
         mlflow: str = "",
+        settings: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """`out`: folder of the run, empty to write nothing. `step`: steps that are done. `flop`: of
-        a row, forward and backward."""
+        a row, forward and backward. `settings`: by name, for MLflow to compare runs by."""
         self._out = out
         self._workers = workers
         self._flop = flop
@@ -77,7 +81,7 @@ class StepLog:
         self._lines = _lines_before(out, step)
         self._hours = self._lines[-1]["worker_hours"] if self._lines else 0.0
         self._board = _Board(out, step) if out else None
-        self._mlflow = _mlflow_run(mlflow, name) if out and mlflow else None
+        self._mlflow = _mlflow_run(mlflow, name, settings) if out and mlflow else None
         self._restart()
 
     def _restart(self) -> None:
@@ -191,10 +195,11 @@ class _Board:
         self._folder.cleanup()
 
 
-def _mlflow_run(uri: str, name: str) -> Any:
+def _mlflow_run(uri: str, name: str, settings: Mapping[str, Any]) -> Any:
     require_mlflow(uri)
     mlflow = importlib.import_module("mlflow")
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("img2prompt")
     mlflow.start_run(run_name=name)
+    mlflow.log_params(dict(settings))
     return mlflow

@@ -95,30 +95,28 @@ def test_mlflow_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_mlflow_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the four functions that are called."""
+    """Against a stand-in with the functions that are called."""
     calls: list[tuple] = []
     fake = types.ModuleType("mlflow")
     fake.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
-    for name in ("set_tracking_uri", "set_experiment", "start_run", "log_metrics", "end_run"):
+    functions = ["set_tracking_uri", "set_experiment", "start_run", "log_params"]
+    functions += ["log_metrics", "end_run"]
+    for name in functions:
 
         def call(*given, name=name, **named) -> None:
             calls.append((name, given, named))
 
         setattr(fake, name, call)
     monkeypatch.setitem(sys.modules, "mlflow", fake)
-    log = StepLog(str(tmp_path), "run", mlflow="http://server:5000")
+    settings = {"optim.lr": 0.1}
+    log = StepLog(str(tmp_path), "run", mlflow="http://server:5000", settings=settings)
     log.add(0.5, 2)
     log.line(step=7, epoch=1)
     log.close()
-    assert [name for name, *_ in calls] == [
-        "set_tracking_uri",
-        "set_experiment",
-        "start_run",
-        "log_metrics",
-        "end_run",
-    ]
+    assert [name for name, *_ in calls] == functions
     assert calls[0][1] == ("http://server:5000",)
-    numbers, named = calls[3][1][0], calls[3][2]
+    assert calls[3][1] == (settings,)
+    numbers, named = calls[4][1][0], calls[4][2]
     assert (numbers["loss"], numbers["epoch"], named) == (0.5, 1, {"step": 7})
 
 
