@@ -189,6 +189,7 @@ def test_a_stopped_and_a_killed_driver_go_on_past_damage_with_fewer_workers(
     wait_until(lambda: names_of(out)[-1] > names[-1] and len(names_of(out)) >= 3)
     driver.kill()
     driver.communicate()
+    wait_until(lambda: not train_workers())  # they may still be saving
     names = names_of(out)
     assert names[-1] < Position(epoch=EPOCHS).name
     with pytest.raises(UserError, match="was not finished: run its train job again"):
