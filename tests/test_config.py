@@ -27,6 +27,7 @@ from img2prompt.config import (
     TowerConfig,
     TrainConfig,
 )
+from img2prompt.config.base import dotted
 from img2prompt.errors import UserError
 
 PRESETS = {
@@ -35,15 +36,6 @@ PRESETS = {
     if table.isupper() and isinstance(makers, dict)
     for name, make in makers.items()
 }
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name and value of every single setting."""
-    found = {}
-    for key, value in tree.items():
-        more = isinstance(value, dict)
-        found |= leaves(value, f"{prefix}{key}.") if more else {f"{prefix}{key}": value}
-    return found
 
 
 def other(value: Any) -> Any:
@@ -72,7 +64,7 @@ def test_presets_of_a_kind_differ() -> None:
 
 def test_the_fingerprint_follows_every_setting() -> None:
     config = presets.lora_demo()
-    numbers = {k: v for k, v in leaves(config.to_dict()).items() if type(v) in (bool, int, float)}
+    numbers = {k: v for k, v in dotted(config.to_dict()).items() if type(v) in (bool, int, float)}
     assert len(numbers) > 15
     parts = ("plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
     small = dict.fromkeys([*parts, "optim.warmup", "optim.share"], 0.3)
@@ -96,7 +88,7 @@ def test_the_fingerprint_does_not_see_how_a_number_is_written() -> None:
 def test_dotted_replace_changes_one_field_in_a_copy() -> None:
     config = presets.lora_demo()
     changed = config.replace({"plan.lora_rate": 0.25, "name": "trial", "optim.epochs": 3})
-    before, after = leaves(config.to_dict()), leaves(changed.to_dict())
+    before, after = dotted(config.to_dict()), dotted(changed.to_dict())
     assert {name for name in before if before[name] != after[name]} == {
         "plan.lora_rate",
         "name",

@@ -91,7 +91,7 @@ class EngineConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: 1 shards optimiser state, 2 gradients, 3 weights too (arXiv 1910.02054).
 
-    0 is the fastest for partly frozen towers, and on two workers the smallest: what ZeRO shards is
+    0 was no slower than 1 and 2 on two CPU workers, and took the least memory: what ZeRO shards is
     little where little learns (`tests/benchmarks/recipe.py`)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32. fp16 scales the loss

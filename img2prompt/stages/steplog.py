@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ LINES = "metrics.jsonl"
 BOARD = "tensorboard"
 SECONDS = 15.0
 """Between two lines."""
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 PEAKS = {
     "H100": 989e12,
@@ -70,7 +67,7 @@ class StepLog:
         flop: float = 0.0,
         device: torch.device | None = None,
         mlflow: str = "",
-        settings: Mapping[str, Any] = _NOTHING,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """`out`: folder of the run, empty to write nothing. `step`: steps that are done. `flop`: of
         a row, forward and backward. `settings`: by name, for MLflow to compare runs by."""
@@ -81,7 +78,7 @@ class StepLog:
         self._lines = _lines_before(out, step)
         self._hours = self._lines[-1]["worker_hours"] if self._lines else 0.0
         self._board = _Board(out, step) if out else None
-        self._mlflow = _mlflow_run(mlflow, name, settings) if out and mlflow else None
+        self._mlflow = _mlflow_run(mlflow, name, settings or {}) if out and mlflow else None
         self._restart()
 
     def _restart(self) -> None:

@@ -4,10 +4,10 @@ One tower with random weights, heavy enough to be the limit, sees the same pictu
 tensors that already lie in memory (the ceiling); from shards through the stream of the features
 stage (`stages/streaming.py`); and as opened pictures through transformers' image-feature-extraction
 pipeline, in its own float32 and in the stage's type. The stage's rate counts while all its actors
-are at work and after the first batch of each, which compiles the kernels, since they start once for
-millions of pictures; the whole time is shown too. The bare model, warm too, runs in as many
-processes as the stage has actors, half as long before the stage and half after it, and its mean
-counts; one process with all cores is shown beside it. All must give the same features.
+are at work and after the first batch of each, since they start once for millions of pictures; the
+whole time is shown too. The bare model, warm too, runs in as many processes as the stage has
+actors, for half of the pictures before the stage and for half after it, and its mean counts; one
+process with all cores is shown beside it. All must give the same features.
 
 On two cores of an AMD EPYC (Zen 5), 224 px, bf16, 1,536 pictures through 12 layers of 512 and 448
 through 12 layers of 1024 (`--rows 448 --width 1024 --theirs 32 --batch-size 16`), with
@@ -20,9 +20,6 @@ RAY_worker_niceness=0 in the environment, since Ray's workers yield to everythin
     stage with start            29.1    77.6%       8.6    73.3%
     transformers fp32           10.8    28.8%       3.3    27.9%
     transformers bf16           28.5    76.1%      10.3    88.1%
-
-Between two batches an actor waits about a millisecond. The bare model's own rate moves by a tenth
-from minute to minute on this machine, which is why it is measured as long as the stage.
 
     python tests/benchmarks/features.py
 """
@@ -136,7 +133,7 @@ def _open_gate(gate: Any) -> None:
 def _bare(
     options: Options, tower: TowerConfig, pixels: np.ndarray, threads: int, rows: int
 ) -> tuple[float, np.ndarray]:
-    """`pixels` over and over, at least `rows` of them."""
+    """`pixels` over and over, about `rows` of them."""
     torch.set_num_threads(threads)
     model, batches = open_tower(tower).eval(), torch.from_numpy(pixels).split(options.batch_size)
     model.to(compute_dtype(options.precision, torch.device("cpu")))

@@ -9,7 +9,7 @@ but for the first line (15 s). The stage's rate with its start is shown too. Bot
 same loss and the same validation cosine.
 
 On two cores of an AMD EPYC (Zen 5), 40 and 60 steps of 16 pictures, 12 layers of 512. Its rate
-moves by a tenth from minute to minute, more than what is looked for with two workers:
+differs by a tenth from run to run, more than what is looked for with two workers:
 
     workers    bare loop    stage    with start    stage of bare    bare runs apart
     1          12.94 /s     12.60    10.72          97.3%           0.7%

@@ -172,7 +172,9 @@ def _part_rows(part: Part, source: PictureSource) -> Iterator[Row | Rejected]:
     try:
         prompts = read_json(part, found)
     except (OSError, ValueError) as error:
-        yield Rejected(base, f"no prompt: {part.uri}: {error}")
+        lasts = isinstance(error, (FileNotFoundError, ValueError))
+        kind = "no prompt" if lasts else "unreadable prompt"
+        yield Rejected(base, f"{kind}: {part.uri}: {error}")
         return
     for name, told in prompts.items():
         row_id = f"{source.name}/{name}"
