@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from img2prompt.config import Config
-from img2prompt.config.base import differences, without
+from img2prompt.config.base import Config, differences, without
 from img2prompt.errors import UserError
 from img2prompt.storage import (
     ASIDE,

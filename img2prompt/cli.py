@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from img2prompt.config import Config
+from img2prompt.config.base import Config
 from img2prompt.errors import UserError
 from img2prompt.storage import read_bytes
 
 C = TypeVar("C", bound=Config)
-J = TypeVar("J", bound="Job[Any]")
+J = TypeVar("J", bound="Options[Any]")
 
 LONGEST = 180
 """Characters of a table's cell; prompts may be pages long."""
 
 
 @dataclass(frozen=True)
-class Job(Generic[C]):
+class Options(Generic[C]):
     """What a job runs and where."""
 
     config: Annotated[C, tyro.conf.arg(name="")]
@@ -34,7 +34,7 @@ class Job(Generic[C]):
 
 
 @dataclass(frozen=True)
-class TrainJob(Job[C]):
+class TrainOptions(Options[C]):
     """A training run, which may be there already."""
 
     resume_anyway: bool = False
@@ -47,7 +47,7 @@ def parse(
     presets: Mapping[str, Callable[[], C]],
     default: str = "",
     arguments: list[str] | None = None,
-    kind: type[J] = Job,
+    kind: type[J] = Options,
 ) -> J:
     """Read `[preset] [--out DIR] [--dotted.option value]` from the command line.
 

@@ -4,25 +4,13 @@
 real size, `openai/clip-vit-large-patch14-336` from the local hub cache (or `--tower.weights PATH`).
 """
 
-from img2prompt.config import (
-    ChainConfig,
-    EngineConfig,
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    GroupConfig,
-    HeadConfig,
-    OptimConfig,
-    PictureSource,
-    PlanConfig,
-    PredictConfig,
-    PrepareConfig,
-    SceneSource,
-    SearchConfig,
-    ShardConfig,
-    TowerConfig,
-    TrainConfig,
-)
+from img2prompt.config.chain import ChainConfig
+from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.prepare import FeaturesConfig, GroupConfig, PrepareConfig, ShardConfig
+from img2prompt.config.search import SearchConfig
+from img2prompt.config.sources import PictureSource, SceneSource
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 
 L14_336 = TowerConfig(weights="openai/clip-vit-large-patch14-336")
 ONE_WORKER = EngineConfig(kind="plain", workers=1)

@@ -1,7 +1,9 @@
 """The whole chain: prepare, features, probe, fine-tune, evaluate, predict."""
 
-from img2prompt import cli, presets, runtime
-from img2prompt.stages import chain, evaluate, prepare
+from img2prompt import chain, cli, presets
+from img2prompt.distributed import cluster
+from img2prompt.predict import evaluate
+from img2prompt.prepare import run as prepare
 from img2prompt.storage import join
 
 
@@ -9,7 +11,7 @@ def job() -> None:
     options = cli.parse(__doc__, presets.CHAINS, default="demo")
     config, out = options.config, options.out
     chain.check(config, out)
-    with runtime.connect(dashboard=True, download=config.features.tower.download):
+    with cluster.connect(dashboard=True, download=config.features.tower.download):
         made = chain.run(config, out)
     cli.show(f"data in {out}", ["", "count", "remark"], prepare.summary(made.prepared))
     if not config.predict.pictures:

@@ -1,11 +1,14 @@
 """Train the demo tower that this package carries, from random weights, and write its checkpoint."""
 
-from img2prompt import cli, presets, runtime
+from img2prompt import cli, presets
+from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
-from img2prompt.model.predictor import load_predictor
-from img2prompt.model.tower import save_tower
-from img2prompt.stages import prepare, train
+from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.model.towers.clip import save_tower
+from img2prompt.prepare import run as prepare
 from img2prompt.storage import join
+from img2prompt.train import run as train
+from img2prompt.train.job import TrainInputs
 
 
 def job() -> None:
@@ -13,11 +16,11 @@ def job() -> None:
     config, out = options.config, options.out
     if config.plan.lora_rate:
         raise UserError(f"--plan.lora-rate is {config.plan.lora_rate}; allowed for a tower: 0")
-    with runtime.connect(dashboard=True):
+    with cluster.connect(dashboard=True):
         prepared = prepare.run(presets.tower_data(), out)
-        run = train.run(config, train.Inputs(prepared.shards), join(out, "runs", config.name))
+        run = train.run(config, TrainInputs(prepared.shards), join(out, "runs", config.name))
     folder = join(out, "tower")
-    tower = load_predictor(run).tower
+    tower = load_prompt_model(run).tower
     assert tower is not None
     save_tower(tower, folder)
     cli.show(f"tower in {folder}", ["", "value"], [[k, v] for k, v in run.counts.items()])

@@ -1,7 +1,9 @@
 """Fixtures that every test may use. Heavy imports wait until a fixture needs them."""
 
+import csv
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +11,10 @@ import pytest
 
 if TYPE_CHECKING:
     from img2prompt.artifact import Artifact
-    from img2prompt.runtime import Resources
-    from img2prompt.stages.prepare import Prepared
+    from img2prompt.chain import ChainResult
+    from img2prompt.config.chain import ChainConfig
+    from img2prompt.distributed.cluster import Resources
+    from img2prompt.prepare.run import PreparedData
 
 # Threads that share a matrix of 32 columns only wait for each other. Torch reads this at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,7 +42,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Resources"]:
     """One Ray cluster on this machine for all tests marked `ray`: 4 logical CPUs, no GPU."""
-    from img2prompt import runtime
+    from img2prompt.distributed import cluster as runtime
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -49,10 +53,11 @@ def cluster() -> Iterator["Resources"]:
 
 
 @pytest.fixture(scope="session")
-def prepared(cluster: "Resources", tmp_path_factory: pytest.TempPathFactory) -> "Prepared":
+def prepared(cluster: "Resources", tmp_path_factory: pytest.TempPathFactory) -> "PreparedData":
     """250 prompts of drawn scenes with two pictures each, at 32 pixels, in several small shards."""
-    from img2prompt.config import GroupConfig, PrepareConfig, SceneSource, ShardConfig
-    from img2prompt.stages import prepare
+    from img2prompt.config.prepare import GroupConfig, PrepareConfig, ShardConfig
+    from img2prompt.config.sources import SceneSource
+    from img2prompt.prepare import run as prepare
 
     config = PrepareConfig(
         name="tiny",
@@ -68,7 +73,7 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Checkpoint folder of an untrained tower: 4 layers, 32 wide, 32 pixels."""
     import torch
 
-    from img2prompt.model.tower import fresh_tower, save_tower
+    from img2prompt.model.towers.clip import fresh_tower, save_tower
 
     folder = tmp_path_factory.mktemp("tower")
     save_tower(fresh_tower(TINY_TOWER, seed=0), folder, torch.float32)
@@ -77,18 +82,92 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def embedded(
-    prepared: "Prepared", tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
+    prepared: "PreparedData", tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
 ) -> "Artifact":
     """Features of the prepared pictures, plain and flipped, by the tiny tower in float32.
 
     Both are named by URIs.
     """
     from img2prompt.artifact import Artifact
-    from img2prompt.config import FeaturesConfig, TowerConfig
-    from img2prompt.stages import features
+    from img2prompt.config.prepare import FeaturesConfig
+    from img2prompt.config.tower import TowerConfig
+    from img2prompt.prepare import features
 
     tower = TowerConfig(weights=tiny_tower)
     views = ("plain", "flip")
     config = FeaturesConfig(tower=tower, batch_size=20, precision="fp32", workers=2, views=views)
     shards = Artifact.load(f"file://{prepared.shards.uri}", "shards")
     return features.run(config, shards, f"file://{tmp_path_factory.mktemp('features')}")
+
+
+NAMES = "drawn, one by one"
+"""Folder of the pictures of the second source: its comma is in every id."""
+
+
+@dataclass(frozen=True)
+class Run:
+    config: "ChainConfig"
+    out: str
+    made: "ChainResult"
+
+
+@pytest.fixture(scope="session")
+def chained(cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Drawn scenes and a CSV of pictures through all stages; an untrained tower, few steps."""
+    from img2prompt import chain
+
+    folder = tmp_path_factory.mktemp("chain")
+    config = _config(_csv_of_scenes(folder), tiny_tower)
+    out = str(folder / "out")
+    return Run(config, out, chain.run(config, out))
+
+
+def _csv_of_scenes(folder: Path) -> str:
+    """60 drawn pictures of another world as files of three formats, larger than the shards'."""
+    from img2prompt.config.sources import SceneSource
+    from img2prompt.data.sources import list_rows
+    from img2prompt.data.sources.reader import read_pictures
+
+    (folder / NAMES).mkdir()
+    lines = [["file", "prompt"]]
+    for row in list_rows(SceneSource(prompts=60, pictures_per_prompt=1, world="tower", size=48)):
+        assert isinstance(row, dict)
+        name = f"{NAMES}/{row['member'].replace('/', '.')}.png"
+        (folder / name).write_bytes(next(read_pictures([(row["uri"], row["member"])])))
+        lines.append([name, row["prompt"]])
+    with open(folder / "pictures.csv", "w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return str(folder / "pictures.csv")
+
+
+def _config(pictures: str, weights: str) -> "ChainConfig":
+    from img2prompt.config.chain import ChainConfig
+    from img2prompt.config.predict import EvaluateConfig
+    from img2prompt.config.prepare import FeaturesConfig, GroupConfig, PrepareConfig, ShardConfig
+    from img2prompt.config.sources import PictureSource, SceneSource
+    from img2prompt.config.tower import TowerConfig
+    from img2prompt.config.train import EngineConfig, OptimConfig, PlanConfig, TrainConfig
+
+    tower, engine = TowerConfig(weights=weights), EngineConfig(kind="plain", workers=1)
+    sources = (SceneSource(prompts=90, size=32, seed=1), PictureSource(path=pictures, name="files"))
+    optim = OptimConfig(epochs=4, batch_size=16, lr=1e-3, head_lr=1e-2)
+    return ChainConfig(
+        prepare=PrepareConfig(
+            name="tiny",
+            sources=sources,
+            group=GroupConfig(val_fraction=0.2, test_fraction=0.3),
+            shard=ShardConfig(size=32, rows_per_shard=48, rows_per_group=8),
+        ),
+        features=FeaturesConfig(tower=tower, batch_size=16, workers=1),
+        probe=TrainConfig(name="probe", tower=tower, engine=engine, optim=optim),
+        finetune=TrainConfig(
+            name="lora",
+            tower=tower,
+            start_from="probe",
+            plan=PlanConfig(lora_rate=0.5, nfz_rate=0.25, lora_rank=4),
+            engine=engine,
+            optim=optim,
+        ),
+        evaluate=EvaluateConfig(neighbours=3, bootstrap=300, batch_size=16),
+        samples=4,
+    )

@@ -14,7 +14,8 @@ import pytest
 
 from img2prompt import artifact
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import Config, FeaturesConfig, TargetsConfig
+from img2prompt.config.base import Config
+from img2prompt.config.prepare import FeaturesConfig, TargetsConfig
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, exists, join, open_uri, read_bytes, write_bytes
 
@@ -163,7 +164,7 @@ def test_a_kill_at_the_start_leaves_nothing_that_binds(folder: str, ending: str)
 FULL_DISK = """
 import resource, signal, sys
 from img2prompt.artifact import Draft
-from img2prompt.config import TargetsConfig
+from img2prompt.config.prepare import TargetsConfig
 from img2prompt.errors import UserError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

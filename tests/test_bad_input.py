@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2prompt.config import GroupConfig, PictureSource, PrepareConfig, SceneSource, ShardConfig
-from img2prompt.data.sources import list_rows, read_pictures
+from img2prompt.config.prepare import GroupConfig, PrepareConfig, ShardConfig
+from img2prompt.config.sources import PictureSource, SceneSource
+from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.reader import read_pictures
 from img2prompt.errors import UserError
-from img2prompt.stages import clean, prepare
-from img2prompt.stages.prepare import Prepared
+from img2prompt.prepare import clean
+from img2prompt.prepare import run as prepare
+from img2prompt.prepare.run import PreparedData
 
 ROOT = Path(__file__).parents[1]
 LONG = "a small boat on the sea " * 60 + "under a green moon"
@@ -100,7 +103,7 @@ def write_scenes(folder: Path) -> list[tuple[bytes, str]]:
 class Case:
     config: PrepareConfig
     out: str
-    made: Prepared
+    made: PreparedData
     expected: dict[str, list[str]]
     """What became of the rows of each id."""
     rows: int
@@ -139,7 +142,7 @@ def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(config, str(folder / "out"), made, expected, len(records) + len(NAMELESS))
 
 
-def rejected_rows(made: Prepared) -> list[dict]:
+def rejected_rows(made: PreparedData) -> list[dict]:
     tables = [
         made.index.read_tables("rejected"),
         made.clean.read_tables("rejected"),
@@ -148,12 +151,12 @@ def rejected_rows(made: Prepared) -> list[dict]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def used_ids(made: Prepared) -> list[str]:
+def used_ids(made: PreparedData) -> list[str]:
     splits = ("train/", "val/", "test/")
     return [n for split in splits for n in made.shards.read_tables(split)["id"].to_pylist()]
 
 
-def dropped_ids(made: Prepared) -> list[str]:
+def dropped_ids(made: PreparedData) -> list[str]:
     groups = made.groups.read_tables("rows").to_pylist()
     kept = {row["prompt_id"] for row in groups if row["kept"]}
     rows = made.clean.read_tables("rows").to_pylist()

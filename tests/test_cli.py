@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from img2prompt import cli, presets
-from img2prompt.cli import Job
-from img2prompt.config import PrepareConfig, TrainConfig
+from img2prompt.cli import Options
+from img2prompt.config.prepare import PrepareConfig
+from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 
 REPO = Path(__file__).parents[1]
 
 
-def train(*arguments: str) -> Job[TrainConfig]:
+def train(*arguments: str) -> Options[TrainConfig]:
     return cli.parse("Train.", presets.TRAIN, arguments=list(arguments))
 
 
-def prepare(*arguments: str) -> Job[PrepareConfig]:
+def prepare(*arguments: str) -> Options[PrepareConfig]:
     return cli.parse("Prepare.", presets.PREPARE, default="demo", arguments=list(arguments))
 
 
@@ -33,7 +34,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", presets.TRAIN)
 def test_a_preset_alone_is_itself(name: str) -> None:
-    assert train(name) == Job(config=presets.TRAIN[name](), out=str(Path("out/demo").absolute()))
+    assert train(name) == Options(
+        config=presets.TRAIN[name](), out=str(Path("out/demo").absolute())
+    )
 
 
 def test_dotted_options_change_a_preset() -> None:
@@ -99,12 +102,12 @@ def test_a_saved_config_takes_the_place_of_a_preset(tmp_path: Path) -> None:
     assert train("--config", str(path)).config == kept
     assert train("--config", f"file://{path}").config == kept
     found = train("--out", "x", "--config", str(path), "--optim.epochs", "9")
-    assert found == Job(config=kept.replace({"optim.epochs": 9}), out=str(Path("x").absolute()))
+    assert found == Options(config=kept.replace({"optim.epochs": 9}), out=str(Path("x").absolute()))
 
 
 def test_a_training_job_may_resume_anyway() -> None:
-    def job(*arguments: str) -> cli.TrainJob[TrainConfig]:
-        return cli.parse("Train.", presets.TRAIN, arguments=list(arguments), kind=cli.TrainJob)
+    def job(*arguments: str) -> cli.TrainOptions[TrainConfig]:
+        return cli.parse("Train.", presets.TRAIN, arguments=list(arguments), kind=cli.TrainOptions)
 
     assert not job("lora-demo").resume_anyway
     found = job("lora-demo", "--resume-anyway", "--optim.lr", "1e-3")

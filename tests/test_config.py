@@ -6,28 +6,21 @@ from typing import Any
 import pytest
 
 from img2prompt import presets
-from img2prompt.config import (
-    ChainConfig,
+from img2prompt.config.base import Config, dotted
+from img2prompt.config.chain import ChainConfig
+from img2prompt.config.heads import HeadsConfig
+from img2prompt.config.predict import EvaluateConfig, PredictConfig
+from img2prompt.config.prepare import (
     CleanConfig,
-    Config,
-    EngineConfig,
-    EvaluateConfig,
     FeaturesConfig,
     GroupConfig,
-    HeadConfig,
-    HeadsConfig,
-    OptimConfig,
-    PictureSource,
-    PlanConfig,
-    PredictConfig,
     PrepareConfig,
-    SceneSource,
-    SearchConfig,
     ShardConfig,
-    TowerConfig,
-    TrainConfig,
 )
-from img2prompt.config.base import dotted
+from img2prompt.config.search import SearchConfig
+from img2prompt.config.sources import PictureSource, SceneSource
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 
 PRESETS = {

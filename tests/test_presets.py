@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 
 from img2prompt import presets
-from img2prompt.config import (
-    ChainConfig,
-    Config,
-    EvaluateConfig,
-    ExportConfig,
-    FeaturesConfig,
-    PredictConfig,
-    PrepareConfig,
-    SearchConfig,
-    TrainConfig,
-)
+from img2prompt.config.base import Config
+from img2prompt.config.chain import ChainConfig
+from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
+from img2prompt.config.search import SearchConfig
+from img2prompt.config.train import TrainConfig
 from img2prompt.model.plan import layer_plan
-from img2prompt.model.predictor import DEMO_SHAPE
+from img2prompt.model.prompt_model import DEMO_SHAPE
 
 JOBS = Path(__file__).parents[1] / "jobs"
 LAYERS = {"demo": 7, "fresh": 7, presets.L14_336.weights: 24}

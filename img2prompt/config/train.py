@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from img2prompt.config.base import Config, check
-from img2prompt.config.data import TowerConfig
+from img2prompt.config.tower import TowerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,3 +55,17 @@ def exact_cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     (a BLAS product does not promise that).
     """
     return np.sum(np.multiply(left, right, dtype=np.float64), axis=1)
+
+
+def unit_rows(vectors: np.ndarray, what: str = "vectors") -> np.ndarray:
+    """Rows (N, D) divided by their lengths, float64.
+
+    Raises:
+        ValueError: names the first row that is zero or not finite.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
+    if len(bad):
+        raise ValueError(f"{what}: row {bad[0]} has length {length[bad[0], 0]}; allowed: above 0")
+    return vectors / length

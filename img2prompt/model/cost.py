@@ -19,10 +19,10 @@ from dataclasses import astuple, dataclass
 
 from transformers import CLIPVisionConfig
 
-from img2prompt.config import HeadConfig, PlanConfig
+from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.model.plan import layer_plan
-from img2prompt.model.weights import sides
+from img2prompt.model.towers.weights import sides
 
 FLOAT = 4
 """Bytes of a float32: weights, gradients, AdamW's moments and the residual stream."""

@@ -7,8 +7,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from img2prompt.config import PlanConfig
-from img2prompt.model.tower import Tower
+from img2prompt.config.train import PlanConfig
+from img2prompt.model.towers.clip import Tower
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 

@@ -8,11 +8,11 @@ LoRA (arXiv 2106.09685) on the four attention projections, the rest stays frozen
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from img2prompt.config import PlanConfig
+from img2prompt.config.train import PlanConfig
 from img2prompt.errors import UserError
 
 if TYPE_CHECKING:
-    from img2prompt.model.tower import Tower
+    from img2prompt.model.towers.clip import Tower
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def apply_plan(tower: "Tower", config: PlanConfig) -> LayerPlan:
         tower.vision.encoder.layers[number].requires_grad_(True)
     tower.vision.post_layernorm.requires_grad_(not config.frozen_tower)
     if plan.lora:
-        from img2prompt.model.lora import add_lora  # peft costs every process a second
+        from img2prompt.model.lora import add_lora
 
         add_lora(tower.vision, plan.lora, config)
     return plan

@@ -2,7 +2,7 @@
 
 The common loop asks faiss' IndexFlatIP for the 5,000 nearest rows of 5,000 queries at a time and
 drops, for every row not dropped yet, the later ones at or above the threshold. Ours,
-`img2prompt.data.dedupe.keep_first`, is run on the same vectors with the same number of threads.
+`similar.dedupe.keep_first`, is run on the same vectors with the same number of threads.
 Both must keep the same rows, or the script stops; where they differ it says why that may be: the
 loop sees 5,000 neighbours at most, and decides by float32 products.
 
@@ -37,8 +37,8 @@ import torch
 import tyro
 
 from img2prompt import cli
-from img2prompt.data.dedupe import KeepFirst, keep_first
-from img2prompt.data.prompts import normalise
+from img2prompt.data.similar.dedupe import KeepFirst, keep_first
+from img2prompt.data.text.normalise import normalise
 from img2prompt.data.vectors import exact_cosine
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "prompts"

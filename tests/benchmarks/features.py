@@ -2,12 +2,12 @@
 
 One tower with random weights, heavy enough to be the limit, sees the same pictures three ways: as
 tensors that already lie in memory (the ceiling); from shards through the stream of the features
-stage (`stages/streaming.py`); and as opened pictures through transformers' image-feature-extraction
-pipeline, in its own float32 and in the stage's type. The stage's rate counts while all its actors
-are at work and after the first batch of each, since they start once for millions of pictures; the
-whole time is shown too. The bare model, warm too, runs in as many processes as the stage has
-actors, for half of the pictures before the stage and for half after it, and its mean counts; one
-process with all cores is shown beside it. All must give the same features.
+stage (`distributed/actors.py`); and as opened pictures through transformers'
+image-feature-extraction pipeline, in its own float32 and in the stage's type. The stage's rate
+counts while all its actors are at work and after the first batch of each, since they start once for
+millions of pictures; the whole time is shown too. The bare model, warm too, runs in as many
+processes as the stage has actors, for half of the pictures before the stage and for half after it,
+and its mean counts; one process with all cores is shown beside it. All must give the same features.
 
 On two cores of an AMD EPYC (Zen 5), 224 px, bf16, 1,536 pictures through 12 layers of 512 and 448
 through 12 layers of 1024 (`--rows 448 --width 1024 --theirs 32 --batch-size 16`), with
@@ -46,15 +46,17 @@ from training_material import Material, write_tower
 from transformers import CLIPVisionModel, pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import ShardConfig, TowerConfig
+from img2prompt.config.prepare import ShardConfig
+from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.distributed import cluster
+from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.predictor import open_tower
-from img2prompt.stages.streaming import Pool, actor_count, forward_shards
+from img2prompt.model.prompt_model import open_tower
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
 
@@ -236,7 +238,7 @@ def run(options: Options) -> dict[str, float]:
         table = shards.read_tables("train/", ["id", "image"]).slice(0, options.theirs)
         files = table["image"].to_pylist()
         pixels = np.stack([images.decode(data) for data in files])
-        with runtime.connect():
+        with cluster.connect():
             processes = actor_count(0)
             before, expected = bare(options, tower, pixels, processes)
             steady, whole, found = staged(options, tower, shards)

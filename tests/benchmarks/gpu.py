@@ -29,7 +29,7 @@ from img2prompt.data.vectors import DIMENSIONS
 def peak() -> float:
     """FLOP/s of the device in 16 bits; 0 when unknown."""
     try:
-        from img2prompt.stages.steplog import peak_of
+        from img2prompt.train.steplog import peak_of
     except ImportError as error:
         print(f"no MFU: {error}")
         return 0.0
@@ -52,7 +52,7 @@ def clustered(rows: int) -> np.ndarray:
 
 def dedupe(options: Options) -> dict[int, tuple[float, int]]:
     """Seconds and kept rows by number of vectors."""
-    from img2prompt.data.dedupe import keep_first
+    from img2prompt.data.similar.dedupe import keep_first
 
     few = clustered(options.checked)
     ours = keep_first(few, options.threshold).kept

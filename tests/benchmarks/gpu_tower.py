@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from img2prompt.config import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
+from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.model.cost import cost
 from img2prompt.model.loss import cosine_loss
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.predictor import build_predictor
-from img2prompt.model.tower import Tower, fresh_tower
-from img2prompt.stages.engine import build_engine
+from img2prompt.model.prompt_model import build_prompt_model
+from img2prompt.model.towers.clip import Tower, fresh_tower
+from img2prompt.train.engines.build import build_engine
 
 PLANS = {
     "probe": PlanConfig(),
@@ -168,7 +168,7 @@ def fit(options: Options, size: int, plan: PlanConfig, way: str) -> Fit:
     tower = tower_of(options, size)
     half = compute_dtype("auto", device()) != torch.float32
     price = cost(tower.vision.config, plan, HeadConfig(), half=half)
-    model = build_predictor(tower, tower.width, plan, config.head, config.seed)
+    model = build_prompt_model(tower, tower.width, plan, config.head, config.seed)
     engine = build_engine(model, config, options.warmup + options.steps, device())
     model.train()
     draw = torch.Generator().manual_seed(0)

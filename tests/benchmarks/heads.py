@@ -26,18 +26,18 @@ from typing import Any
 import tyro
 from training_material import Material, samples, write_shards, write_tower
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact
-from img2prompt.config import (
-    EngineConfig,
-    FeaturesConfig,
-    HeadsConfig,
-    OptimConfig,
-    TowerConfig,
-    TrainConfig,
-)
-from img2prompt.stages import features, heads, train
+from img2prompt.config.heads import HeadsConfig
+from img2prompt.config.prepare import FeaturesConfig
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, OptimConfig, TrainConfig
+from img2prompt.distributed import cluster
+from img2prompt.prepare import features
 from img2prompt.storage import read_bytes
+from img2prompt.train import heads
+from img2prompt.train import run as train
+from img2prompt.train.job import TrainInputs
 
 History = list[dict[str, Any]]
 
@@ -67,7 +67,7 @@ def config_of(options: Options, tower: TowerConfig) -> HeadsConfig:
     return HeadsConfig(base=base, widths=options.widths, dropouts=options.dropouts, lrs=options.lrs)
 
 
-def made_features(options: Options, folder: Path) -> tuple[TowerConfig, train.Inputs]:
+def made_features(options: Options, folder: Path) -> tuple[TowerConfig, TrainInputs]:
     material = Material(
         rows=options.rows,
         val_rows=options.val_rows,
@@ -80,11 +80,11 @@ def made_features(options: Options, folder: Path) -> tuple[TowerConfig, train.In
     tower = write_tower(material, folder / "tower")
     shards = write_shards(material, samples(material, folder / "noise"), folder / "shards")
     config = FeaturesConfig(tower=tower, precision="fp32")
-    return tower, train.Inputs(shards, features.run(config, shards, str(folder / "features")))
+    return tower, TrainInputs(shards, features.run(config, shards, str(folder / "features")))
 
 
 def together(
-    config: HeadsConfig, inputs: train.Inputs, folder: Path
+    config: HeadsConfig, inputs: TrainInputs, folder: Path
 ) -> tuple[float, dict[str, History]]:
     """Seconds, and the epochs of each head."""
     began = time.perf_counter()
@@ -94,7 +94,7 @@ def together(
 
 
 def one_by_one(
-    config: HeadsConfig, inputs: train.Inputs, folder: Path
+    config: HeadsConfig, inputs: TrainInputs, folder: Path
 ) -> tuple[float, dict[str, History]]:
     """The same by the stage train."""
     began = time.perf_counter()
@@ -119,7 +119,7 @@ def check_same(found: dict[str, History], expected: dict[str, History]) -> None:
 
 def run(options: Options) -> float:
     """Measure and print; how many times as fast all heads together are."""
-    with runtime.connect(), tempfile.TemporaryDirectory() as name:
+    with cluster.connect(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tower, inputs = made_features(options, folder)
         config = config_of(options, tower)

@@ -30,22 +30,23 @@ import pyarrow.parquet as pq
 import torch
 import tyro
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import (
+from img2prompt.config.prepare import (
     FeaturesConfig,
     GroupConfig,
-    PictureSource,
     PrepareConfig,
     ShardConfig,
     TargetsConfig,
-    TowerConfig,
 )
+from img2prompt.config.sources import PictureSource
+from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.vectors import DIMENSIONS, vector_column
-from img2prompt.model.tower import fresh_tower, save_tower
-from img2prompt.stages import clean, features, group, index, shard, targets
+from img2prompt.distributed import cluster
+from img2prompt.model.towers.clip import fresh_tower, save_tower
+from img2prompt.prepare import clean, features, group, index, shard, targets
 
 ROWS_PER_GROUP = 500
 MIB = 1 << 20
@@ -175,7 +176,7 @@ def run(options: Options) -> dict[int, dict[str, Peaks]]:
     """Measure and print, each number of rows in a cluster of its own."""
     found = {}
     for rows in options.rows:
-        with runtime.connect(), tempfile.TemporaryDirectory() as folder:
+        with cluster.connect(), tempfile.TemporaryDirectory() as folder:
             found[rows] = measure(options, rows, Path(folder))
     cli.show(
         "peak MiB: private memory of the largest worker and of the driver, touched object store",

@@ -35,17 +35,22 @@ from torch import Tensor, nn
 from training_material import REAL, Material, samples, write_shards, write_tower
 from training_runs import CPU, in_processes
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact
-from img2prompt.config import EngineConfig, FeaturesConfig, OptimConfig, TowerConfig, TrainConfig
+from img2prompt.config.prepare import FeaturesConfig
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, OptimConfig, TrainConfig
 from img2prompt.data.order import epoch_batches, steps_per_epoch
 from img2prompt.data.shards import ShardRows
+from img2prompt.distributed import cluster
 from img2prompt.model.loss import cosine_loss, cosines
-from img2prompt.model.optim import build_optimizer, build_schedule
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.predictor import build_predictor, open_tower
-from img2prompt.stages import features, train
-from img2prompt.stages.batches import Place
+from img2prompt.model.prompt_model import build_prompt_model, open_tower
+from img2prompt.prepare import features
+from img2prompt.train import run as train
+from img2prompt.train.batches import WorkerRank
+from img2prompt.train.job import TrainInputs
+from img2prompt.train.optim import build_optimizer, build_schedule
 
 History = list[dict[str, Any]]
 
@@ -84,7 +89,7 @@ def cached(
     embed = FeaturesConfig(tower=config.tower, precision=options.precision)
     made = features.run(embed, shards, str(folder / "features"))
     seconds = time.perf_counter() - began
-    train.run(config, train.Inputs(shards, made), str(folder / "run"))
+    train.run(config, TrainInputs(shards, made), str(folder / "run"))
     return seconds, json.loads((folder / "run" / train.HISTORY).read_text())
 
 
@@ -95,7 +100,7 @@ class Frozen(nn.Module):
         super().__init__()
         self._dtype = compute_dtype(config.engine.precision, CPU)
         tower = open_tower(config.tower)
-        probe = build_predictor(None, tower.width, config.plan, config.head, config.seed)
+        probe = build_prompt_model(None, tower.width, config.plan, config.head, config.seed)
         self._tower, self.head = tower.to(self._dtype), probe.head
         self._optimizer = build_optimizer(probe, config.optim)
         steps = config.optim.epochs * steps_per_epoch(rows, config.optim.batch_size)
@@ -119,7 +124,7 @@ class Frozen(nn.Module):
         return loss.item()
 
 
-def tower_each_epoch(_: Place, config: TrainConfig, shards: Artifact) -> History:
+def tower_each_epoch(_: WorkerRank, config: TrainConfig, shards: Artifact) -> History:
     """The history of the same probe, in one process with all cores."""
     rows, size = ShardRows(shards, "train"), config.optim.batch_size
     everything = _in_memory(shards, "train")
@@ -171,7 +176,7 @@ def run(options: Options) -> dict[str, float]:
         config = config_of(options, write_tower(material, folder / "tower"))
         found = samples(material, folder / "pictures")
         shards = write_shards(material, found, folder / "shards")
-        with runtime.connect():
+        with cluster.connect():
             once, ours = cached(options, config, shards, folder)
         (theirs,) = in_processes(tower_each_epoch, 1, config, shards)
     check_same(ours, theirs)

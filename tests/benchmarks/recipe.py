@@ -50,13 +50,15 @@ from training_material import REAL, Material, Samples, samples, write_shards, wr
 from training_runs import Trained, by_bare_loop, check_same, in_processes, model_of
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact
-from img2prompt.config import EngineConfig, OptimConfig, PlanConfig, TowerConfig, TrainConfig
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.order import epoch_batches
 from img2prompt.data.shards import ShardRows
+from img2prompt.distributed import cluster
 from img2prompt.model.text import PromptEncoder
-from img2prompt.stages.batches import Place
+from img2prompt.train.batches import WorkerRank
 
 RATE = 1e-4
 SLOWEST = 1e-6
@@ -125,7 +127,7 @@ class Collate:
 
 
 def by_recipe(
-    _: Place, options: Options, config: TrainConfig, found: Samples, batches: np.ndarray
+    _: WorkerRank, options: Options, config: TrainConfig, found: Samples, batches: np.ndarray
 ) -> Trained:
     """One epoch over `batches` (steps, rows), in one process with all cores."""
     model = model_of(config).train()
@@ -159,7 +161,7 @@ def compare(options: Options, tower: TowerConfig, found: Samples, folder: Path) 
     encoding = time.perf_counter() - began
     shards = write_shards(_material(options), found, folder / "targets", targets)
     config = config_of(options, tower)
-    with runtime.connect():
+    with cluster.connect():
         ours = by_stage(config, shards, folder / "run")
     sizes, size = ShardRows(shards, "train").group_sizes, config.optim.batch_size
     batches = epoch_batches(sizes, config.seed, 0, size)

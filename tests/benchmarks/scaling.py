@@ -28,13 +28,14 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import ShardConfig
+from img2prompt.config.prepare import ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
-from img2prompt.stages.streaming import Pool, forward_shards
+from img2prompt.distributed import cluster
+from img2prompt.distributed.actors import Pool, forward_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def run(options: Options) -> dict[int, float]:
     """Measure and print; rows a second by number of actors, 0 for a model that takes no time."""
     found: dict[int, float] = {}
     most = max(options.actors)
-    with runtime.connect(cpus=2 * most + 2), tempfile.TemporaryDirectory() as folder:
+    with cluster.connect(cpus=2 * most + 2), tempfile.TemporaryDirectory() as folder:
         for actors in options.actors:
             rows = actors * options.batches * options.batch_size
             shards = write_shards(options, rows, f"{folder}/{actors}")

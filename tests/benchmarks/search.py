@@ -45,19 +45,25 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from training_runs import CPU, in_processes, model_of
 
-from img2prompt import cli, presets, runtime
-from img2prompt.config import SearchConfig, TrainConfig
+from img2prompt import cli, presets
+from img2prompt.config.search import SearchConfig
+from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import ShardRows
-from img2prompt.model.predictor import open_tower
-from img2prompt.model.space import Setting, Space, space_of, trial_name
-from img2prompt.stages import features, prepare, search, train
-from img2prompt.stages.batches import Place, total_steps
-from img2prompt.stages.checkpoint import Position
-from img2prompt.stages.engine import build_engine
-from img2prompt.stages.search.budget import Budget
-from img2prompt.stages.search.propose import Listed, Suggested
-from img2prompt.stages.search.schedule import Rungs
-from img2prompt.stages.worker import Loop
+from img2prompt.distributed import cluster
+from img2prompt.model.prompt_model import open_tower
+from img2prompt.prepare import features
+from img2prompt.prepare import run as prepare
+from img2prompt.search import run as search
+from img2prompt.search.budget import Budget
+from img2prompt.search.propose import Listed, Suggested
+from img2prompt.search.rows import TRIALS
+from img2prompt.search.schedule import Rungs
+from img2prompt.search.space import Setting, Space, space_of, trial_name
+from img2prompt.train.batches import WorkerRank, total_steps
+from img2prompt.train.checkpoint import Position
+from img2prompt.train.engines.build import build_engine
+from img2prompt.train.job import TrainInputs
+from img2prompt.train.loop import Loop
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "random": {"searcher": "random", "scheduler": "none"},
@@ -111,7 +117,7 @@ def grid_of(options: Options) -> SearchConfig:
     )
 
 
-def inputs_of(options: Options) -> train.Inputs:
+def inputs_of(options: Options) -> TrainInputs:
     """Shards and features of a part of the demo set."""
     config, size = presets.demo_data(), open_tower(grid_of(options).base.tower).size
     changes = {"prompts": options.prompts, "size": size}
@@ -119,11 +125,11 @@ def inputs_of(options: Options) -> train.Inputs:
     config = dataclasses.replace(config.replace({"shard.size": size}), sources=tuple(scenes))
     shards = prepare.run(config, options.out).shards
     embed = presets.demo_features().replace({"tower.weights": options.tower})
-    return train.Inputs(shards, features.run(embed, shards, f"{options.out}/features"))
+    return TrainInputs(shards, features.run(embed, shards, f"{options.out}/features"))
 
 
 def rows_of(found: Any) -> list[dict[str, Any]]:
-    return json.loads(Path(found.path(search.TRIALS)).read_text())
+    return json.loads(Path(found.path(TRIALS)).read_text())
 
 
 def spread_of(rows: list[dict[str, Any]]) -> float:
@@ -233,7 +239,7 @@ def compare(options: Options, config: SearchConfig, rows: list[dict[str, Any]]) 
     return found
 
 
-def overhead(options: Options, inputs: train.Inputs) -> dict[str, float]:
+def overhead(options: Options, inputs: TrainInputs) -> dict[str, float]:
     """Seconds of a trial by what they go to, beside those of a bare process; prints a table."""
     config = grid_of(options).replace(
         {
@@ -270,7 +276,7 @@ def _written(folder: Path, name: str) -> float:
     return (folder / f"{name}.json").stat().st_mtime
 
 
-def bare_run(place: Place, config: TrainConfig, inputs: train.Inputs) -> dict[str, float]:
+def bare_run(place: WorkerRank, config: TrainConfig, inputs: TrainInputs) -> dict[str, float]:
     """Seconds of the same run with its own loop and engine, in a process that has imported all."""
     began = time.perf_counter()
     rows, val = ShardRows(inputs.shards, "train"), ShardRows(inputs.shards, "val")
@@ -287,7 +293,7 @@ def bare_run(place: Place, config: TrainConfig, inputs: train.Inputs) -> dict[st
 
 def run(options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     options = dataclasses.replace(options, out=str(Path(options.out).absolute()))
-    with runtime.connect(dashboard=True):
+    with cluster.connect(dashboard=True):
         inputs, config = inputs_of(options), grid_of(options)
         found = compare(options, config, rows_of(search.run(config, inputs, options.out)))
         return found, overhead(options, inputs)

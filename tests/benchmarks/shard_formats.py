@@ -31,9 +31,10 @@ import pyarrow.parquet as pq
 import tyro
 
 from img2prompt import cli
-from img2prompt.config import SceneSource
+from img2prompt.config.sources import SceneSource
 from img2prompt.data import images
-from img2prompt.data.sources import list_rows, read_pictures
+from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.vectors import DIMENSIONS, VECTOR, matrix, vector_column
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from dedupe import Options
 
-from img2prompt.data.dedupe import keep_first
+from img2prompt.data.similar.dedupe import keep_first
 
 WORDS = ["red", "blue", "old", "tiny", "fox", "castle", "robot", "sea", "photo", "oil painting"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import search
 
-from img2prompt.model.predictor import open_tower
-from img2prompt.model.space import space_of
-from img2prompt.stages import train
+from img2prompt.model.prompt_model import open_tower
+from img2prompt.search.space import space_of
+from img2prompt.train.job import TrainInputs
 
 OPTIONS = search.Options(rates=(0.0, 0.15, 0.3, 0.45), epochs=6, orders=6, reduction=3)
 
@@ -68,7 +68,7 @@ def test_seconds_of_a_trial_are_told(cluster, prepared, embedded, tiny_tower, tm
         overhead_trials=2,
         epochs=1,
     )
-    seconds = search.overhead(options, train.Inputs(prepared.shards, embedded))
+    seconds = search.overhead(options, TrainInputs(prepared.shards, embedded))
     assert len(seconds) == 5
     assert min(seconds.values()) > 0
     told = capsys.readouterr().out

@@ -32,11 +32,15 @@ import tyro
 from training_material import REAL, Material, samples, write_shards, write_tower
 from training_runs import Trained, by_bare_loop, check_same
 
-from img2prompt import cli, runtime
+from img2prompt import cli
 from img2prompt.artifact import Artifact
-from img2prompt.config import EngineConfig, OptimConfig, PlanConfig, TowerConfig, TrainConfig
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.order import steps_per_epoch
-from img2prompt.stages import steplog, train
+from img2prompt.distributed import cluster
+from img2prompt.train import run as train
+from img2prompt.train import steplog
+from img2prompt.train.job import TrainInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def config_of(options: Options, tower: TowerConfig, workers: int) -> TrainConfig
 def by_stage(config: TrainConfig, shards: Artifact, folder: Path) -> Trained:
     """The stage; its rate is that of its metrics.jsonl but for the first line, its warm-up."""
     began = time.perf_counter()
-    run = train.run(config, train.Inputs(shards), str(folder))
+    run = train.run(config, TrainInputs(shards), str(folder))
     seconds = time.perf_counter() - began
     lines = [json.loads(text) for text in (folder / steplog.LINES).read_text().splitlines()]
     (row,) = json.loads((folder / train.HISTORY).read_text())
@@ -119,7 +123,7 @@ def run(options: Options) -> dict[int, float]:
         pictures=options.pictures,
     )
     rows, shares = [], {}
-    with tempfile.TemporaryDirectory() as name, runtime.connect():
+    with tempfile.TemporaryDirectory() as name, cluster.connect():
         folder = Path(name)
         tower = write_tower(material, folder / "tower")
         shards = write_shards(material, samples(material, folder), folder / "shards")

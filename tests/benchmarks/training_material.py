@@ -9,11 +9,12 @@ import pyarrow as pa
 from PIL import Image
 
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import ShardConfig, TowerConfig
+from img2prompt.config.prepare import ShardConfig
+from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
-from img2prompt.model.tower import fresh_tower, save_tower
+from img2prompt.model.towers.clip import fresh_tower, save_tower
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 

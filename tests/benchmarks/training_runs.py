@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from img2prompt.artifact import Artifact
-from img2prompt.config import TrainConfig
+from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
-from img2prompt.model.optim import build_optimizer, build_schedule
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.predictor import Predictor, build_predictor, open_tower
-from img2prompt.stages.batches import Place
-from img2prompt.stages.engine import build_engine
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model, open_tower
+from img2prompt.train.batches import WorkerRank
+from img2prompt.train.engines.build import build_engine
+from img2prompt.train.optim import build_optimizer, build_schedule
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -108,7 +108,9 @@ def by_bare_loop(
     return Trained(found[0].rate, float(losses), found[0].val_cosine, peak)
 
 
-def _train(place: Place, config: TrainConfig, shards: Artifact, warmup: int, bare: bool) -> Trained:
+def _train(
+    place: WorkerRank, config: TrainConfig, shards: Artifact, warmup: int, bare: bool
+) -> Trained:
     model = model_of(config)
     batches = _batches(config, ShardRows(shards, "train"), place)
     made: Stepper = (
@@ -133,12 +135,14 @@ def _train(place: Place, config: TrainConfig, shards: Artifact, warmup: int, bar
     return Trained(rate, float(np.mean(losses)), _validate(model, made, shards), peak)
 
 
-def model_of(config: TrainConfig) -> Predictor:
+def model_of(config: TrainConfig) -> PromptModel:
     tower = open_tower(config.tower)
-    return build_predictor(tower, tower.width, config.plan, config.head, config.seed)
+    return build_prompt_model(tower, tower.width, config.plan, config.head, config.seed)
 
 
-def _batches(config: TrainConfig, rows: ShardRows, place: Place) -> list[tuple[Tensor, Tensor]]:
+def _batches(
+    config: TrainConfig, rows: ShardRows, place: WorkerRank
+) -> list[tuple[Tensor, Tensor]]:
     """This worker's share of all batches of the first epoch."""
     found = []
     for numbers in epoch_batches(rows.group_sizes, config.seed, 0, config.optim.batch_size):
@@ -163,13 +167,15 @@ def in_processes(work: Callable[..., Any], workers: int, *arguments: Any) -> lis
     """
     start = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers, start) as executor:
-        places = [Place(rank, workers) for rank in range(workers)]
+        places = [WorkerRank(rank, workers) for rank in range(workers)]
         meet = f"file://{folder}/meet"
         runs = [executor.submit(_member, work, place, meet, arguments) for place in places]
         return [run.result() for run in runs]
 
 
-def _member(work: Callable[..., Any], place: Place, meet: str, arguments: tuple[Any, ...]) -> Any:
+def _member(
+    work: Callable[..., Any], place: WorkerRank, meet: str, arguments: tuple[Any, ...]
+) -> Any:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.workers))
     os.environ["LOCAL_RANK"] = str(place.rank)
     dist.init_process_group(

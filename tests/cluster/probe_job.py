@@ -6,8 +6,8 @@ import os
 import ray
 
 import img2prompt
-from img2prompt import runtime
-from img2prompt.config import PlanConfig
+from img2prompt.config.train import PlanConfig
+from img2prompt.distributed import cluster
 
 
 @ray.remote
@@ -21,7 +21,7 @@ def probe(plan: PlanConfig) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    with runtime.connect() as there:
+    with cluster.connect() as there:
         told = ray.get(probe.remote(PlanConfig(lora_rate=0.5)))
         told |= {"cpus": there.cpus, "head": ray.get_runtime_context().get_node_id()}
     print("PROBE " + json.dumps(told))

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 DRIVER = """
 import json, time
 import ray
-from img2prompt import runtime
+from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
 
 @ray.remote(num_gpus=1)
@@ -22,10 +22,10 @@ def gpu_nodes():
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     return {node["NodeID"]: node["Labels"] for node in nodes}
 
-with runtime.connect() as there:
+with cluster.connect() as there:
     told = {"most": [there.cpus, there.gpus], "first": gpu_nodes()}
     try:
-        runtime.require(gpus=2)
+        cluster.require(gpus=2)
     except UserError as error:
         told["refused"] = str(error)
     told["node"], told["gpus"] = ray.get(on_a_gpu.remote(), timeout=240)

@@ -11,7 +11,7 @@ import pytest
 from nodes import kill
 
 from img2prompt.artifact import Artifact
-from img2prompt.stages import features, shard
+from img2prompt.prepare import features, shard
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

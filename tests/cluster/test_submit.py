@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from img2prompt.artifact import Artifact
-from img2prompt.config import PlanConfig
-from img2prompt.stages import shard
+from img2prompt.config.train import PlanConfig
+from img2prompt.prepare import shard
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

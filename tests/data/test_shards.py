@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config import FeaturesConfig, ShardConfig
+from img2prompt.config.prepare import FeaturesConfig, ShardConfig
 from img2prompt.data import shards as shards_module
 from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size

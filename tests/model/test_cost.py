@@ -6,12 +6,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import CLIPVisionConfig
 
-from img2prompt.config import HeadConfig, PlanConfig
+from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
 from img2prompt.model.precision import shorten_frozen
-from img2prompt.model.predictor import Predictor, build_predictor
-from img2prompt.model.tower import fresh_tower
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model
+from img2prompt.model.towers.clip import fresh_tower
 
 VISION = {
     "hidden_size": 48,
@@ -51,9 +51,9 @@ CPU_ATTENTION = {  # torch counts the kernels of GPUs alone; the CPU's makes the
 }
 
 
-def predictor(plan: PlanConfig, head: HeadConfig) -> Predictor:
+def predictor(plan: PlanConfig, head: HeadConfig) -> PromptModel:
     tower = fresh_tower(VISION, seed=0)
-    return build_predictor(tower, tower.width, plan, head, seed=0)
+    return build_prompt_model(tower, tower.width, plan, head, seed=0)
 
 
 def estimate(plan: PlanConfig, head: HeadConfig, *, half: bool = False) -> Cost:
@@ -87,7 +87,7 @@ def test_parameters_are_those_of_the_model(plan: PlanConfig, head: HeadConfig) -
 
 
 @contextmanager
-def kept_by_autograd(model: Predictor) -> Iterator[dict[int, int]]:
+def kept_by_autograd(model: PromptModel) -> Iterator[dict[int, int]]:
     """Bytes of each storage that the backward pass will read, the model's own left out."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}

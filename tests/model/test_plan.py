@@ -5,11 +5,11 @@ from itertools import product
 import pytest
 import torch
 
-from img2prompt.config import PlanConfig
+from img2prompt.config.train import PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.plan import LayerPlan, apply_plan, layer_plan
-from img2prompt.model.tower import Tower, fresh_tower
+from img2prompt.model.towers.clip import Tower, fresh_tower
 
 VISION = {
     "hidden_size": 32,

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from img2prompt.config import HeadConfig, PlanConfig
+from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model import precision
 from img2prompt.model.precision import compute_dtype, shorten_frozen
-from img2prompt.model.predictor import Predictor, build_predictor
-from img2prompt.model.tower import fresh_tower
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model
+from img2prompt.model.towers.clip import fresh_tower
 
 CPU = torch.device("cpu")
 TOWER = {
@@ -41,7 +41,7 @@ def test_float16_without_a_gpu_is_refused() -> None:
     assert compute_dtype("fp16", torch.device("cuda")) == torch.float16
 
 
-def outcome(model: Predictor) -> list[torch.Tensor]:
+def outcome(model: PromptModel) -> list[torch.Tensor]:
     """Output and gradients under autocast."""
     draw = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=draw)
@@ -53,7 +53,7 @@ def outcome(model: Predictor) -> list[torch.Tensor]:
 
 def test_frozen_matrices_in_16_bits_change_no_number() -> None:
     plan = PlanConfig(lora_rate=0.5, nfz_rate=0.25, lora_rank=4)
-    model = build_predictor(fresh_tower(TOWER, seed=0), 32, plan, HeadConfig(width=8), seed=0)
+    model = build_prompt_model(fresh_tower(TOWER, seed=0), 32, plan, HeadConfig(width=8), seed=0)
     expected = outcome(model)
     model.zero_grad()
     learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}

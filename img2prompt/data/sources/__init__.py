@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from img2prompt.config import PictureSource, SceneSource
+from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.data.sources import (
     diffusiondb,
     folder,

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from img2prompt.config import PictureSource
+from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources.rows import Rejected
 from img2prompt.errors import UserError
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import cast
 
-from img2prompt.config import PictureSource
-from img2prompt.config.sources import Format
+from img2prompt.config.sources import Format, PictureSource
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.diffusiondb import TABLES
 from img2prompt.data.sources.folder import PICTURE_ENDS, TEXT_END

@@ -13,7 +13,7 @@ from contextlib import closing
 from itertools import chain
 from typing import Any
 
-from img2prompt.config import PictureSource
+from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, Parquet
 from img2prompt.data.sources.metadata.base import whole

@@ -5,11 +5,12 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from img2prompt.config import PictureSource
+from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import HEADER_BYTES
-from img2prompt.data.sources.metadata import NoPrompt, read_metadata
+from img2prompt.data.sources.metadata import read_metadata
+from img2prompt.data.sources.metadata.base import NoPrompt
 from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
 from img2prompt.data.sources.waiting import in_order, probe, with_sizes

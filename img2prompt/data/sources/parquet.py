@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from img2prompt.config import PictureSource
+from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes

@@ -5,9 +5,9 @@ from typing import cast
 
 import numpy as np
 
-from img2prompt.config import SceneSource
-from img2prompt.data.scenes import compose, draw
-from img2prompt.data.scenes.compose import World
+from img2prompt.config.sources import SceneSource
+from img2prompt.data.scenes.compose import World, compose
+from img2prompt.data.scenes.draw import draw
 from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row
 

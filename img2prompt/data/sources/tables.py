@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from img2prompt.config import PictureSource
+from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import csv_table, files, listing
 from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import (

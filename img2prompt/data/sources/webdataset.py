@@ -12,7 +12,7 @@ from contextlib import closing
 from itertools import chain, groupby
 from typing import Any
 
-from img2prompt.config import PictureSource
+from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import DAMAGES, HEADER_BYTES, Range

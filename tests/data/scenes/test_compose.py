@@ -3,8 +3,8 @@ from itertools import product
 
 import pytest
 
-from img2prompt.data.scenes import Scene, Subject, compose, vocabulary
-from img2prompt.data.scenes.compose import coloured_subjects, world_of
+from img2prompt.data.scenes import vocabulary
+from img2prompt.data.scenes.compose import Scene, Subject, coloured_subjects, compose, world_of
 
 WORLDS = ("tower", "demo")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from img2prompt.data.scenes import Scene, Subject, compose, draw, vocabulary
-from img2prompt.data.scenes.draw import BACKGROUNDS, _charmap, _glyph, _typeface, render
+from img2prompt.data.scenes import vocabulary
+from img2prompt.data.scenes.compose import Scene, Subject, compose
+from img2prompt.data.scenes.draw import BACKGROUNDS, _charmap, _glyph, _typeface, draw, render
 from img2prompt.data.scenes.styles import STYLES
 
 REPO = Path(__file__).parents[3]

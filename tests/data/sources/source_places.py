@@ -7,8 +7,10 @@ import numpy as np
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
-from img2prompt.config import PictureSource
-from img2prompt.data.sources import Rejected, Row, list_rows, read_pictures
+from img2prompt.config.sources import PictureSource
+from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.reader import read_pictures
+from img2prompt.data.sources.rows import Rejected, Row
 from img2prompt.storage import join, write_bytes
 
 

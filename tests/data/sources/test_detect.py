@@ -1,9 +1,9 @@
 import pytest
 from source_places import encoded
 
-from img2prompt.config import PictureSource
-from img2prompt.data.sources import identity, resolve
-from img2prompt.data.sources.detect import detect
+from img2prompt.config.sources import PictureSource
+from img2prompt.data.sources import identity
+from img2prompt.data.sources.detect import detect, resolve
 from img2prompt.errors import UserError
 
 LAYOUTS = {

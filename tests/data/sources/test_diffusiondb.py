@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from source_places import Place, encoded, read_all
 
-from img2prompt.data.sources import INDEX_SCHEMA, diffusiondb
+from img2prompt.data.sources import diffusiondb
+from img2prompt.data.sources.rows import INDEX_SCHEMA
 
 METADATA = pa.schema(
     [

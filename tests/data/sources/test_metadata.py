@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from img2prompt.data.prompts import normalise
-from img2prompt.data.sources.metadata import Metadata, NoPrompt, read_metadata
+from img2prompt.data.sources.metadata import read_metadata
+from img2prompt.data.sources.metadata.base import Metadata, NoPrompt
+from img2prompt.data.text.normalise import normalise
 
 SETTINGS = (
     "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 18446744073709551, Size: 512x512, "

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from img2prompt.data.sources.metadata import NoPrompt, comfyui
+from img2prompt.data.sources.metadata import comfyui
+from img2prompt.data.sources.metadata.base import NoPrompt
 
 LIST = 6  # LiteGraph's shape of an output that is a list
 

@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 from source_places import encoded, read_all
 
-from img2prompt.data.sources import INDEX_SCHEMA, containers
+from img2prompt.data.sources import containers
+from img2prompt.data.sources.rows import INDEX_SCHEMA
 
 PICTURES = [encoded(5 + n, 3, form, seed=n) for n in range(4) for form in ("png", "jpg", "webp")]
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from source_places import FlakyFiles, encoded
 
-from img2prompt.config import PictureSource, SceneSource
-from img2prompt.data.sources import Rejected, files, list_rows, read_pictures, reader
+from img2prompt.config.sources import PictureSource, SceneSource
+from img2prompt.data.sources import files, list_rows, reader
 from img2prompt.data.sources.containers import Zip
+from img2prompt.data.sources.reader import read_pictures
+from img2prompt.data.sources.rows import Rejected
 
 
 def test_one_bad_picture_stops_nothing(tmp_path: Path) -> None:

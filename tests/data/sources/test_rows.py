@@ -3,14 +3,14 @@ from io import BytesIO
 import pyarrow as pa
 from PIL import Image
 
-from img2prompt.config import SceneSource
-from img2prompt.data.sources import (
+from img2prompt.config.sources import SceneSource
+from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.reader import read_pictures
+from img2prompt.data.sources.rows import (
     INDEX_SCHEMA,
     REJECTED_SCHEMA,
     Rejected,
     count_kinds,
-    list_rows,
-    read_pictures,
     rejected_table,
 )
 

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 from source_places import read_all
 
-from img2prompt.config import SceneSource
-from img2prompt.data.scenes import compose
-from img2prompt.data.sources import INDEX_SCHEMA, list_rows
+from img2prompt.config.sources import SceneSource
+from img2prompt.data.scenes.compose import compose
+from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.rows import INDEX_SCHEMA
 from img2prompt.data.sources.scenes import SCHEME, read_scene
 
 

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from source_places import encoded, read_all
 
-from img2prompt.config import PictureSource
-from img2prompt.data.sources import INDEX_SCHEMA, Rejected, identity, list_rows, read_pictures
+from img2prompt.config.sources import PictureSource
+from img2prompt.data.sources import identity, list_rows
+from img2prompt.data.sources.reader import read_pictures
+from img2prompt.data.sources.rows import INDEX_SCHEMA, Rejected
 from img2prompt.errors import UserError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from img2prompt.data.sources import Ids
+from img2prompt.data.sources.unique import Ids
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 8192])

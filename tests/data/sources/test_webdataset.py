@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from source_places import encoded, read_all
 
-from img2prompt.data.sources import INDEX_SCHEMA
+from img2prompt.data.sources.rows import INDEX_SCHEMA
 
 
 def tar_of(*members: tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:

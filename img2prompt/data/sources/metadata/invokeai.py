@@ -4,13 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from img2prompt.data.sources.metadata.base import (
-    Metadata,
-    json_object,
-    number,
-    string,
-    whole,
-)
+from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
 
 _DREAM = re.compile(r'\s*"(?P<prompt>.*?)"(?P<flags>(?:\s+-.*)?)\s*', re.DOTALL)
 _FLAG = re.compile(r"(?:^|\s)-([sSCA]) ?([^\s-]\S*)")

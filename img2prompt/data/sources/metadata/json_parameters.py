@@ -3,13 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from img2prompt.data.sources.metadata.base import (
-    Metadata,
-    json_object,
-    number,
-    string,
-    whole,
-)
+from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:

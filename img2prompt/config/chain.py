@@ -1,0 +1,32 @@
+"""The whole pipeline, from raw pictures to scores and prompts."""
+
+from dataclasses import dataclass, field
+
+from img2prompt.config.base import Config, check
+from img2prompt.config.predict import EvaluateConfig, PredictConfig
+from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
+from img2prompt.config.train import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig(Config):
+    """The whole way, from raw pictures to scores and prompts."""
+
+    prepare: PrepareConfig
+    features: FeaturesConfig
+    probe: TrainConfig
+    finetune: TrainConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    """With no `pictures` folder, samples of the test split are predicted."""
+    samples: int = 8
+    """Test pictures that are written out, predicted and shown at the end."""
+
+    def __post_init__(self) -> None:
+        check(self.samples >= 1, "samples", self.samples, "1 or more")
+        check(
+            self.finetune.start_from in ("", self.probe.name),
+            "finetune.start_from",
+            self.finetune.start_from,
+            f"empty or {self.probe.name!r}",
+        )

@@ -1,0 +1,1 @@
+"""Near duplicates: exact matches above a cosine, de-duplication, leak-free splits."""

@@ -1,0 +1,1 @@
+"""Prompt text: normalisation, blocked words, language."""

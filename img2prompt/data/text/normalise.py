@@ -1,0 +1,95 @@
+"""What a usable prompt is, and the id that equal prompts share."""
+
+import hashlib
+import re
+import unicodedata
+from functools import lru_cache
+
+from img2prompt.config.prepare import CleanConfig
+
+# Control characters (Unicode Cc) that are not white space; white space is collapsed instead.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+_NO_WORD = re.compile(r"[^\w\s]|_")
+_BLANK = re.compile(r"\s")
+
+
+def normalise(text: str) -> str:
+    """The same prompt in one form: NFC, no control characters, single spaces, no outer ones.
+
+    Lone surrogates (bytes that were not UTF-8) become U+FFFD, so the result can be encoded.
+    """
+    text = _SURROGATE.sub(_UNDECODABLE, _CONTROL.sub("", text))
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def reject_reason(prompt: str, config: CleanConfig) -> str | None:
+    """Why a normalised prompt is unfit, as `kind: detail`; None when it is fit.
+
+    Every character is looked at, not only whether some run of them is allowed.
+    """
+    if not prompt:
+        return "empty prompt: no visible character"
+    if _UNDECODABLE in prompt:
+        where = prompt.index(_UNDECODABLE) + 1
+        return f"undecodable prompt: U+FFFD at character {where}; allowed: valid UTF-8"
+    return (
+        _words_reason(prompt, config)
+        or _characters_reason(prompt, config.characters)
+        or _symbols_reason(prompt, config.max_symbols)
+    )
+
+
+def _words_reason(prompt: str, config: CleanConfig) -> str | None:
+    words = len(prompt.split())
+    allowed = f"allowed: {config.min_words} to {config.max_words}"
+    if words < config.min_words:
+        return f"too few words: {words}; {allowed}"
+    if words > config.max_words:
+        return f"too many words: {words}; {allowed}"
+    return None
+
+
+def _characters_reason(prompt: str, characters: str) -> str | None:
+    if characters == "any" or prompt.isascii():
+        return None
+    for place, character in enumerate(prompt, 1):
+        if not (character.isascii() or (characters == "latin" and _is_latin(character))):
+            name = unicodedata.name(character, f"U+{ord(character):04X}")
+            return f"character: {name} at character {place}; allowed: {characters}"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _is_latin(character: str) -> bool:
+    """Whether a character is a Latin letter, a mark for one, or neither letter, mark nor digit.
+
+    Python knows no scripts, but Unicode's names begin with them.
+    """
+    category = unicodedata.category(character)
+    if category[0] == "M":  # the general marks, and the selectors of emoji
+        return unicodedata.name(character, "").startswith(("COMBINING ", "VARIATION SELECTOR"))
+    if category[0] == "L":
+        return "LATIN " in unicodedata.name(character, "") or character in "ªº"
+    return category != "Nd"
+
+
+def _symbols_reason(prompt: str, limit: float) -> str | None:
+    """Symbols are characters that are no letter, mark, number or white space."""
+    symbols = [c for c in _NO_WORD.findall(prompt) if c.isascii() or not _is_mark(c)]
+    visible = len(prompt) - len(_BLANK.findall(prompt))
+    if len(symbols) <= limit * visible:
+        return None
+    return (
+        f"too many symbols: {len(symbols)} of {visible} characters; allowed: a share of {limit:g}"
+    )
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
+
+
+def prompt_id(prompt: str) -> str:
+    """16 hex digits shared by exactly the prompts that normalise to the same text."""
+    return hashlib.sha256(normalise(prompt).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Ray for every room: the cluster, tasks, model actors, progress."""

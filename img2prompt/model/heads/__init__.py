@@ -1,0 +1,1 @@
+"""From a tower's feature to the prompt embedding."""

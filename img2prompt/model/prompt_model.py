@@ -1,0 +1,117 @@
+"""Tower and head together, and the tensors that training changed."""
+
+import json
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from img2prompt.artifact import Artifact
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import HeadConfig, PlanConfig, TrainConfig
+from img2prompt.errors import UserError
+from img2prompt.model.heads.regression import build_head
+from img2prompt.model.plan import apply_plan
+from img2prompt.model.towers.clip import Tower, fresh_tower, load_tower
+from img2prompt.storage import read_bytes
+
+FRESH = "fresh"
+DEMO_SHAPE = {
+    "hidden_size": 160,
+    "intermediate_size": 640,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 5,
+    "image_size": 64,
+    "patch_size": 8,
+}
+"""The demo tower: 2.2M parameters, 4.4 MB in float16."""
+
+WEIGHTS = "model.safetensors"
+"""Name of the learned tensors in a run's folder."""
+
+
+class PromptModel(nn.Module):
+    """Pixels uint8 (B, S, S, 3), or features (B, D) when there is no tower, to vectors (B, 384)."""
+
+    def __init__(self, tower: Tower | None, head: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tower(x) if self.tower is not None else x)
+
+
+def build_prompt_model(
+    tower: Tower | None, width: int, plan: PlanConfig, head: HeadConfig, seed: int
+) -> PromptModel:
+    """A predictor ready to learn: plan applied, LoRA and head drawn from `seed`.
+
+    `width` is the feature width D.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh_head = build_head(width, head)
+        if tower is not None:
+            apply_plan(tower, plan)
+    return PromptModel(tower, fresh_head)
+
+
+def learned_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changed: parameters that require gradients, and BatchNorm's statistics."""
+    learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    head_buffers = {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name in learning | head_buffers
+    }
+
+
+def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Put learned tensors back; a missing, extra or wrongly sized one is a UserError."""
+    expected = learned_state(model)
+    problems = [f"missing {name}" for name in expected.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise UserError(f"{where} does not fit this config:\n  " + "\n  ".join(sorted(problems)))
+    model.load_state_dict(state, strict=False)
+
+
+def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
+    """The tower that a config names; `fresh` is drawn from `seed`."""
+    return fresh_tower(DEMO_SHAPE, seed) if config.weights == FRESH else load_tower(config)
+
+
+def read_learned_state(run: Artifact) -> dict[str, Tensor]:
+    """The tensors that a run learned."""
+    return safetensors.torch.load(read_bytes(run.path(WEIGHTS)))
+
+
+def load_head(model: nn.Module, run: Artifact) -> None:
+    """Give a model the head of a finished run; one of another shape is a UserError."""
+    parts = (learned_state(model), "tower."), (read_learned_state(run), "head.")
+    state = {n: t for tensors, part in parts for n, t in tensors.items() if n.startswith(part)}
+    load_learned_state(model, state, run.uri)
+
+
+def load_prompt_model(run: Artifact) -> PromptModel:
+    """A finished run as a model from pixels to vectors, ready to predict.
+
+    Another base checkpoint than the run was trained on is a UserError.
+    """
+    config = TrainConfig.from_json(json.dumps(run.config), where=run.uri)
+    tower = open_tower(config.tower, config.seed)
+    if tower.base_fingerprint != run.inputs["tower"]:
+        raise UserError(
+            f"{run.uri} was trained on a tower with fingerprint {run.inputs['tower']}, but "
+            f"{config.tower.weights!r} has {tower.base_fingerprint}: give it its own tower"
+        )
+    model = build_prompt_model(tower, tower.width, config.plan, config.head, config.seed)
+    load_learned_state(model, read_learned_state(run), run.uri)
+    return model.eval()

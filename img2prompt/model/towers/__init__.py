@@ -1,0 +1,1 @@
+"""Vision towers, one family a file, and strict loading of their weights."""

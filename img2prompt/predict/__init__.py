@@ -1,0 +1,1 @@
+"""Finished runs -> scores, predictions, a submission, exported files."""

@@ -1,0 +1,1 @@
+"""Ways to answer: from pictures or features to prompt vectors and texts."""

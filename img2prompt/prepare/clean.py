@@ -1,0 +1,126 @@
+"""Which rows are fit to learn from: rows-*.parquet and rejected-*.parquet, one of each per file of
+the index.
+
+Only text and numbers are read, no picture. Two pictures of one prompt are both kept; of one picture
+only the first fit row is, because with two prompts it could land in two splits. Memory is that of
+one file of the index and of `Seen`. The result depends on the config, the index and the list of
+blocked words alone; a killed run starts over, because every row depends on those before it.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from functools import lru_cache
+
+import pyarrow as pa
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.prepare import CleanConfig
+from img2prompt.data.images import size_reason
+from img2prompt.data.seen import Seen
+from img2prompt.data.sources.rows import Rejected, Row, count_kinds, rejected_table
+from img2prompt.data.text.blocked import BlockedWords
+from img2prompt.data.text.language import LanguageFilter
+from img2prompt.data.text.normalise import normalise, prompt_id, reject_reason
+from img2prompt.errors import UserError
+from img2prompt.storage import read_bytes
+
+logger = logging.getLogger(__name__)
+
+STAGE = "clean"
+SCHEMA = pa.schema([("id", pa.string()), ("prompt_id", pa.string()), ("prompt", pa.string())])
+
+_PROMPTS_KEPT = 1 << 16  # judgements; the pictures of a prompt often stand close together
+
+
+def check(config: CleanConfig) -> None:
+    """Raise UserError for blocked words that cannot be read, or unknown languages."""
+    _Judge(config, _read_blocked(config.blocked_words))
+
+
+def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
+    """Judge every row of the index; counts `rows` and `rejected` by kind.
+
+    Raises:
+        UserError: no row is fit, the blocked words cannot be read, or the languages are unknown.
+    """
+    blocked = _read_blocked(config.blocked_words)
+    inputs = {"index": index.fingerprint}
+    if blocked:
+        inputs["blocked_words"] = hashlib.sha256(blocked).hexdigest()[:16]
+    draft = Draft.open(out, STAGE, config, inputs, renewable=True)
+    if finished := draft.finished():
+        return finished
+    judge = _Judge(config, blocked)
+    rows, kinds = 0, Counter[str]()
+    for name in index.names("rows"):
+        judged = [judge.judge(row) for row in index.read_table(name).to_pylist()]
+        fit = [row for row in judged if not isinstance(row, Rejected)]
+        rejected = [row for row in judged if isinstance(row, Rejected)]
+        draft.write_table(name, pa.Table.from_pylist(fit, schema=SCHEMA))
+        draft.write_table(name.replace("rows", "rejected"), rejected_table(rejected))
+        rows += len(fit)
+        kinds.update(count_kinds(rejected))
+    logger.info("clean: %d rows, rejected %s", rows, dict(kinds))
+    if not rows:
+        raise UserError(f"no row is fit: {dict(kinds)}; change the limits under --clean")
+    return draft.publish(rows=rows, rejected=dict(kinds.most_common()))
+
+
+def _read_blocked(uri: str) -> bytes:
+    if not uri:
+        return b""
+    try:
+        return read_bytes(uri)
+    except OSError as error:
+        raise UserError(f"blocked_words: {uri} cannot be read: {error}") from None
+
+
+class _Judge:
+    """Judges rows in their order."""
+
+    def __init__(self, config: CleanConfig, blocked: bytes) -> None:
+        self._config = config
+        words = BlockedWords(blocked, config.blocked_words) if config.blocked_words else None
+        languages = LanguageFilter(config.languages) if config.languages else None
+        self._filters = [found for found in (words, languages) if found]
+        self._text_reason = lru_cache(_PROMPTS_KEPT)(self._judge_text)
+        self._seen = Seen()
+
+    def judge(self, row: Row) -> Row | Rejected:
+        """A row of SCHEMA, or why not."""
+        prompt = normalise(row["prompt"])
+        reason = (
+            self._text_reason(prompt)
+            or _picture_reason(row, self._config)
+            or self._repeat_reason(row, prompt)
+        )
+        if reason:
+            return Rejected(row["id"], reason)
+        return {"id": row["id"], "prompt_id": prompt_id(prompt), "prompt": prompt}
+
+    def _judge_text(self, prompt: str) -> str | None:
+        reasons = (found.reason(prompt) for found in self._filters)
+        return reject_reason(prompt, self._config) or next(filter(None, reasons), None)
+
+    def _repeat_reason(self, row: Row, prompt: str) -> str | None:
+        same = self._seen.add(f"{row['uri']}\0{row['member']}", prompt)
+        if same is None:
+            return None
+        where = f"{row['uri']} {row['member']}".strip()
+        if same:
+            return f"repeated row: {where} with this prompt came before"
+        return f"contradicting prompt: {where} came before with another prompt"
+
+
+def _picture_reason(row: Row, config: CleanConfig) -> str | None:
+    width, height = row["width"], row["height"]
+    if reason := size_reason(width, height, config.max_megapixels, config.min_side):
+        return f"picture size: {reason}"
+    if config.max_side and max(width, height) > config.max_side:
+        allowed = f"{config.max_side} or less on the longer side"
+        return f"picture size: picture is {width} x {height} pixels; allowed: {allowed}"
+    score = row.get("nsfw")
+    if score is not None and score > config.max_nsfw:
+        return f"nsfw: score {score:g}; allowed: at most {config.max_nsfw:g}"
+    return None

@@ -1,0 +1,68 @@
+"""shards/ -> features/: the frozen tower, once over every picture.
+
+One file for each shard, with its rows in the same order (once for each view, one view after the
+other), written as soon as it is complete; a killed run goes on with the shards that have no file
+yet. `timings.json` says where the time of the last run went.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.prepare import FeaturesConfig
+from img2prompt.data.shards import SPLITS, check_size
+from img2prompt.data.vectors import vector_column
+from img2prompt.distributed.actors import Pool, actor_count, forward_shards
+from img2prompt.distributed.progress import Progress
+from img2prompt.model.prompt_model import open_tower
+
+STAGE = "features"
+FREE = ("workers", "batch_size", "tower.download")
+"""Settings that a run may go on with changed: they say how features are made."""
+
+
+def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
+    """Embed all shards and publish."""
+    tower = open_tower(config.tower)
+    inputs = {"shards": shards.fingerprint, "tower": tower.base_fingerprint}
+
+    def check() -> None:
+        check_size(shards, tower.size)
+        actor_count(config.workers)
+
+    draft = Draft.open(out, STAGE, config, inputs, check, free=FREE)
+    if finished := draft.finished():
+        return finished
+    done = draft.receipts()
+    names = [name for split in SPLITS for name in shards.names(f"{split}/") if name not in done]
+    rows = sum(shards.files[name].rows for name in names)
+    pool = Pool(
+        make_model=functools.partial(open_tower, config.tower),
+        batch_size=config.batch_size,
+        workers=config.workers,
+        precision=config.precision,
+        views=config.views,
+    )
+    progress, times = Progress("features", total=rows), pool.times("features", rows)
+    for name, ids, vectors in forward_shards(shards, names, pool, times):
+        with times.measure("write"):
+            draft.write_table(name, _table(ids, vectors, config.views))
+        progress.add(len(ids))
+    times.keep(draft)
+    rows = sum(receipt.rows for receipt in draft.receipts().values())
+    return draft.publish(pictures=rows // len(config.views), rows=rows)
+
+
+def _table(ids: list[str], vectors: np.ndarray, views: Sequence[str]) -> pa.Table:
+    """Rows of vectors (N, V, D), all of one view before the next."""
+    by_view = vectors.transpose(1, 0, 2).reshape(-1, vectors.shape[2])
+    return pa.table(
+        {
+            "id": ids * len(views),
+            "view": np.repeat(np.array(views), len(ids)),
+            "feature": vector_column(by_view, np.float16),
+        }
+    )

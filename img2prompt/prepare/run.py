@@ -1,0 +1,94 @@
+"""Raw pictures and prompts -> shards: five stages, one after the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from img2prompt.artifact import MANIFEST, Artifact
+from img2prompt.config.prepare import PrepareConfig, TargetsConfig
+from img2prompt.model.text import check_model
+from img2prompt.prepare import clean, group, index, shard, targets
+from img2prompt.storage import exists, join, write_bytes
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The folders of a data set, in the order in which they are made."""
+
+    index: Artifact
+    clean: Artifact
+    targets: Artifact
+    groups: Artifact
+    shards: Artifact
+
+    @classmethod
+    def load(cls, out: str) -> "PreparedData":
+        """Open a data set that was prepared before."""
+        found = cls(
+            index=Artifact.load(join(out, "index"), index.STAGE),
+            clean=Artifact.load(join(out, "clean"), clean.STAGE),
+            targets=Artifact.load(join(out, "targets"), targets.STAGE),
+            groups=Artifact.load(join(out, "groups"), group.STAGE),
+            shards=Artifact.load(join(out, "shards"), shard.STAGE),
+        )
+        found.clean.require_input("index", found.index)
+        found.targets.require_input("clean", found.clean)
+        found.groups.require_input("targets", found.targets)
+        found.shards.require_input("groups", found.groups)
+        return found
+
+
+def check(config: PrepareConfig, out: str) -> None:
+    """Raise UserError for what can be known to be missing before a cluster is started and pictures
+    are listed, which may take hours."""
+    index.check(config)
+    clean.check(config.clean)
+    if not exists(join(out, "targets", MANIFEST)):
+        check_model(config.encoder)
+
+
+def run(config: PrepareConfig, out: str) -> PreparedData:
+    """Make, or find finished, every folder under `out`; the config is kept as `prepare.json`."""
+    listed = index.run(config, join(out, "index"))
+    cleaned = clean.run(config.clean, listed, join(out, "clean"))
+    encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, join(out, "targets"))
+    grouped = group.run(config.group, encoded, join(out, "groups"))
+    shards = shard.run(
+        config.shard, config.clean, listed, cleaned, encoded, grouped, join(out, "shards")
+    )
+    write_bytes(join(out, "prepare.json"), config.to_json().encode())
+    return PreparedData(listed, cleaned, encoded, grouped, shards)
+
+
+def summary(prepared: PreparedData) -> list[list[object]]:
+    """Rows for a table: what each stage kept, and what it rejected."""
+    index_counts, clean_counts = prepared.index.counts, prepared.clean.counts
+    group_counts, shard_counts = prepared.groups.counts, prepared.shards.counts
+    near = clean_counts["rows"] - sum(group_counts["pictures_by_split"].values())
+    dropped = f"{group_counts['dropped']} near duplicates dropped, with {near} pictures"
+    return [
+        ["pictures listed", index_counts["rows"], _rejected(index_counts)],
+        ["pictures clean", clean_counts["rows"], _rejected(clean_counts)],
+        ["distinct prompts", prepared.targets.counts["prompts"], ""],
+        ["prompts kept", group_counts["kept"], dropped],
+        ["similarity groups", group_counts["groups"], f"largest {group_counts['largest_group']}"],
+        ["train pictures", shard_counts["train"], ""],
+        ["validation pictures", shard_counts["val"], _leak(group_counts["train_to_val"])],
+        ["test pictures", shard_counts["test"], _leak(group_counts["train_to_test"])],
+        ["pictures left out", sum(shard_counts["rejected"].values()), _rejected(shard_counts)],
+        ["rejected rows", _all_rejected(prepared), "reasons in {index,clean,shards}/rejected*"],
+    ]
+
+
+def _rejected(counts: Mapping[str, Any]) -> str:
+    reasons = counts["rejected"]
+    return ", ".join(f"{number} {reason}" for reason, number in reasons.items()) or "none rejected"
+
+
+def _all_rejected(prepared: PreparedData) -> int:
+    stages = prepared.index, prepared.clean, prepared.shards
+    return sum(sum(stage.counts["rejected"].values()) for stage in stages)
+
+
+def _leak(cosine: float) -> str:
+    return f"largest cosine to a training prompt {cosine:.3f}"

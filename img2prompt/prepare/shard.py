@@ -1,0 +1,251 @@
+"""index/ + clean/ + targets/ + groups/ -> shards/{train,val,test}/: the one copy of the pictures.
+
+Each file is one Ray task: read, decode, resize, encode, write. Rows stay in the order of the index,
+so that an archive is read from front to back and each of its bytes about once; training mixes them
+(`data/order.py`). Files that have a receipt are not made again. A picture that cannot be read
+becomes a row of `rejected/` with its reason, and so does each further copy of a picture: a file
+with the same bytes under another name, which could stand in two splits or for two prompts.
+
+Memory: the driver holds the vectors of all prompts (1.5 KB each), one file of the index, 16 bytes
+for each picture and the ids of copies; a worker one shard.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.prepare import CleanConfig, ShardConfig
+from img2prompt.data import images
+from img2prompt.data.shards import SCHEMA, SPLITS
+from img2prompt.data.sources.reader import read_pictures
+from img2prompt.data.sources.rows import Rejected, count_kinds, rejected_table, unread_picture
+from img2prompt.data.sources.unique import Ids
+from img2prompt.data.vectors import matrix, vector_column
+from img2prompt.distributed import cluster
+from img2prompt.distributed.progress import Progress, StepTimes
+from img2prompt.distributed.tasks import run_bounded
+from img2prompt.errors import UserError
+from img2prompt.storage import join
+
+logger = logging.getLogger(__name__)
+
+STAGE = "shards"
+STEPS = ("read", "decode", "encode", "write")
+COPIES = "rejected/copies.parquet"
+DIGESTS = pa.schema([("id", pa.string()), ("digest", pa.string())])
+"""128 bits of the bytes of each picture's file, as 32 hex digits; `digests/` has a file a shard."""
+
+
+def run(
+    config: ShardConfig,
+    limits: CleanConfig,
+    index: Artifact,
+    clean: Artifact,
+    targets: Artifact,
+    groups: Artifact,
+    out: str,
+) -> Artifact:
+    """Write and publish the shards of all splits; counts rows by split and `rejected` by kind.
+
+    Raises:
+        UserError: not one picture of a split can be read.
+    """
+    inputs = {
+        "index": index.fingerprint,
+        "clean": clean.fingerprint,
+        "targets": targets.fingerprint,
+        "groups": groups.fingerprint,
+    }
+    draft = Draft.open(out, STAGE, config, inputs)
+    if finished := draft.finished():
+        return finished
+    parts = _parts(_rows(index, clean, targets, groups), config)
+    _write(draft, config, limits, parts, targets, sum(groups.counts["pictures_by_split"].values()))
+    _reject_copies(draft, config, cluster.resources().cpus)
+    return _publish(draft)
+
+
+def _write(
+    draft: Draft,
+    config: ShardConfig,
+    limits: CleanConfig,
+    parts: Iterator[tuple[str, pa.Table]],
+    targets: Artifact,
+    pictures: int,
+) -> None:
+    """Make the files that have no receipt yet, and say where the time went."""
+    done = draft.receipts()
+    vectors = matrix(targets.read_tables("rows", columns=["target"])["target"])
+    make, cpus = ray.remote(_make).options(num_cpus=1), cluster.resources().cpus
+    started = (
+        make.remote(draft, name, _with_targets(part, vectors), config, limits)
+        for name, part in parts
+        if name not in done
+    )
+    looked_at = sum(r.rows for name, r in done.items() if not name.startswith("digests/"))
+    progress = Progress("shards", pictures - looked_at)
+    times = StepTimes("shards", dict.fromkeys(STEPS, int(cpus)))
+    for rows, seconds in run_bounded(started, cpus):
+        progress.add(rows)
+        times.add_rows(rows, seconds)
+    times.keep(draft)
+
+
+def _rows(
+    index: Artifact, clean: Artifact, targets: Artifact, groups: Artifact
+) -> Iterator[pa.Table]:
+    """Pictures that are used, in the order of the index: where each lies, its prompt and split.
+
+    `answer` is the number of its target. One table for each file of the index.
+    """
+    prompts = groups.read_tables("rows", columns=["prompt_id", "kept", "split"])
+    prompts = prompts.filter(prompts["kept"]).drop_columns(["kept"])
+    answers = targets.read_tables("rows", columns=["prompt_id"])
+    answers = answers.append_column("answer", pa.array(np.arange(answers.num_rows)))
+    prompts = prompts.join(answers, "prompt_id", join_type="inner").combine_chunks()
+    for name in clean.names("rows"):
+        fit = clean.read_table(name, columns=["id", "prompt_id"])
+        places = index.read_table(name, columns=["id", "source", "uri", "member"])
+        places = places.append_column("place", pa.array(np.arange(places.num_rows)))
+        rows = fit.join(prompts, "prompt_id", join_type="inner").join(
+            places, "id", join_type="inner"
+        )
+        yield rows.sort_by("place").combine_chunks()
+
+
+def _parts(tables: Iterator[pa.Table], config: ShardConfig) -> Iterator[tuple[str, pa.Table]]:
+    """Files by name, each of neighbouring rows of one split; the last of a split may be shorter."""
+    waiting: dict[str, pa.Table] = {}
+    written = dict.fromkeys(SPLITS, 0)
+
+    def cut(split: str, least: int) -> Iterator[tuple[str, pa.Table]]:
+        while waiting[split].num_rows >= least:
+            part = waiting[split].slice(0, config.rows_per_shard).combine_chunks()
+            waiting[split] = waiting[split].slice(config.rows_per_shard)
+            yield f"{split}/{written[split]:05d}.parquet", part
+            written[split] += 1
+
+    for table in tables:
+        for split in SPLITS:
+            rows = table.filter(pc.field("split") == split)
+            waiting[split] = pa.concat_tables(
+                [waiting[split], rows] if split in waiting else [rows]
+            )
+            yield from cut(split, config.rows_per_shard)
+    for split in waiting:
+        yield from cut(split, 1)
+
+
+def _with_targets(rows: pa.Table, vectors: np.ndarray) -> pa.Table:
+    return rows.append_column("target", vector_column(vectors[rows["answer"].to_numpy()]))
+
+
+def _make(
+    draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig
+) -> tuple[int, dict[str, float]]:
+    """Write one shard; returns the rows it looked at and the seconds of each step."""
+    times = StepTimes(name, dict.fromkeys(STEPS, 1))
+    encoded: list[bytes | None] = []
+    digests: dict[str, str] = {}
+    rejected: list[Rejected] = []
+    places = list(zip(rows["uri"].to_pylist(), rows["member"].to_pylist(), strict=True))
+    pictures = read_pictures(places)
+    for row_id, (uri, member) in zip(rows["id"].to_pylist(), places, strict=True):
+        with times.measure("read"):
+            data = next(pictures)
+        try:
+            if isinstance(data, Exception):
+                raise data
+            with times.measure("decode"):
+                image = images.decode(data, limits.max_megapixels, limits.min_side)
+                image = images.resize(image, config.size, config.fit)
+            with times.measure("encode"):
+                encoded.append(images.encode(image, config.encoding))
+            digests[row_id] = hashlib.blake2b(data, digest_size=16).hexdigest()
+        except (images.BadPicture, OSError, ValueError) as error:
+            encoded.append(None)
+            rejected.append(unread_picture(row_id, f"{uri} {member}".strip(), error))
+    with times.measure("write"):
+        draft.write_table(f"rejected/{name}", rejected_table(rejected))
+        columns = {"id": pa.array(digests, pa.string()), "digest": pa.array(digests.values())}
+        draft.write_table(f"digests/{name}", pa.table(columns).cast(DIGESTS))
+        table = rows.append_column("image", pa.array(encoded, pa.binary()))
+        table = table.filter(pc.field("image").is_valid()).select(SCHEMA.names).cast(SCHEMA)
+        draft.write_table(name, table, config.rows_per_group)
+    return rows.num_rows, times.busy
+
+
+def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
+    """Keep the first of pictures whose files are equal, in the order train, val, test.
+
+    The copies are written to COPIES before they leave their shards, so that a kill loses none.
+    """
+    done, seen = draft.receipts(), Ids()
+    names = [name for split in SPLITS for name in sorted(done) if name.startswith(f"{split}/")]
+    copies: dict[str, dict[str, str]] = {}
+    for name in names:
+        table = draft.read_table(f"digests/{name}")
+        first = seen.add(table["digest"].to_pylist())
+        if not first.all():
+            again = table.filter(pa.array(~first)).to_pylist()
+            copies[name] = {row["id"]: row["digest"] for row in again}
+    if COPIES not in done:
+        draft.write_table(COPIES, rejected_table(_told(draft, names, copies)))
+    rows = {name: done[f"digests/{name}"].rows - len(again) for name, again in copies.items()}
+    progress = Progress("shards with copies", total=sum(rows.values()))
+    clear = ray.remote(_clear).options(num_cpus=1)
+    started = (
+        clear.remote(draft, name, set(again), config)
+        for name, again in copies.items()
+        if done[name].rows != rows[name]
+    )
+    for kept in run_bounded(started, cpus):
+        progress.add(kept)
+
+
+def _clear(draft: Draft, name: str, copies: set[str], config: ShardConfig) -> int:
+    """Write a shard again without its copies; how many rows it keeps."""
+    table = draft.read_table(name)
+    kept = pa.array([row_id not in copies for row_id in table["id"].to_pylist()])
+    # In one chunk: how a table lies in chunks would show in the bytes of its file.
+    draft.write_table(name, table.filter(kept).combine_chunks(), config.rows_per_group)
+    return kept.true_count
+
+
+def _told(
+    draft: Draft, names: Sequence[str], copies: Mapping[str, Mapping[str, str]]
+) -> Iterator[Rejected]:
+    """A rejected row for each copy, which names the picture that is kept."""
+    wanted = {digest for again in copies.values() for digest in again.values()}
+    kept: dict[str, str] = {}
+    for name in names if copies else ():
+        for row in draft.read_table(f"digests/{name}").to_pylist():
+            if row["digest"] in wanted:
+                kept.setdefault(row["digest"], row["id"])
+    for again in copies.values():
+        for row_id, digest in again.items():
+            yield Rejected(row_id, f"repeated picture: it has the bytes of {kept[digest]}")
+
+
+def _publish(draft: Draft) -> Artifact:
+    counts = dict.fromkeys(SPLITS, 0)
+    rejected: list[Rejected] = []
+    for name, receipt in draft.receipts().items():
+        folder = name.partition("/")[0]
+        if folder in counts:
+            counts[folder] += receipt.rows
+        elif folder == "rejected" and receipt.rows:
+            rejected += [Rejected(**row) for row in draft.read_table(name).to_pylist()]
+    kinds = count_kinds(rejected)
+    if not all(counts.values()):
+        raise UserError(
+            f"a split has no picture: {counts}, rejected {kinds}; the reasons are in "
+            f"{join(draft.uri, 'rejected')}. Mend or add pictures, then delete {draft.uri}"
+        )
+    return draft.publish(**counts, rejected=kinds)

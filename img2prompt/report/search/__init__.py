@@ -1,0 +1,1 @@
+"""The report of a search: what its trials show, with intervals."""

@@ -1,1 +1,0 @@
-"""What came out, and how good it is."""

@@ -1,1 +1,0 @@
-"""What a search has found, as one HTML page, and the statistics behind it."""

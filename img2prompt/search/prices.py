@@ -1,0 +1,214 @@
+"""What each setting will cost, told before the search starts: layers, memory, FLOP, device-hours.
+
+Hours are FLOP by a rate. It is measured where earlier trials of the search or fine-tunes beside it
+tell one for the same tower and number of devices; else it is the device's peak by the share of it
+that training is expected to reach, and the table says so.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+import torch
+
+from img2prompt.artifact import CONFIG
+from img2prompt.config.search import SearchConfig
+from img2prompt.config.train import TrainConfig
+from img2prompt.data.order import rows_in_share, steps_per_epoch
+from img2prompt.distributed import cluster
+from img2prompt.errors import UserError
+from img2prompt.model.plan import LayerPlan, layer_plan
+from img2prompt.model.precision import compute_dtype
+from img2prompt.model.towers.clip import Tower
+from img2prompt.search.space import Setting, Space
+from img2prompt.storage import exists, join, open_uri, read_bytes
+from img2prompt.train import run as train
+from img2prompt.train.preflight import worker_count
+from img2prompt.train.steplog import PEAKS, epochs_and_seconds
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a trial."""
+
+    layers: LayerPlan
+    learned: int
+    """Parameters."""
+    flop: int
+    """Of a row, forward and backward."""
+    memory: int
+    """Bytes of a worker."""
+    rows: int
+    """Pictures of an epoch."""
+    epoch: int
+    """FLOP of an epoch, with validation."""
+
+
+def price(config: TrainConfig, tower: Tower, counts: Mapping[str, Any]) -> Price:
+    """`counts`: rows of the splits."""
+    a_row, workers = train.estimate(config, tower), worker_count(config)
+    used, size = rows_in_share(counts["train"], config.optim.share), config.optim.batch_size
+    rows, flop = steps_per_epoch(used, size) * size, a_row.forward + a_row.backward
+    return Price(
+        layers=layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate),
+        learned=a_row.learned,
+        flop=flop,
+        memory=sum(a_row.memory(*train.share_of_memory(config, workers)).values()),
+        rows=rows,
+        epoch=rows * flop + counts["val"] * a_row.forward,
+    )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """FLOP/s of a device in training; 0: unknown."""
+
+    flops: float
+    source: str
+
+    def hours(self, flop: float) -> float | None:
+        """Device-hours of so many FLOP."""
+        return flop / self.flops / 3600 if self.flops else None
+
+
+def rate_of(
+    config: SearchConfig, tower: Tower, counts: Mapping[str, Any], folders: Iterable[str]
+) -> Rate:
+    """The rate that runs in these folders had, else the expected one."""
+    measured = [found for folder in folders if (found := _measured(config, tower, counts, folder))]
+    if measured:
+        flop, seconds = (sum(values) for values in zip(*measured, strict=True))
+        return Rate(flop / seconds, f"measured in {len(measured)} runs here")
+    if config.peak_tflops:
+        peak, source = config.peak_tflops * 1e12, f"--peak-tflops {config.peak_tflops:g}"
+    else:
+        peak, source = _peak(config.base)
+    return Rate(config.mfu * peak, f"{source}, of which {config.mfu:.0%} are expected (--mfu)")
+
+
+def _measured(
+    config: SearchConfig, tower: Tower, counts: Mapping[str, Any], folder: str
+) -> tuple[float, float] | None:
+    """FLOP and worker-seconds of a run through the same tower."""
+    try:
+        run = TrainConfig.from_json(read_bytes(join(folder, CONFIG)).decode())
+    except (FileNotFoundError, UserError):
+        return None
+    epochs, seconds = epochs_and_seconds(folder)
+    if run.tower != config.base.tower or run.plan.frozen_tower or not seconds:
+        return None
+    return epochs * price(run, tower, counts).epoch, seconds
+
+
+def runs_in(folder: str) -> list[str]:
+    """Folders in a folder."""
+    fs, path = open_uri(folder)
+    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = [info.base_name for info in found if info.type == pafs.FileType.Directory]
+    return [join(folder, name) for name in sorted(names) if exists(join(folder, name, CONFIG))]
+
+
+def _peak(base: TrainConfig) -> tuple[float, str]:
+    """FLOP/s of a device of the cluster, and where that is from."""
+    if cluster.resources().gpus < 1:
+        return _peak_here(base), "peak of a core: a matrix product on this machine"
+    for name in cluster.accelerators():
+        for known, peak in PEAKS.items():
+            if known in name.split("-"):
+                return peak, f"peak of {known}, by its data sheet"
+    return 0.0, "unknown: name the peak of a device with --peak-tflops"
+
+
+def _peak_here(base: TrainConfig, size: int = 768) -> float:
+    """FLOP/s of a matrix product on one core, in the type that training computes in."""
+    kind = compute_dtype(base.engine.precision, torch.device("cpu"))
+    one, threads = torch.ones(size, size, dtype=kind), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one @ one  # the first one sets things up
+        began = time.perf_counter()
+        for _ in range(5):
+            one @ one
+        return 5 * 2 * size**3 / (time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def within_memory(
+    config: SearchConfig, prices: Mapping[Setting, Price]
+) -> tuple[list[Setting], dict[str, str]]:
+    """Settings that fit a worker, and the reasons of those left out, by name.
+
+    Raises:
+        UserError: none fits.
+    """
+    limit = 1e9 * config.max_memory_gb or float("inf")
+    kept = [setting for setting, each in prices.items() if each.memory <= limit]
+    left_out = {
+        setting.name: f"needs {each.memory / 1e9:.3g} GB a worker, max_memory_gb is "
+        f"{config.max_memory_gb:g}"
+        for setting, each in prices.items()
+        if each.memory > limit
+    }
+    if not kept:
+        least = min(each.memory for each in prices.values())
+        raise UserError(
+            f"max_memory_gb is {config.max_memory_gb:g}; allowed: {least / 1e9:.3g} or more, which "
+            "the smallest setting needs. base.engine.micro_batch and base.engine.recompute need "
+            "less"
+        )
+    return kept, left_out
+
+
+def total_flop(config: SearchConfig, prices: Mapping[Setting, Price]) -> float:
+    """Of the whole search, if ASHA stops none; repetitions cost as much as the mean setting.
+
+    `prices` are those of whole data; of TPE's settings the mean is taken.
+    """
+    epochs = config.base.optim.epochs
+    each = sum(p.epoch for p in prices.values()) / len(prices)
+    count = len(prices) if config.searcher == "grid" else min(config.trials, len(prices))
+    total = 0.0
+    for number, share in enumerate(config.shares):
+        tried = -(-count // config.reduction**number)
+        total += share * each * _epochs_of(config, tried, epochs)
+    return total + min(config.top, count) * (config.seeds - 1) * each * epochs
+
+
+def _epochs_of(config: SearchConfig, tried: int, epochs: int) -> int:
+    if config.scheduler != "one-epoch" or tried <= config.top:
+        return tried * epochs
+    return tried * config.grace_epochs + config.top * (epochs - config.grace_epochs)
+
+
+def report(
+    config: SearchConfig,
+    space: Space,
+    prices: Mapping[Setting, Price],
+    left_out: Mapping[str, str],
+    rate: Rate,
+) -> dict[str, Any]:
+    """Ready for JSON: the space, what each setting costs when trained to the end, and the total."""
+    told = {name: getattr(space, name) for name in ("points", "overlapping", "idle", "equal")}
+    return {
+        **told,
+        "refused": dict(space.refused),
+        "left_out": dict(left_out),
+        "rate": {"flops": rate.flops, "source": rate.source},
+        "hours": rate.hours(total_flop(config, prices)),
+        "max_hours": config.max_hours,
+        "settings": [
+            {
+                "name": setting.name,
+                "setting": setting.to_dict(),
+                "layers": [len(layers) for layers in astuple(each.layers)],
+                "learned": each.learned,
+                "flop": each.flop,
+                "memory": each.memory,
+                "hours": rate.hours(config.base.optim.epochs * each.epoch),
+            }
+            for setting, each in prices.items()
+        ],
+    }

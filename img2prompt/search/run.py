@@ -1,0 +1,106 @@
+"""The search from its first trial to its product."""
+
+import functools
+import json
+from typing import Any
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.search import SearchConfig
+from img2prompt.errors import UserError
+from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.clip import Tower
+from img2prompt.report.search.page import page
+from img2prompt.search import prices, tuning
+from img2prompt.search.budget import Budget
+from img2prompt.search.heads import best_heads
+from img2prompt.search.rounds import SearchRounds
+from img2prompt.search.rows import BEST, REPORT, SPACE, TRIALS, ranked
+from img2prompt.search.space import Setting, choose, space_of, trial_config
+from img2prompt.search.trials import METRIC
+from img2prompt.search.watch import SearchWatch, show_report
+from img2prompt.storage import join
+from img2prompt.train.job import TrainInputs
+
+STAGE = "search"
+FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")
+"""Settings that a search may go on with changed: they do not say what comes out of a trial."""
+
+
+def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
+    """Search under `out`/<name>; the heads of the first level go to `out`/runs/<name>-heads.
+
+    A search that has ended at its limit of hours goes on when it is run with more.
+
+    Raises UserError when no setting leaves a layer to learn or fits the memory, when the cluster is
+    too small for one trial, and when every trial fails.
+    """
+    folder = join(out, config.name)
+    tower = open_tower(config.base.tower, config.base.seed)
+    space = space_of(config, tower.depth)
+    price = functools.partial(prices.price, tower=tower, counts=inputs.shards.counts)
+    costs = {setting: price(trial_config(config, setting)) for setting in space.settings}
+    kept, left_out = prices.within_memory(config, costs)
+    check = functools.partial(tuning.require_room, config)
+    fingerprints = _fingerprints(inputs, tower)
+    draft = Draft.open(folder, STAGE, config, fingerprints, check, free=FREE)
+    if finished := draft.finished():
+        if not _may_go_on(config, finished):
+            return finished
+        draft.reopen()
+    space, costs = space.only(kept), {setting: costs[setting] for setting in kept}
+    runs = prices.runs_in(join(folder, "trials")) + prices.runs_in(join(out, "runs"))
+    rate = prices.rate_of(config, tower, inputs.shards.counts, runs)
+    report = prices.report(config, space, costs, left_out, rate)
+    show_report(report)
+    draft.write_bytes(SPACE, json.dumps(report, indent=2).encode())
+    starts = best_heads(config, (setting.head_width for setting in kept), inputs, out)
+    if starts:
+        space = space.only([setting for setting in kept if setting.head_width in starts])
+        costs = {setting: costs[setting] for setting in space.settings}
+    budget = Budget(config.max_hours)
+    watch = SearchWatch(budget, prices.total_flop(config, costs))
+    search = SearchRounds(config, inputs, folder, tower, space, costs, starts, budget, watch)
+    search.run(choose(config, space))
+    return _publish(config, draft, search)
+
+
+def _fingerprints(inputs: TrainInputs, tower: Tower) -> dict[str, str]:
+    found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
+    return found | ({"features": inputs.features.fingerprint} if inputs.features else {})
+
+
+def _may_go_on(config: SearchConfig, finished: Artifact) -> bool:
+    """Whether a search ended for want of hours, and may have more now."""
+    counts = finished.counts
+    return counts["limited"] and not 0 < config.max_hours <= counts["device_hours"]
+
+
+def _publish(config: SearchConfig, draft: Draft, search: SearchRounds) -> Artifact:
+    rows = ranked(search.rows())
+    if not rows or rows[0]["best"] is None:
+        raise UserError(_nothing_came(config, draft.uri, rows))
+    repeat = rows[0]["seed"] - config.base.seed
+    setting = Setting.from_dict(rows[0]["setting"])
+    best = search.trial(setting, repeat=repeat).job.config.replace({"name": "best"})
+    draft.write_bytes(BEST, best.to_json().encode())
+    draft.write_bytes(TRIALS, json.dumps(rows, indent=2).encode())
+    draft.write_bytes(REPORT, page(rows).encode())
+    ends = [row["end"] for row in rows]
+    return draft.publish(
+        trials=len(rows),
+        **{end: ends.count(end) for end in ("finished", "stopped", "failed")},
+        best=rows[0]["name"],
+        device_hours=search.budget.hours,
+        limited=search.limited,
+        **{METRIC: rows[0]["best"]},
+    )
+
+
+def _nothing_came(config: SearchConfig, folder: str, rows: list[dict[str, Any]]) -> str:
+    if any(row["end"] == "failed" for row in rows):
+        told = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
+        return f"every trial of {folder} failed; run it again to retry them:\n{told}"
+    return (
+        f"max_hours is {config.max_hours:g}, and {folder} has no epoch of any trial within them; "
+        "run it again with more: it goes on"
+    )

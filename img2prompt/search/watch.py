@@ -1,0 +1,203 @@
+"""A search to look at: the table before it starts, and a live one while it runs.
+
+On a terminal the live table is redrawn in place; elsewhere a line of the log tells each epoch's
+news.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from img2prompt.search.budget import Budget
+from img2prompt.search.propose import Listed
+from img2prompt.search.schedule import Rungs
+from img2prompt.search.trials import METRIC, TrialJob, TrialOutcome
+
+logger = logging.getLogger(__name__)
+
+ROWS = 20
+"""Most trials of the live table: those that run, then the best."""
+LISTED = 40
+"""Most settings of the table before the start."""
+
+
+def show_report(report: Mapping[str, Any]) -> None:
+    """What the settings of the space cost (`prices.report`), as a table on stderr."""
+    table = Table(title="Settings and what each costs when trained to the end")
+    for column in (
+        "setting",
+        "frozen / LoRA / trained",
+        "learn",
+        "GFLOP a row",
+        "GB a worker",
+        "device-hours",
+    ):
+        table.add_column(column, justify="left" if column in ("setting",) else "right")
+    for row in report["settings"][:LISTED]:
+        table.add_row(
+            row["name"],
+            " / ".join(map(str, row["layers"])),
+            f"{row['learned'] / 1e6:.2f}M",
+            f"{row['flop'] / 1e9:.4g}",
+            f"{row['memory'] / 1e9:.3g}",
+            _hours(row["hours"]),
+        )
+    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 130)
+    console.print(table)
+    for line in _remarks(report):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _remarks(report: Mapping[str, Any]) -> list[str]:
+    shown, rate = report["settings"], report["rate"]
+    lines = [
+        f"{report['points']} points: {len(shown)} differ, {report['equal']} are equal to others, "
+        f"{report['overlapping']} have more layers than the tower, {report['idle']} teach no layer"
+    ]
+    if len(shown) > LISTED:
+        lines.append(f"{len(shown) - LISTED} more are in space.json")
+    for kind in ("left_out", "refused"):
+        lines += [f"left out: {name}: {reason}" for name, reason in report[kind].items()]
+    speed = f"{rate['flops'] / 1e12:.3g} TFLOP/s a device" if rate["flops"] else "rate of a device"
+    lines.append(f"{speed}: {rate['source']}")
+    limit = f", and no more than {report['max_hours']:g} of them" if report["max_hours"] else ""
+    lines.append(f"at most {_hours(report['hours'])} device-hours for the whole search{limit}")
+    return lines
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown" if hours is None else f"{hours:.3g}"
+
+
+class SearchWatch(tune.Callback):
+    """Gathers what trials report, and shows it while the `with` block lasts."""
+
+    def __init__(self, budget: Budget, flop: float) -> None:
+        """`flop`: of the whole search at most."""
+        self._budget = budget
+        self._flop = flop
+        self._each: Mapping[str, float] = {}
+        """FLOP of an epoch of each trial."""
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._live: Live | None = None
+        self._rungs: Rungs | None = None
+        self._proposals: Listed | None = None
+        self._jobs: Mapping[str, TrialJob] = {}
+
+    def begin(
+        self,
+        jobs: Mapping[str, TrialJob],
+        flop: Mapping[str, float],
+        proposals: Listed,
+        rungs: Rungs,
+        past: Mapping[str, TrialOutcome],
+    ) -> None:
+        """The next trials are these, with the FLOP of their epochs; `past`: how far each is."""
+        self._jobs, self._proposals, self._rungs = jobs, proposals, rungs
+        self._each = {**self._each, **flop}
+        for name, known in past.items():
+            if known.epochs:
+                rate, end = known.epochs[-1]["rows_per_second"], known.end
+                state = "paused" if end == "open" else end
+                self._rows[name] = _row(state, len(known.epochs), known.best, rate)
+
+    def __enter__(self) -> "SearchWatch":
+        if sys.stderr.isatty():
+            self._live = Live(
+                get_renderable=self._table, console=Console(stderr=True), refresh_per_second=2
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        name = trial.config["name"]
+        before = self._rows.get(name, _row("running", 0, None, 0.0))
+        self._rows[name] = before | {"state": "running"}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        name = trial.config["name"]
+        self._budget.count([self._jobs[name]])
+        best = max(result[METRIC], self._rows[name]["best"] or -1.0)
+        self._rows[name] = _row("running", result["epoch"], best, result["rows_per_second"])
+        if self._live is None:
+            logger.info(
+                "search: %s, epoch %d: %.4f; %s",
+                name,
+                result["epoch"],
+                result[METRIC],
+                "; ".join(self._news()),
+            )
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        name = trial.config["name"]
+        assert self._rungs is not None
+        is_last = self._rows[name]["epoch"] == self._jobs[name].config.optim.epochs
+        early = "stopped" if name in self._rungs.reasons else "paused"
+        self._rows[name]["state"] = "finished" if is_last else early
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._rows[trial.config["name"]]["state"] = "failed"
+
+    def _news(self) -> list[str]:
+        """Counts of trials, the best, rungs and hours."""
+        assert self._proposals is not None
+        assert self._rungs is not None
+        states = [row["state"] for row in self._rows.values()]
+        counts = {
+            state: states.count(state)
+            for state in ("running", "finished", "paused", "stopped", "failed")
+        }
+        lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
+        lines[0] += f", {self._proposals.waiting} waiting"
+        if scored := [(row["best"], name) for name, row in self._rows.items() if row["best"]]:
+            lines.append("best {:.4f} {}".format(*max(scored)))
+        for at, count, bar in self._rungs.bars():
+            lines.append(f"rung {at:g}: {count} trials, {bar:.4f} goes on")
+        rate = sum(row["rate"] for row in self._rows.values() if row["state"] == "running")
+        return [*lines, f"{rate:.0f} images/s", self._spent()]
+
+    def _spent(self) -> str:
+        """Hours so far, and those left: at the same rate for all that is planned, or allowed."""
+        spent, limit = self._budget.hours, self._budget.max_hours
+        done = sum(row["epoch"] * self._each[name] for name, row in self._rows.items())
+        left = [max(0.0, self._flop / done - 1) * spent] if done else []
+        left += [max(0.0, limit - spent)] if limit else []
+        told = f", at most {min(left):.3g} left" if left else ""
+        return f"{spent:.3g} device-hours spent{told}"
+
+    def _table(self) -> Group:
+        table = Table()
+        for column in ("trial", "", "epoch", "best val cosine", "images/s"):
+            table.add_column(column, justify="left" if column in ("trial", "") else "right")
+        ranked = sorted(self._rows.items(), key=lambda item: _order(item[1]))
+        for name, row in ranked[:ROWS]:
+            best = "" if row["best"] is None else f"{row['best']:.4f}"
+            rate = f"{row['rate']:.0f}" if row["rate"] else ""
+            table.add_row(name, row["state"], str(row["epoch"]), best, rate)
+        return Group(table, Text("\n".join(self._news())))
+
+
+def _row(state: str, epoch: int, best: float | None, rate: float) -> dict[str, Any]:
+    return {"state": state, "epoch": epoch, "best": best, "rate": rate}
+
+
+def _order(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """Those that run first, then the best."""
+    return row["state"] != "running", -(row["best"] if row["best"] is not None else -1.0)

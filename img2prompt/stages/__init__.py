@@ -1,1 +1,0 @@
-"""The arrows between folders: one file a stage, `run(config, inputs, out) -> Artifact`."""

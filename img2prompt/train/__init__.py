@@ -1,0 +1,1 @@
+"""Train a probe, a fine-tune or a trial of a search; `run.py` is the driver."""

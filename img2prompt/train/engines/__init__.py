@@ -1,0 +1,1 @@
+"""What runs a backward pass and an optimiser step: plain torch or DeepSpeed."""

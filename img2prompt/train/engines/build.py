@@ -1,0 +1,56 @@
+"""What runs the backward pass and the step: plain torch on one worker, or DeepSpeed on many.
+
+Both keep float32 weights and compute in a shorter type where asked, by autocast.
+"""
+
+import torch
+from torch import nn
+
+from img2prompt.config.train import EngineConfig, TrainConfig
+from img2prompt.model.precision import compute_dtype, shorten_frozen
+from img2prompt.model.towers.clip import Tower
+from img2prompt.train.engines.base import Engine
+from img2prompt.train.engines.plain import PlainEngine
+
+
+def compiles(config: EngineConfig, device: torch.device) -> bool:
+    """Whether the tower's layers are compiled."""
+    if config.compile == "auto":
+        return device.type == "cuda" and (config.kind == "plain" or config.zero_stage < 3)
+    return config.compile == "on"
+
+
+def compile_layers(module: nn.Module) -> None:
+    """Let torch.compile fuse each layer of the tower for itself; layers that are alike share it.
+
+    A machine without a C compiler, which the fusing needs, goes on with the plain layers.
+    """
+    torch._dynamo.config.suppress_errors = True
+    # Frozen, LoRA and trained layers, with and without gradients, and a last batch of fewer rows.
+    torch._dynamo.config.recompile_limit = 32
+    for part in module.modules():
+        if isinstance(part, Tower):
+            for layer in part.vision.encoder.layers:
+                layer.compile(dynamic=False)
+
+
+def build_engine(
+    module: nn.Module, config: TrainConfig, steps: int, device: torch.device
+) -> Engine:
+    """The engine that the config asks for; `steps` is the length of the whole run."""
+    dtype = compute_dtype(config.engine.precision, device)
+    if dtype != torch.float32:
+        shorten_frozen(module, dtype)
+    if config.engine.recompute:
+        from transformers import PreTrainedModel
+
+        for part in module.modules():
+            if isinstance(part, PreTrainedModel):
+                part.activation_checkpointing_enable()
+    if compiles(config.engine, device):
+        compile_layers(module)
+    if config.engine.kind == "plain":
+        return PlainEngine(module, config, steps, device)
+    from img2prompt.train.engines.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, config, steps, device)

@@ -1,0 +1,176 @@
+"""DeepSpeed ZeRO as an engine, with a state that knows no ranks.
+
+DeepSpeed's own checkpoints belong to a number of workers. Here the parts of every tensor are joined
+when a run is saved, and cut anew for the workers that go on.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from img2prompt.config.train import TrainConfig
+from img2prompt.model.precision import compute_dtype
+from img2prompt.model.prompt_model import learned_state
+from img2prompt.train.batches import parts
+from img2prompt.train.checkpoint import EngineState
+from img2prompt.train.engines.base import MOMENTS, copy_of, load_schedule, trainable
+from img2prompt.train.optim import build_optimizer, build_schedule
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO over the process group that Ray Train has started (arXiv 1910.02054)."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, steps: int, device: torch.device):
+        deepspeed = _import_deepspeed(device)
+        self.module = module
+        self.device = device
+        self._optimizer = build_optimizer(module.to(device), config.optim)
+        self._schedule = build_schedule(self._optimizer, config.optim, steps)
+        self._utils = deepspeed.utils
+        self._stage = _stage(config)
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=self._optimizer,
+            lr_scheduler=self._schedule,
+            config=self._settings(config, device),
+            dist_init_required=False,
+        )
+        self._steps = 0
+        self._open = False
+
+    @staticmethod
+    def _settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+        dtype = compute_dtype(config.engine.precision, device)
+        workers, half = dist.get_world_size(), dtype != torch.float32
+        passes = parts(config, workers)
+        return {
+            # Only counted with, where shares differ: the loop gives each part its weight.
+            "train_micro_batch_size_per_gpu": config.optim.batch_size // workers // passes,
+            "gradient_accumulation_steps": passes,
+            "gradient_clipping": config.optim.clip_norm,
+            "zero_optimization": {"stage": _stage(config)},
+            "torch_autocast": {"enabled": half, "dtype": str(dtype).removeprefix("torch.")},
+            "steps_per_print": 10**9,
+        }
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._engine(inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        if self._open:
+            self._engine.step()  # ends the part before; no step of the optimiser
+        self._engine.backward(loss)
+        self._open = True
+
+    def step(self) -> None:
+        self._engine.step()
+        self._open = False
+        self._steps += 1
+
+    def state(self) -> EngineState:
+        moments = self._moments() if self._steps else {}
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        scale = scaler.state_dict() if scaler else {}
+        schedule = self._schedule.state_dict()
+        return EngineState(self._learned(), moments, self._steps, schedule, scale)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Whole; between passes, ZeRO-3 leaves each worker but a part of a weight."""
+        if self._stage < 3:
+            return copy_of(learned_state(self.module))
+        found = {
+            name: self._utils.safe_get_full_fp32_param(tensor)
+            for name, tensor in trainable(self.module)
+        }
+        return copy_of({name: found.get(name, t) for name, t in learned_state(self.module).items()})
+
+    def _moments(self) -> dict[str, Tensor]:
+        """Whole, from the parts of all workers."""
+        self._link_moments()
+        found = {}
+        for name, tensor in trainable(self.module):
+            for key in MOMENTS:
+                whole = (
+                    self._utils.safe_get_full_optimizer_state(tensor, key)
+                    if self._stage
+                    else self._optimizer.state[tensor][key]
+                )
+                found |= copy_of({f"{name}/{key}": whole})
+        return found
+
+    def load(self, state: EngineState) -> None:
+        if state.steps:
+            self._begin_moments(state.steps)
+            self._cut(state.optimizer)
+        load_schedule(self._schedule, state.schedule)
+        if state.scale:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(dict(state.scale))
+        self._steps = state.steps
+
+    def _begin_moments(self, steps: int) -> None:
+        """Make the optimiser's state as its first step would."""
+        flat = (
+            self._engine.optimizer.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else [part for group in self._optimizer.param_groups for part in group["params"]]
+        )
+        for part in flat:
+            zeros = {key: torch.zeros_like(part.data) for key in MOMENTS}
+            self._optimizer.state[part] = {"step": torch.tensor(float(steps))} | zeros
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find a tensor's moments in its flat groups.
+
+        It does so itself at the first step, but after the first group only, when the other groups
+        have no moments yet.
+        """
+        if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _cut(self, moments: Mapping[str, Tensor]) -> None:
+        """Give this worker its part of each moment."""
+        for name, tensor in trainable(self.module):
+            for key in MOMENTS:
+                whole = moments[f"{name}/{key}"].to(self.device)
+                if self._stage == 0:
+                    self._optimizer.state[tensor][key].copy_(whole)
+                elif self._stage < 3:
+                    self._utils.safe_set_full_optimizer_state(tensor, whole, key)
+                else:
+                    part = self._utils.safe_get_local_optimizer_state(tensor, key)
+                    own = _own_part(whole, part.numel())
+                    self._utils.safe_set_local_optimizer_state(tensor, own, key)
+
+
+def _stage(config: TrainConfig) -> int:
+    """What is shared; one worker has nobody to share with, and saves the copies of sharing."""
+    return config.engine.zero_stage if dist.get_world_size() > 1 else 0
+
+
+def _own_part(whole: Tensor, size: int) -> Tensor:
+    """This worker's `size` numbers of a flat tensor; ZeRO-3 fills up the last part with zeros."""
+    padding = size * dist.get_world_size() - whole.numel()
+    flat = torch.nn.functional.pad(whole.flatten(), (0, padding))
+    return flat.narrow(0, size * dist.get_rank(), size)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told of the device; importing it takes seconds that a probe need not pay."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # It calls collectives by names that this torch is about to drop; nothing a user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if device.type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce for CPUs at first use: a minute, and a
+        # C++ compiler. Small models on a few CPU workers are served as well by gloo.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

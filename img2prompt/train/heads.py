@@ -1,0 +1,154 @@
+"""shards/ + features/ -> heads/: many heads for the price of a few.
+
+`heads.json` tells every head, the best first. Each of the best `keep` of a width has a folder of
+its own that is a finished run of the stage "train", as that stage would have made it alone: a
+fine-tune starts from it, `evaluate` and `predict` take it.
+
+A killed run goes on after the last epoch that all heads have saved.
+"""
+
+import functools
+import json
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.heads import HeadsConfig
+from img2prompt.config.train import TrainConfig
+from img2prompt.distributed import cluster
+from img2prompt.distributed.tasks import run_bounded
+from img2prompt.errors import UserError
+from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.clip import Tower
+from img2prompt.storage import delete_folder, join, read_bytes
+from img2prompt.train import job as train_job
+from img2prompt.train import preflight
+from img2prompt.train import run as train
+from img2prompt.train.checkpoint import best_row
+from img2prompt.train.heads_together import HeadOutcome, train_heads
+from img2prompt.train.job import TrainInputs, TrainJob
+from img2prompt.train.preflight import FREE
+from img2prompt.train.ray_callbacks import RETRIES
+
+logger = logging.getLogger(__name__)
+
+STAGE = "heads"
+TABLE = "heads.json"
+
+
+def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
+    """Train all heads of the grid and publish the best.
+
+    Raises UserError for what `train.run` would refuse, and when every head fails.
+    """
+    base, heads = config.base, config.heads()
+    tower = open_tower(base.tower, base.seed)
+    fingerprints = preflight.fingerprints(base, inputs, tower)
+    check = functools.partial(preflight.check, base, inputs, tower)
+    free = [f"base.{name}" for name in FREE]
+    draft = Draft.open(out, STAGE, config, fingerprints, check, free=free)
+    if finished := draft.finished():
+        return finished
+    drafts = {
+        head.name: Draft.open(join(out, head.name), preflight.STAGE, head, fingerprints, free=FREE)
+        for head in heads
+    }
+    if TABLE not in draft.receipts():
+        rows = _rows(heads, _train(heads, inputs, out, tower), tower)
+        draft.write_bytes(TABLE, json.dumps(rows, indent=2).encode())
+    rows = table(draft.uri)
+    _publish_best(rows, drafts, config.keep)
+    failed = sum(row["end"] == "failed" for row in rows)
+    return draft.publish(
+        heads=len(rows), failed=failed, best=rows[0]["name"], val_cosine=rows[0]["best"]
+    )
+
+
+def table(uri: str) -> list[dict[str, Any]]:
+    """Rows of `heads.json` in a folder, the best head first."""
+    return json.loads(read_bytes(join(uri, TABLE)))
+
+
+def _train(
+    heads: Sequence[TrainConfig], inputs: TrainInputs, out: str, tower: Tower
+) -> list[HeadOutcome]:
+    """In one Ray task, which is started again when its process or node dies."""
+    _announce(heads, inputs, tower)
+    jobs = []
+    for head in heads:
+        folder = join(train_job.absolute(out), head.name)
+        jobs.append(TrainJob(head, inputs, folder, train_job.storage(folder)))
+    gpus = 1 if cluster.resources().gpus >= 1 else 0
+    task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=RETRIES)(train_heads)
+    (found,) = run_bounded(iter([task.remote(jobs, tower.width)]), workers=1)
+    return found
+
+
+def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, tower: Tower) -> None:
+    costs = [train.estimate(head, tower) for head in heads]
+    state = sum(cost.weights + cost.gradients + cost.optimizer for cost in costs)
+    logger.info(
+        "heads: %d heads learn together, %.2fM parameters, %.3g GB with gradients and optimiser; "
+        "%d epochs of %d rows",
+        len(heads),
+        sum(cost.learned for cost in costs) / 1e6,
+        state / 1e9,
+        heads[0].optim.epochs,
+        inputs.shards.counts["train"],
+    )
+
+
+def _rows(
+    heads: Sequence[TrainConfig], outcomes: Sequence[HeadOutcome], tower: Tower
+) -> list[dict[str, Any]]:
+    """What heads.json says, the best first and the failed last; UserError if all failed."""
+    rows = [
+        _row(head, outcome, train.estimate(head, tower).learned)
+        for head, outcome in zip(heads, outcomes, strict=True)
+    ]
+    if all(row["end"] == "failed" for row in rows):
+        told = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
+        raise UserError(f"every head failed; try lower learning rates (lrs):\n{told}")
+    return sorted(rows, key=_rank)
+
+
+def _row(head: TrainConfig, outcome: HeadOutcome, learned: int) -> dict[str, Any]:
+    best = best_row(outcome.history) if outcome.history else None
+    return {
+        "name": head.name,
+        "width": head.head.width,
+        "dropout": head.head.dropout,
+        "head_lr": head.optim.head_lr,
+        "seed": head.seed,
+        "end": "failed" if outcome.reason else "finished",
+        "reason": outcome.reason,
+        "best": best and best["val_cosine"],
+        "best_epoch": best and best["epoch"],
+        "learned": learned,
+        "seconds": outcome.seconds,
+        "epochs": outcome.history,
+    }
+
+
+def _rank(row: dict[str, Any]) -> float:
+    return math.inf if row["end"] == "failed" else -row["best"]
+
+
+def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep: int) -> None:
+    """The best of each width become runs; the folders of all others go."""
+    finished = [row for row in rows if row["end"] == "finished"]
+    widths = {row["width"] for row in finished}
+    best = [
+        row for width in widths for row in [row for row in finished if row["width"] == width][:keep]
+    ]
+    for row in best:
+        draft = drafts[row["name"]]
+        if draft.finished() is None:
+            train.publish(draft, train_job.checkpoints(draft.uri), row["seconds"])
+        delete_folder(train_job.storage(draft.uri))
+    for name in drafts.keys() - {row["name"] for row in best}:
+        delete_folder(drafts[name].uri)

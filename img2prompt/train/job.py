@@ -1,0 +1,83 @@
+"""A training job: what a run reads, what its workers receive, and where its files are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from img2prompt.artifact import Artifact
+from img2prompt.config.train import TrainConfig
+from img2prompt.data.shards import FeatureRows, ShardRows
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_head, open_tower
+from img2prompt.storage import join
+from img2prompt.train.batches import Rows, SomeRows
+from img2prompt.train.checkpoint import CheckpointStore
+
+CHECKPOINTS = "checkpoints"
+
+
+STOP = "stop/asked"
+"""A file of this name beside the checkpoints asks a run to save and end."""
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a run reads."""
+
+    shards: Artifact
+    features: Artifact | None = None
+    """Cached features: needed by a probe, unused by a fine-tune."""
+    start: Artifact | None = None
+    """Finished run whose head is the start."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What all workers are told."""
+
+    config: TrainConfig
+    inputs: TrainInputs
+    out: str
+    """Folder of the run."""
+    work: str
+    """Folder of what is needed until the run is finished."""
+    until: int = 0
+    """Epochs after which to pause; 0: none."""
+
+
+def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int = 1) -> Rows:
+    """Cached features for a probe; pictures for all else, decoded in so many threads.
+
+    Of training rows the config's share.
+    """
+    if config.plan.frozen_tower:
+        assert inputs.features is not None
+        rows: Rows = FeatureRows(inputs.features, inputs.shards, split)
+    else:
+        rows = ShardRows(inputs.shards, split, threads)
+    share = config.optim.share
+    return SomeRows(rows, share, config.seed) if split == "train" and share < 1 else rows
+
+
+def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
+    """The model at its start: a probe without its tower, a fine-tune with the probe's head."""
+    tower = open_tower(config.tower, config.seed)
+    width = tower.width
+    kept = None if config.plan.frozen_tower else tower
+    model = build_prompt_model(kept, width, config.plan, config.head, config.seed)
+    if inputs.start is not None:
+        load_head(model, inputs.start)
+    return model
+
+
+def storage(out: str) -> str:
+    """Where Ray Train and the checkpoints are while a run is not finished."""
+    return join(absolute(out), "ray")
+
+
+def absolute(out: str) -> str:
+    """The same folder for every process on this machine."""
+    return out if "://" in out else str(Path(out).absolute())
+
+
+def checkpoints(out: str) -> CheckpointStore:
+    """Checkpoints of the run in folder `out`; none once it is finished."""
+    return CheckpointStore(join(storage(out), CHECKPOINTS))

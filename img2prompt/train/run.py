@@ -1,0 +1,203 @@
+"""Train a probe, a fine-tune or a trial: one stage, different configs.
+
+shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the tensors that
+learned, from the epoch with the best validation cosine), `history.json` and `metrics.json`.
+
+Ray Train runs the workers (`worker.Loop`) and replaces them when one dies; they go on from their
+newest checkpoint with the very next batch. So does a killed run, which is found by its folder, also
+with another number of workers.
+"""
+
+import functools
+import json
+import logging
+import time
+from typing import Any
+
+import safetensors.torch
+import torch
+from ray.train import TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+# `ray.train` exports either these or its first version's, by an environment variable.
+from ray.train.v2.api.config import (
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.train import EngineConfig, TrainConfig
+from img2prompt.data.order import rows_in_share
+from img2prompt.errors import UserError
+from img2prompt.model.cost import Cost, cost
+from img2prompt.model.plan import layer_plan
+from img2prompt.model.precision import compute_dtype
+from img2prompt.model.prompt_model import WEIGHTS, open_tower
+from img2prompt.model.towers.clip import Tower
+from img2prompt.storage import delete_folder, join
+from img2prompt.train.batches import rows_at_once
+from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, History, Position
+from img2prompt.train.job import STOP, TrainInputs, TrainJob, absolute, checkpoints, storage
+from img2prompt.train.preflight import (
+    FREE,
+    STAGE,
+    adopt,
+    check,
+    check_resumable,
+    fingerprints,
+    has_gpus,
+    worker_count,
+)
+from img2prompt.train.ray_callbacks import own_callbacks, sigterm_asks_to_stop, to_user_error
+from img2prompt.train.ray_worker import train_worker
+
+logger = logging.getLogger(__name__)
+
+HISTORY = "history.json"
+
+
+def run(
+    config: TrainConfig,
+    inputs: TrainInputs,
+    out: str,
+    callbacks: list[Any] | None = None,
+    *,
+    resume_anyway: bool = False,
+) -> Artifact:
+    """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials.
+
+    An unfinished run in `out` goes on, if it is the same; with `resume_anyway` also if its config
+    was another, as long as model, batch size and inputs are the same. The artifact keeps both.
+    """
+    draft = _begun(config, inputs, out, resume_anyway)
+    if finished := draft.finished():
+        return finished
+    began = time.perf_counter()
+    _fit(config, inputs, out, callbacks or [])
+    return publish(draft, checkpoints(out), time.perf_counter() - began)
+
+
+def advance(
+    config: TrainConfig,
+    inputs: TrainInputs,
+    out: str,
+    epochs: int,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Train until `epochs` epochs are complete; `run` goes on from there, and publishes."""
+    if not _begun(config, inputs, out).finished():
+        _fit(config, inputs, out, callbacks or [], until=epochs)
+
+
+def _begun(config: TrainConfig, inputs: TrainInputs, out: str, anyway: bool = False) -> Draft:
+    """The run's folder, new or gone on with, once it is told what will be trained."""
+    tower = open_tower(config.tower, config.seed)
+    made_from = fingerprints(config, inputs, tower)
+
+    if anyway:
+        check_resumable(config, inputs, out, checkpoints(out))
+        adopt(config, made_from, out)
+    able = functools.partial(check, config, inputs, tower)
+    draft = Draft.open(out, STAGE, config, made_from, able, free=FREE)
+    if draft.finished() is None:
+        _announce(config, tower, inputs, worker_count(config))
+    return draft
+
+
+def _fit(
+    config: TrainConfig, inputs: TrainInputs, out: str, callbacks: list[Any], until: int = 0
+) -> None:
+    job = TrainJob(config, inputs, absolute(out), storage(out), until)
+    try:
+        with sigterm_asks_to_stop(join(storage(out), STOP)):
+            _trainer(job, callbacks).fit()
+    except TrainingFailedError as error:
+        raise to_user_error(error) from error
+
+
+def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
+    """Ray Train runs and replaces the workers; it sees no checkpoint, they keep their own."""
+    use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
+    return TorchTrainer(
+        lambda: train_worker(job),
+        scaling_config=ScalingConfig(
+            num_workers=(engine.min_workers, most) if engine.min_workers else most,
+            elastic_resize_monitor_interval_s=engine.resize_seconds,
+            use_gpu=use_gpu,
+            resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name=STAGE,
+            storage_path=job.work,
+            failure_config=FailureConfig(max_failures=-1),  # one of the callbacks gives up
+            callbacks=[*callbacks, *own_callbacks(checkpoints(job.out))],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _announce(config: TrainConfig, tower: Tower, inputs: TrainInputs, workers: int) -> None:
+    """Say what learns, how many rows there are, and what a row and a worker will cost."""
+    plan = layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
+    logger.info(
+        "%s: %s; %d rows; %d worker(s); %s",
+        config.name,
+        plan,
+        rows_in_share(inputs.shards.counts["train"], config.optim.share),
+        workers,
+        estimate(config, tower).describe(*share_of_memory(config, workers)),
+    )
+
+
+def estimate(config: TrainConfig, tower: Tower) -> Cost:
+    """What a row of this run costs on this cluster."""
+    return cost(
+        tower.vision.config,
+        config.plan,
+        config.head,
+        half=_in_half(config.engine),
+        cached=config.plan.frozen_tower,
+    )
+
+
+def share_of_memory(config: TrainConfig, workers: int) -> tuple[int, int, int]:
+    """What decides a worker's memory: its rows at once, the workers, and DeepSpeed's ZeRO stage."""
+    zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
+    return rows_at_once(config, workers), workers, zero_stage
+
+
+def _in_half(engine: EngineConfig) -> bool:
+    """Whether workers will compute in 16 bits; the driver may have no GPU itself."""
+    if engine.precision == "auto" and has_gpus():
+        return True
+    return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
+
+
+def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
+    """Finish the run in `draft` from its checkpoints, which go then."""
+    last = store.newest()
+    assert last is not None, "every epoch saves one"
+    history = last.position.history
+    best, top = _best(store, history)
+    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(best.engine.model)))
+    draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
+    metrics = {"best_epoch": top["epoch"], "val_cosine": top["val_cosine"], "seconds": seconds}
+    if last.position.skipped:
+        metrics["skipped_batches"] = last.position.skipped
+    run = draft.publish(**metrics)
+    delete_folder(storage(draft.uri))
+    return run
+
+
+def _best(store: CheckpointStore, history: History) -> tuple[Checkpoint, dict[str, Any]]:
+    """Checkpoint and row of the best epoch whose checkpoint is whole."""
+    for row in sorted(history, key=lambda row: -row["val_cosine"]):
+        name = Position(epoch=row["epoch"]).name
+        if name in store.names():
+            try:
+                return store.read(name), row
+            except DamagedError as error:
+                logger.warning("%s is damaged (%s): the next best epoch counts", name, error)
+    raise UserError(f"{store.uri} holds no whole checkpoint: run the same command again")

@@ -1,0 +1,139 @@
+import contextlib
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from img2prompt.artifact import Artifact
+from img2prompt.errors import UserError
+from img2prompt.model.precision import compute_dtype
+from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.predict import evaluate
+from img2prompt.train import preflight
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+RUNS = ("probe", "lora")
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def column(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows])
+
+
+def rows_of(chained, split: str) -> list[dict]:
+    """Shard rows with their cached feature, joined by id."""
+    table = chained.made.prepared.shards.read_tables(f"{split}/").to_pylist()
+    features = Artifact.load(f"{chained.out}/features", "features").read_tables(f"{split}/")
+    feature = {row["id"]: row["feature"] for row in features.to_pylist()}
+    return [{**row, "feature": feature[row["id"]]} for row in table]
+
+
+@pytest.fixture(scope="module")
+def scores(chained) -> list[dict]:
+    return chained.made.evaluation.read_table(evaluate.SCORES).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def systems(chained) -> dict:
+    return json.loads(open(f"{chained.out}/evaluation/metrics.json").read())["systems"]
+
+
+def test_scores_are_of_the_test_pictures(chained, scores) -> None:
+    rows = rows_of(chained, "test")
+    assert [row["id"] for row in scores] == [row["id"] for row in rows]
+    assert [row["source"] for row in scores] == [row["source"] for row in rows]
+    groups = chained.made.prepared.groups.read_tables("rows").to_pylist()
+    group = {row["prompt_id"]: row["group"] for row in groups}
+    assert [row["group"] for row in scores] == [group[row["prompt_id"]] for row in rows]
+
+
+def test_metrics_are_mean_cosines_by_system_and_source(chained, scores, systems) -> None:
+    sources = column(scores, "source")
+    assert set(sources) == {"scenes", "files"}
+    for name, found in systems.items():
+        cosines = column(scores, name)
+        assert found["all"]["mean"] == pytest.approx(cosines.mean(), abs=1e-12)
+        assert found["all"]["rows"] == len(cosines)
+        assert set(found["by_source"]) == {"scenes", "files"}
+        for source, score in found["by_source"].items():
+            own = cosines[sources == source]
+            assert score["mean"] == pytest.approx(own.mean(), abs=1e-12)
+            assert score["rows"] == len(own)
+
+
+def test_intervals_contain_their_mean(systems) -> None:
+    for found in systems.values():
+        for score in (found["all"], *found["by_source"].values()):
+            assert -1 <= score["low"] < score["mean"] < score["high"] <= 1
+
+
+def test_baselines_equal_brute_force(chained, scores) -> None:
+    learn, held_out = rows_of(chained, "train"), rows_of(chained, "test")
+    targets, truth = column(learn, "target"), unit(column(held_out, "target"))
+    mean = unit(targets.mean(axis=0, keepdims=True))
+    np.testing.assert_allclose(column(scores, evaluate.MEAN), (truth @ mean.T)[:, 0], atol=1e-6)
+    similar = unit(column(held_out, "feature")) @ unit(column(learn, "feature")).T
+    nearest = np.argsort(-similar, axis=1)[:, :3]
+    weights = np.take_along_axis(similar, nearest, axis=1)
+    assert weights.min() > 0
+    said = unit((weights[..., None] * targets[nearest]).sum(axis=1))
+    cosines = (said * truth).sum(axis=1)
+    np.testing.assert_allclose(column(scores, evaluate.NEIGHBOURS), cosines, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_score_as_their_model_does_by_hand(chained, scores, name: str) -> None:
+    rows = rows_of(chained, "test")
+    pixels = np.stack([np.array(Image.open(io.BytesIO(row["image"]))) for row in rows])
+    model = load_prompt_model(Artifact.load(f"{chained.out}/runs/{name}", preflight.STAGE))
+    dtype = compute_dtype("auto", torch.device("cpu"))
+    half = dtype != torch.float32
+    with torch.inference_mode(), torch.autocast("cpu", dtype) if half else contextlib.nullcontext():
+        vectors = unit(model(torch.from_numpy(pixels)).float().numpy())
+    cosines = (vectors * unit(column(rows, "target"))).sum(axis=1)
+    np.testing.assert_allclose(column(scores, name), cosines, atol=2e-3)
+    assert cosines.std() > 0.02  # else the tolerance would prove nothing
+
+
+def test_systems_differ(scores) -> None:
+    names = (evaluate.MEAN, evaluate.NEIGHBOURS, *RUNS)
+    tables = [column(scores, name) for name in names]
+    assert all(abs(a - b).max() > 0.01 for a in tables for b in tables if a is not b)
+
+
+def test_the_table_names_systems_and_sources(chained, systems) -> None:
+    table = evaluate.summary(chained.made.evaluation)
+    names = (evaluate.MEAN, evaluate.NEIGHBOURS, *RUNS)
+    assert [row[0] for row in table] == [n for m in names for n in (m, "  files", "  scenes")]
+    lora = systems["lora"]["all"]
+    interval = f"{lora['low']:.4f} to {lora['high']:.4f}"
+    assert table[9] == ["lora", lora["mean"], interval, lora["rows"]]
+
+
+def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> None:
+    made, features = chained.made, Artifact.load(f"{chained.out}/features", "features")
+    config = dataclasses.replace(chained.config.evaluate, split="val", neighbours=10**6, runs=())
+    scored = evaluate.run(config, made.prepared, features, {}, str(tmp_path / "val"))
+    assert list(scored.counts["systems"]) == [evaluate.MEAN, evaluate.NEIGHBOURS]
+    assert scored.counts["split"] == "val"
+    ids = scored.read_table(evaluate.SCORES)["id"].to_pylist()
+    assert ids == [row["id"] for row in rows_of(chained, "val")]
+    monkeypatch.setattr(evaluate, "_baselines", None)
+    assert evaluate.run(config, made.prepared, features, {}, str(tmp_path / "val")) == scored
+    with pytest.raises(UserError, match=r"split: 'val' there, 'test' asked for"):
+        evaluate.run(
+            dataclasses.replace(config, split="test"),
+            made.prepared,
+            features,
+            {},
+            str(tmp_path / "val"),
+        )

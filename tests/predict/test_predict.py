@@ -1,0 +1,367 @@
+import contextlib
+import csv
+import errno
+import io
+import re
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from img2prompt.artifact import Artifact
+from img2prompt.config.predict import PredictConfig
+from img2prompt.config.sources import SceneSource
+from img2prompt.data.sources import files, list_rows
+from img2prompt.data.sources.reader import read_pictures
+from img2prompt.data.vectors import matrix
+from img2prompt.distributed.actors import Pool
+from img2prompt.errors import UserError
+from img2prompt.model.precision import compute_dtype
+from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.model.text import PromptEncoder
+from img2prompt.predict import predict
+from img2prompt.predict.submission import read_submission
+from img2prompt.train import preflight
+
+SIZE = 32
+
+
+def drawn(number: int) -> Image.Image:
+    source = SceneSource(prompts=number + 1, pictures_per_prompt=1, size=SIZE, seed=9)
+    row = list(list_rows(source))[number]
+    assert isinstance(row, dict)
+    return Image.open(io.BytesIO(next(read_pictures([(row["uri"], row["member"])])))).convert("RGB")
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG of a hundred bytes whose header claims this size."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    parts = [header, b"IDAT" + zlib.compress(b"\0" * 100), b"IEND"]
+    chunks = [
+        (len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+        for part in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def write_good(folder: Path) -> dict[str, np.ndarray]:
+    """Pictures of `SIZE` pixels in many forms; what Pillow makes of each, on white, upright."""
+    seen = {}
+    for number in range(4):
+        drawn(number).save(folder / f"plain-{number}.png")
+        seen[f"plain-{number}"] = drawn(number)
+    glass = drawn(4).convert("RGBA")
+    glass.putalpha(Image.linear_gradient("L").resize((SIZE, SIZE)))
+    glass.save(folder / "alpha.png")
+    white = Image.new("RGBA", glass.size, "white")
+    seen["alpha"] = Image.alpha_composite(white, glass).convert("RGB")
+    drawn(5).convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    seen["cmyk"] = Image.open(folder / "cmyk.jpg").convert("RGB")
+    deep = np.array(drawn(6).convert("L")).astype(np.uint16) * 256 + 7
+    Image.fromarray(deep).save(folder / "sixteen.png")
+    seen["sixteen"] = drawn(6).convert("L").convert("RGB")
+    frames = [drawn(7), drawn(0)]
+    frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    seen["moving"] = frames[0]
+    exif = Image.Exif()
+    exif[274] = 6
+    drawn(8).save(folder / "turned.JPEG", exif=exif, quality=95)
+    seen["turned"] = ImageOps.exif_transpose(Image.open(folder / "turned.JPEG"))
+    return {name: np.array(picture) for name, picture in seen.items()}
+
+
+def write_bad(folder: Path) -> None:
+    whole = io.BytesIO()
+    drawn(1).save(whole, "PNG")
+    (folder / "corrupt.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    (folder / "zero.jpg").touch()
+    (folder / "zero.png").touch()
+    (folder / "a,b.png").touch()
+    (folder / "lying.png").write_bytes(claims(20_000, 10_000))
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "folder.png").mkdir()
+
+
+BAD = {"unreadable picture": 3, "unusable name": 1, "repeated id": 1}
+"""Rejected rows of `write_bad`, by kind."""
+
+
+@dataclass
+class Predicted:
+    config: PredictConfig
+    run: Artifact
+    made: Artifact
+    pixels: dict[str, np.ndarray]
+    parts: list[str]
+
+
+@pytest.fixture(scope="module")
+def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
+    """A folder of good and bad pictures, in parts of 7; killed before its second part, then on."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pixels = write_good(folder)
+    write_bad(folder)
+    config = PredictConfig(pictures=str(folder), run="lora", batch_size=4)
+    run = Artifact.load(f"{chained.out}/runs/lora", preflight.STAGE)
+    out = str(tmp_path_factory.mktemp("predicted") / "out")
+    parts: list[str] = []
+    real = Pool.forward
+
+    def forward(*arguments):
+        parts.append("killed" if len(parts) == 1 else "done")
+        if parts[-1] == "killed":
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "PART", 7)
+        patch.setattr(Pool, "forward", forward)
+        with pytest.raises(KeyboardInterrupt):
+            predict.run(config, run, chained.made.prepared, out)
+        made = predict.run(config, run, chained.made.prepared, out)
+    return Predicted(config, run, made, pixels, parts)
+
+
+def vectors_of(made: Artifact) -> dict[str, np.ndarray]:
+    table = made.read_tables("vectors-")
+    return dict(zip(table["id"].to_pylist(), matrix(table["vector"]), strict=True))
+
+
+def marked(test):
+    return pytest.mark.timeout(900)(pytest.mark.ray(pytest.mark.slow(test)))
+
+
+@marked
+def test_a_killed_run_goes_on_with_the_missing_part(predicted) -> None:
+    assert predicted.parts == ["done", "killed", "done"]
+    assert [predicted.made.files[f"rejected-0000{n}.parquet"].rows for n in (0, 1)] == [2, 1]
+
+
+@marked
+def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> None:
+    made = predicted.made
+    assert set(vectors_of(made)) == set(predicted.pixels)
+    rejected = made.read_table(predict.REJECTED).to_pylist()
+    reasons = {row["id"]: row["reason"] for row in rejected}
+    assert set(reasons) == {"a,b", "corrupt", "lying", "zero"}
+    assert reasons.pop("a,b").startswith("unusable name: id 'a,b' has a comma")
+    for name, reason in reasons.items():
+        assert reason.startswith(f"unreadable picture: {predicted.config.pictures}/{name}.")
+    assert "damaged PNG" in reasons["corrupt"]
+    assert "200 megapixels; allowed: at most 100" in reasons["lying"]
+    assert "starts with nothing" in reasons["zero"]
+    assert [row["id"] for row in rejected].count("zero") == 2
+    assert made.counts == {"pictures": 9, "rejected": BAD}
+    assert predict.rejected_summary(made, limit=2) == [
+        [row["id"], row["reason"]] for row in rejected[:2]
+    ]
+
+
+@marked
+def test_vectors_are_what_the_model_says(predicted) -> None:
+    model, found = load_prompt_model(predicted.run), vectors_of(predicted.made)
+    names = list(predicted.pixels)
+    pixels = torch.from_numpy(np.stack([predicted.pixels[name] for name in names]))
+    dtype = compute_dtype("auto", torch.device("cpu"))
+    half = dtype != torch.float32
+    with torch.inference_mode(), torch.autocast("cpu", dtype) if half else contextlib.nullcontext():
+        expected = model(pixels).float().numpy()
+    distance = np.linalg.norm(
+        np.stack([found[name] for name in names])[:, None] - expected[None], axis=2
+    )
+    length = np.linalg.norm(expected, axis=1).mean()
+    assert distance.diagonal().max() < 0.01 * length
+    # Any other picture is further away than the tolerance.
+    assert (distance + np.eye(len(names))).min() > 0.02 * length
+
+
+@marked
+def test_the_submission_is_read_back_by_anything(predicted) -> None:
+    found, path = vectors_of(predicted.made), predicted.made.path(predict.SUBMISSION)
+    ids, vectors = read_submission(path)
+    assert ids == sorted(found)
+    np.testing.assert_array_equal(vectors, np.stack([found[name] for name in ids]))
+    with open(path, newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["imgId_eId", "val"]
+    assert [key for key, _ in lines] == [f"{name}_{n}" for name in ids for n in range(384)]
+    values = np.array([float(value) for _, value in lines], np.float32)
+    np.testing.assert_array_equal(values.reshape(-1, 384), vectors)
+
+
+def nearest_by_hand(
+    vectors: dict[str, np.ndarray], prompts: list[str], known: np.ndarray, k: int
+) -> list[list]:
+    rows = []
+    for name, vector in sorted(vectors.items()):
+        cosines = known @ vector / np.linalg.norm(vector) / np.linalg.norm(known, axis=1)
+        for rank, row in enumerate(np.argsort(-cosines)[:k], start=1):
+            rows.append([name, rank, cosines[row], prompts[row]])
+    return rows
+
+
+def assert_prompts(made: Artifact, expected: list[list]) -> None:
+    with open(made.path(predict.PROMPTS), newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["imgId", "rank", "cosine", "prompt"]
+    assert [[r[0], int(r[1]), r[3]] for r in rows] == [[e[0], e[1], e[3]] for e in expected]
+    cosines = [float(row[2]) for row in rows]
+    np.testing.assert_allclose(cosines, [row[2] for row in expected], atol=6e-5)
+
+
+@marked
+def test_readable_prompts_are_the_nearest_known_ones(chained, predicted) -> None:
+    made = chained.made.prepared
+    splits = made.groups.read_tables("rows").to_pylist()
+    training = {row["prompt_id"] for row in splits if row["kept"] and row["split"] == "train"}
+    known = made.targets.read_tables("rows")
+    known = known.filter([row in training for row in known["prompt_id"].to_pylist()])
+    assert 0 < known.num_rows < len(splits)
+    prompts, targets = known["prompt"].to_pylist(), matrix(known["target"])
+    expected = nearest_by_hand(vectors_of(predicted.made), prompts, targets, k=3)
+    assert len(expected) == 27
+    assert_prompts(predicted.made, expected)
+    firsts = [[e[0], e[3], pytest.approx(e[2], abs=6e-5)] for e in expected if e[1] == 1]
+    assert predict.summary(predicted.made, limit=4) == firsts[:4]
+
+
+@marked
+def test_a_finished_folder_is_kept_and_a_changed_one_refused(chained, predicted) -> None:
+    prepared, out = chained.made.prepared, predicted.made.uri
+    assert predict.run(predicted.config, predicted.run, prepared, out) == predicted.made
+    other = Path(predicted.config.pictures) / "plain-0.png"
+    content = other.read_bytes()
+    try:
+        other.write_bytes(content + b"\0")
+        with pytest.raises(UserError, match=r"inputs\.pictures"):
+            predict.run(predicted.config, predicted.run, prepared, out)
+    finally:
+        other.write_bytes(content)
+
+
+@marked
+def test_a_file_of_prompts(chained, predicted, tmp_path: Path, monkeypatch) -> None:
+    def copy_parts(config, trained, shards, paths, draft) -> None:
+        for name in (n for n in predicted.made.names() if n[:-14] in ("vectors", "rejected")):
+            draft.write_table(name, predicted.made.read_table(name))
+
+    monkeypatch.setattr(predict, "_predict_parts", copy_parts)
+    prompts = ["a red cat", "a castle at night", "two blue birds, oil painting"]
+    file, out = tmp_path / "prompts.txt", str(tmp_path / "out")
+    lines = f"\ufeff{prompts[2]}\r\n\n  {prompts[0]} \n{prompts[1]}\n{prompts[0]}\n"
+    file.write_text(lines, encoding="utf-8")
+    config = replace(predicted.config, prompts=str(file), nearest=5)
+    made = predict.run(config, predicted.run, chained.made.prepared, out)
+    known = PromptEncoder().encode(prompts)
+    assert_prompts(made, nearest_by_hand(vectors_of(predicted.made), prompts, known, k=5))
+    file.write_text("something else\n")
+    with pytest.raises(UserError, match=r"inputs\.prompts"):
+        predict.run(config, predicted.run, chained.made.prepared, out)
+
+
+@marked
+def test_bad_prompt_files_are_found_before_any_work(
+    chained, predicted, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(predict, "_predict_parts", None)
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "bytes.txt").write_bytes(b"caf\xe9\n")
+    for name, message in [
+        ("absent.txt", r"absent\.txt' cannot be read .*allowed: UTF-8 text"),
+        ("empty.txt", r"empty\.txt' holds no line of text; allowed: one prompt a line"),
+        ("bytes.txt", r"bytes\.txt' cannot be read .*0xe9.*allowed: UTF-8 text"),
+    ]:
+        config = replace(predicted.config, prompts=str(tmp_path / name))
+        with pytest.raises(UserError, match=message):
+            predict.run(config, predicted.run, chained.made.prepared, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@marked
+def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monkeypatch) -> None:
+    def any_vectors(batch: dict) -> dict:
+        return {**batch, "vector": np.ones((len(batch.pop("pixels")), 384), np.float32)}
+
+    monkeypatch.setattr(Pool, "forward", lambda self, rows, count: rows.map_batches(any_vectors))
+    (tmp_path / "pictures").mkdir()
+    write_bad(tmp_path / "pictures")
+    config = PredictConfig(pictures=str(tmp_path / "pictures"), run="lora")
+    made = predict.run(config, predicted.run, chained.made.prepared, str(tmp_path / "out"))
+    assert made.counts == {"pictures": 0, "rejected": BAD}
+    assert predict.SUBMISSION not in made.files
+    assert predict.summary(made) == []
+    assert len(predict.rejected_summary(made)) == 5
+
+
+def test_pictures_are_listed_by_stem(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.b.webp", "ä c.jpeg", "10.jpg", "9.png", "no.gif", "plain", ".png"):
+        (tmp_path / name).touch()
+    found, rejected = predict.list_pictures(str(tmp_path))
+    assert not rejected
+    assert list(found) == ["10", "9", "a.b", "b", "ä c"]
+    assert found["b"].path == str(tmp_path / "b.PNG")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"holds no picture; looked for \.png, \.jpg, \.jpeg, \.webp"),
+        (["notes.txt", "png"], "holds no picture"),
+        (["a,b.png"], "(?s)holds no picture.*id 'a,b' has a comma.*rename"),
+    ],
+)
+def test_folders_that_cannot_be_predicted(tmp_path: Path, names: list, message: str) -> None:
+    for name in names:
+        raw = name if isinstance(name, bytes) else name.encode()
+        with open(bytes(tmp_path) + b"/" + raw, "w"):
+            pass
+    with pytest.raises(UserError, match=message):
+        predict.list_pictures(str(tmp_path))
+
+
+def test_bad_names_cost_only_themselves(tmp_path: Path) -> None:
+    for name in (b"good.png", b"x.png", b"x.jpg", b"a\nb.png", b"\xff.png"):
+        with open(bytes(tmp_path) + b"/" + name, "w"):
+            pass
+    found, rejected = predict.list_pictures(str(tmp_path))
+    assert {name: info.base_name for name, info in found.items()} == {
+        "good": "good.png",
+        "x": "x.jpg",
+    }
+    reasons = {row.id: row.reason for row in rejected}
+    assert set(reasons) == {"x", "a\nb", "\\xff"}
+    assert re.search(r"repeated id: .*x\.png and .*x\.jpg would both be 'x'", reasons["x"])
+    assert "unusable name: id 'a\\nb' has a comma" in reasons["a\nb"]
+    assert "unusable name: 'utf-8' codec can't decode" in reasons["\\xff"]
+
+
+def test_an_error_of_the_network_that_passes_costs_no_picture(tmp_path: Path, monkeypatch) -> None:
+    drawn(1).save(tmp_path / "a.png")
+    flaky = Mock()
+    monkeypatch.setattr(files, "FIRST_WAIT", 0)
+    monkeypatch.setattr(files, "locate", lambda uri: (flaky, uri))
+    uris = [f"{tmp_path}/{name}.png" for name in "ab"]
+    batch = {"id": np.array(["a", "b"]), "uri": np.array(uris)}
+    flaky.open_input_file.side_effect = [
+        ConnectionResetError("gone"),
+        pafs.LocalFileSystem().open_input_file(uris[0]),
+        FileNotFoundError(errno.ENOENT, "b"),
+    ]
+    found = predict.load_pictures(batch, size=32, fit="crop")
+    assert found["reason"].tolist() == ["", f"missing picture: {uris[1]} does not exist"]
+    assert found["pixels"][0].any()
+    assert not found["pixels"][1].any()
+
+
+@pytest.mark.parametrize("folder", ["", "absent", "notes.txt"])
+def test_a_missing_folder_is_named(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "notes.txt").touch()
+    path = str(tmp_path / folder) if folder else ""
+    with pytest.raises(UserError, match=rf"pictures is '{path}': give a folder .*--pictures"):
+        predict.list_pictures(path)

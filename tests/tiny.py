@@ -1,0 +1,123 @@
+"""Small things that tests of the training stages share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
+from img2prompt.data.shards import Batch
+from img2prompt.model.prompt_model import (
+    PromptModel,
+    build_prompt_model,
+    load_learned_state,
+    open_tower,
+)
+from img2prompt.train.batches import Rows, WorkerRank, total_steps
+from img2prompt.train.checkpoint import Checkpoint, History, Position
+from img2prompt.train.engines.build import build_engine
+from img2prompt.train.loop import Loop
+
+CPU = torch.device("cpu")
+ALONE = WorkerRank()
+FINETUNE = PlanConfig(lora_rate=0.5, nfz_rate=0.25, lora_rank=4)
+TINY = TrainConfig(
+    name="run",
+    optim=OptimConfig(epochs=3, batch_size=16, lr=2e-3, head_lr=5e-3, clip_norm=0.05),
+    engine=EngineConfig(kind="plain", workers=1, precision="fp32"),
+)
+
+
+def config_of(tower: str, plan: PlanConfig = FINETUNE, width: int = 0, **changes) -> TrainConfig:
+    """A run of a few steps in float32; `changes` are dotted, with `_` twice for the dot."""
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    base = {"tower": TowerConfig(weights=tower), "plan": plan, "head": HeadConfig(width=width)}
+    return TINY.replace({name: part.to_dict() for name, part in base.items()}).replace(dotted)
+
+
+def model_of(config: TrainConfig) -> PromptModel:
+    tower = open_tower(config.tower, config.seed)
+    width, kept = tower.width, None if config.plan.frozen_tower else tower
+    return build_prompt_model(kept, width, config.plan, config.head, config.seed)
+
+
+@dataclass
+class Trained:
+    """What became of a run in this process."""
+
+    saved: list[Checkpoint]
+    reported: History
+    model: PromptModel
+
+
+def run_loop(
+    config: TrainConfig,
+    train: Rows,
+    val: Rows,
+    place: WorkerRank = ALONE,
+    start: Checkpoint | None = None,
+    device: torch.device = CPU,
+    made: Trained | None = None,
+    **hooks: Any,
+) -> Trained:
+    """Train, or go on from `start`, keeping every checkpoint in memory; `hooks` are the loop's."""
+    made = made or Trained([], [], model_of(config))
+    if start is not None:
+        load_learned_state(made.model, dict(start.engine.model), "start")
+    engine = build_engine(made.model, config, total_steps(config, len(train)), device)
+    if start is not None:
+        engine.load(start.engine)
+
+    def save(position: Position) -> None:
+        made.saved.append(Checkpoint(position, engine.state()))
+
+    loop = Loop(config, engine, train, val, place, save, made.reported.append, **hooks)
+    loop.run(start.position if start else Position())
+    return made
+
+
+class MemoryRows:
+    """Pictures of noise whose brightness tells the target, in groups of five."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        light = rng.uniform(0, 1, (rows, 1))
+        noise = rng.uniform(0, 60, (rows, 32, 32, 3))
+        self.pixels = (noise + 195 * light[..., None, None]).astype(np.uint8)
+        ends = np.random.default_rng(99).normal(size=(2, 384))
+        self.targets = (light * ends[0] + (1 - light) * ends[1]).astype(np.float32)
+        self.group_sizes = np.array([5] * (rows // 5) + [rows % 5])
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def fetch(self, rows: np.ndarray) -> Batch:
+        return Batch([f"row-{row}" for row in rows], self.pixels[rows], self.targets[rows])
+
+
+def is_noise(name: str, wide: bool) -> bool:
+    """Whether a tensor's gradient is zero but for rounding, which Adam makes steps of.
+
+    A bias of keys changes no attention. BatchNorm of a wide head takes out what the last LayerNorm
+    of the tower adds to all rows, and keeps it in its running mean.
+    """
+    shifts = ("post_layernorm.bias", "head.1.running_mean")
+    return name.endswith("k_proj.bias") or (wide and name.endswith(shifts))
+
+
+def assert_close(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float
+) -> None:
+    """Same names, and the same numbers but for tensors that are moved by rounding noise."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if not is_noise(name, wide="head.1.weight" in expected):
+            torch.testing.assert_close(
+                found[name],
+                tensor,
+                atol=atol,
+                rtol=0,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )

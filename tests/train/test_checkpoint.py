@@ -1,0 +1,211 @@
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from img2prompt.errors import UserError
+from img2prompt.storage import exists, join, write_bytes
+from img2prompt.train import checkpoint as checkpoints
+from img2prompt.train.checkpoint import (
+    DIGESTS,
+    EMA,
+    OPTIMIZER,
+    STATE,
+    Checkpoint,
+    CheckpointStore,
+    DamagedError,
+    EngineState,
+    Position,
+    Saver,
+    best_name,
+    best_row,
+)
+
+COSINES = (0.4, 0.7, 0.6, 0.7)
+
+
+def point(epoch: int, step: int = 0, ema: bool = False) -> Checkpoint:
+    """A checkpoint whose numbers tell its position."""
+    tensors = {"head.weight": torch.full((3, 2), epoch + step / 8), "head.bias": torch.arange(4.0)}
+    moments = {f"{name}/exp_avg": -tensor for name, tensor in tensors.items()}
+    history = [{"epoch": n + 1, "val_cosine": COSINES[n]} for n in range(epoch)]
+    position = Position(epoch, step, loss_sum=0.1 + step, rows=7 * step, history=history)
+    engine = EngineState(tensors, moments, 9 * epoch + step, {"last_epoch": step}, {"scale": 8.0})
+    return Checkpoint(position, engine, {"head.bias": torch.ones(4) / 3} if ema else {})
+
+
+def equal(found: Checkpoint, expected: Checkpoint) -> bool:
+    ours = [found.engine.model, found.engine.optimizer, found.ema]
+    theirs = [expected.engine.model, expected.engine.optimizer, expected.ema]
+    tensors = all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    numbers = [(c.position, c.engine.steps, c.engine.schedule) for c in (found, expected)]
+    return tensors and numbers[0] == numbers[1] and found.engine.scale == expected.engine.scale
+
+
+@pytest.fixture(params=["path", "uri"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    prefix = "file://" if request.param == "uri" else ""
+    return CheckpointStore(f"{prefix}{tmp_path}/run/checkpoints")
+
+
+def test_a_checkpoint_comes_back_as_it_was(store: CheckpointStore) -> None:
+    assert store.names() == []
+    assert store.newest() is None
+    for written in (point(0, 3), point(1, ema=True), point(1, 2)):
+        store.write(written)
+        newest = store.newest()
+        assert newest is not None
+        assert equal(newest, written)
+    assert store.names() == ["00000-000000003", "00001-000000000", "00001-000000002"]
+    assert exists(join(store.uri, "00001-000000000", EMA))
+    assert not exists(join(store.uri, "00001-000000002", EMA))
+
+
+def test_names_sort_as_a_run_goes() -> None:
+    places = [(0, 5), (0, 40), (0, 123456), (1, 0), (2, 0), (10, 0), (10, 3)]
+    names = [Position(epoch, step).name for epoch, step in places]
+    assert names == sorted(names)
+
+
+def damage(store: CheckpointStore, name: str, file: str, how: str) -> None:
+    path = Path(store.uri.removeprefix("file://")) / name / file
+    data = path.read_bytes()
+    if how == "flipped":
+        data = data[:-1] + bytes([data[-1] ^ 1])
+    path.unlink() if how == "lost" else path.write_bytes(data[:-5] if how == "cut" else data)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "lost"])
+@pytest.mark.parametrize("file", ["model.safetensors", OPTIMIZER, STATE])
+def test_a_damaged_checkpoint_is_passed_over_and_told(
+    store: CheckpointStore, file: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write(point(1))
+    store.write(point(1, 4))
+    damage(store, "00001-000000004", file, how)
+    with pytest.raises(DamagedError):
+        store.read("00001-000000004")
+    with caplog.at_level(logging.WARNING):
+        found = store.newest()
+    assert found is not None
+    assert found.position.name == "00001-000000000"
+    (told,) = caplog.messages
+    assert f"{store.uri}/00001-000000004 is damaged" in told
+    assert file in told
+    assert "the one before" in told
+    store.write(point(1, 4))  # the run came by again
+    newest = store.newest()
+    assert newest is not None
+    assert equal(newest, point(1, 4))
+
+
+def test_damaged_digests_and_nothing_whole(store: CheckpointStore) -> None:
+    store.write(point(1))
+    write_bytes(join(store.uri, "00001-000000000", DIGESTS), b'{"half": ')
+    assert store.newest() is None
+    write_bytes(join(store.uri, "00001-000000000", DIGESTS), b"{}")
+    with pytest.raises(DamagedError, match="lists"):
+        store.read("00001-000000000")
+
+
+def test_what_was_not_published_is_no_checkpoint(store: CheckpointStore) -> None:
+    write_bytes(join(store.uri, "00003-000000000", STATE), b"{}")
+    assert store.names() == []
+    assert store.newest() is None
+
+
+def test_the_newest_and_the_best_are_kept(store: CheckpointStore) -> None:
+    saver = Saver(store, keep=2)
+    for written in (point(1), point(1, 2), point(2), point(2, 2), point(3), point(3, 2), point(4)):
+        saver.save(written)
+    saver.wait()
+    names = [Position(*place).name for place in ((2, 0), (3, 2), (4, 0))]
+    assert store.names() == names  # epoch 2 is the first with the best cosine
+    assert best_name(point(4).position.history) == names[0]
+    assert best_row(point(4).position.history)["epoch"] == 2
+    assert best_name([]) == ""
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A disk that takes so many more files, then none."""
+    room = [99]
+
+    def write(uri: str, data: bytes) -> None:
+        if room[0] == 0:
+            raise UserError(f"{uri}: no room for {len(data)} bytes")
+        room[0] -= 1
+        write_bytes(uri, data)
+
+    monkeypatch.setattr(checkpoints, "write_bytes", write)
+    return room
+
+
+@pytest.mark.parametrize("files", [0, 1, 2, 3])
+def test_a_disk_that_gets_full_leaves_the_checkpoints_as_they_were(
+    store: CheckpointStore, full_disk: list[int], files: int
+) -> None:
+    store.write(point(1))
+    full_disk[0] = files
+    saver = Saver(store, keep=1)
+    saver.save(point(2))
+    with pytest.raises(UserError, match=r"no room .*The last good checkpoint: .*00001-000000000"):
+        saver.wait()
+    assert store.names() == ["00001-000000000"]
+    assert not exists(join(store.uri, "00002-000000000"))
+    full_disk[0] = 99
+    store.write(point(2))
+    assert store.names()[-1] == "00002-000000000"
+
+
+def test_space_is_checked_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=400))
+    with pytest.raises(UserError, match=r"takes \d+ bytes, and 400 are free.*none yet"):
+        store.write(point(1))
+    assert not (tmp_path / "checkpoints" / "00001-000000000").exists()
+
+
+def test_writing_goes_on_behind_training(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    write = store.write
+
+    def slow(checkpoint: Checkpoint) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        write(checkpoint)
+
+    monkeypatch.setattr(store, "write", slow)
+    saver = Saver(store, keep=3)
+    saver.save(point(1))  # returns while the disk works
+    assert begun.wait(20)
+    assert store.names() == []
+    go_on.set()
+    saver.save(point(1, 1))  # waits for the first
+    assert "00001-000000000" in store.names()
+    saver.wait()
+    assert len(store.names()) == 2
+
+
+def test_a_checkpoint_is_plain_files(store: CheckpointStore) -> None:
+    from safetensors.numpy import load_file
+
+    store.write(point(2, 1, ema=True))
+    folder = Path(store.uri.removeprefix("file://")) / "00002-000000001"
+    assert load_file(folder / "model.safetensors")["head.weight"].tolist() == [[2.125] * 2] * 3
+    assert load_file(folder / OPTIMIZER)["head.bias/exp_avg"].tolist() == [0, -1, -2, -3]
+    state = json.loads((folder / STATE).read_text())
+    assert state["position"]["rows"] == 7
+    assert state["engine"]["schedule"] == {"last_epoch": 1}

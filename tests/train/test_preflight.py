@@ -1,0 +1,65 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.train import TrainConfig
+from img2prompt.errors import UserError
+from img2prompt.storage import exists, join, read_bytes
+from img2prompt.train.preflight import FREE, STAGE, adopt
+
+MADE_FROM = {"shards": "1"}
+
+
+@pytest.fixture(params=["path", "file://"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    prefix = "file://" if request.param == "file://" else ""
+    return f"{prefix}{tmp_path}/run"
+
+
+def config(seed: int) -> TrainConfig:
+    return TrainConfig(name="run", seed=seed)
+
+
+def opened(out: str, seed: int, made_from: dict[str, str] = MADE_FROM) -> Draft:
+    return Draft.open(out, STAGE, config(seed), made_from, free=FREE)
+
+
+def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
+    out: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopt(config(1), MADE_FROM, out)
+    assert not exists(out)
+    opened(out, 1).write_bytes("x", b"x")
+    for seed in (1, 2, 3, 3):
+        with caplog.at_level(logging.WARNING):
+            adopt(config(seed), MADE_FROM, out)
+        assert opened(out, seed).finished() is None
+    assert [line.splitlines()[1:] for line in caplog.messages] == [
+        ["  config.seed: 1 there, 2 asked for"],
+        ["  config.seed: 2 there, 3 asked for"],
+    ]
+    with pytest.raises(UserError, match=r"config\.seed: 3 there, 1 asked for"):
+        opened(out, 1)
+    assert TrainConfig.from_json(read_bytes(join(out, "config.json")).decode()) == config(3)
+    made = opened(out, 3).publish()
+    assert made.config["seed"] == 3
+    assert made.names() == ["changes/000.json", "changes/001.json", "x"]
+    kept = [json.loads(read_bytes(made.path(name))) for name in made.names("changes/")]
+    assert [change["config"] for change in kept] == [config(1).to_dict(), config(2).to_dict()]
+    assert kept[1]["differences"] == ["config.seed: 2 there, 3 asked for"]
+
+
+def test_other_inputs_and_finished_runs_are_left_for_refusal(out: str) -> None:
+    opened(out, 1).write_bytes("x", b"x")
+    adopt(config(2), {"shards": "2"}, out)
+    told = r"config\.seed: 1 there, 2 asked for\n  inputs\.shards: '1' there, '2' asked for"
+    with pytest.raises(UserError, match=told):
+        opened(out, 2, {"shards": "2"})
+    made = opened(out, 1).publish()
+    adopt(config(2), MADE_FROM, out)
+    with pytest.raises(UserError, match=r"config\.seed: 1 there, 2 asked for"):
+        opened(out, 2)
+    assert Artifact.load(out, STAGE) == made

@@ -1,0 +1,54 @@
+"""When a run gives up, and what is told to its workers before they are replaced; no cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+
+from img2prompt.errors import UserError
+from img2prompt.storage import write_bytes
+from img2prompt.train.checkpoint import CheckpointStore, Position
+from img2prompt.train.health import end_and_wait, listen
+from img2prompt.train.ray_callbacks import RETRIES, GiveUp, SaveFirst
+
+
+def test_a_run_whose_workers_die_in_one_place_gives_up(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    callback = GiveUp(store)
+    for step in range(3):
+        for _ in range(RETRIES):
+            callback.after_exception(None, {1: RuntimeError("out of memory")})
+        write_bytes(str(tmp_path / Position(step=step).name / "digests.json"), b"{}")
+    for _ in range(RETRIES):
+        callback.after_exception(None, {1: RuntimeError("out of memory")})
+    told = rf"died {RETRIES + 1} times without a new checkpoint .*{Position(step=2).name}\).*memory"
+    with pytest.raises(UserError, match=told):
+        callback.after_exception(None, {1: RuntimeError("out of memory")})
+
+
+class Group:
+    """Workers that are told something."""
+
+    def __init__(self, dead: bool = False) -> None:
+        self.told: list[Callable[..., Any]] = []
+        self._dead = dead
+
+    def execute(self, function: Callable[..., Any], *_: Any) -> None:
+        self.told.append(function)
+        if self._dead and function is end_and_wait:
+            raise RayActorError
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_workers_save_before_their_number_changes(dead: bool) -> None:
+    callback, group = SaveFirst(), Group(dead)
+    callback.after_worker_group_start(group)
+    callback.after_controller_state_update(RunningState(), RunningState())
+    assert group.told == [listen]
+    decision = ResizeDecision(num_workers=3, resources_per_worker={})
+    callback.after_controller_state_update(RunningState(), ResizingState(scaling_decision=decision))
+    assert group.told == [listen, end_and_wait]
