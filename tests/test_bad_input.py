@@ -266,6 +266,7 @@ def csv_config(folder: Path, text: str, **columns: str) -> PrepareConfig:
     return PrepareConfig(name="bad", sources=(source,))
 
 
+@marked
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -276,7 +277,7 @@ def csv_config(folder: Path, text: str, **columns: str) -> PrepareConfig:
         ("file,prompt\na.png,cat\n", r"no row.*'missing picture': 1.*a\.png does not exist"),
     ],
 )
-def test_csv_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+def test_csv_files_that_cannot_be_used(cluster, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"(?s){message}"):
         prepare.run(csv_config(tmp_path, text), str(tmp_path / "out"))
 
