@@ -19,9 +19,9 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[missing-module-attribute]
 from ray.exceptions import AuthenticationError
 
+from img2prompt.distributed.internals import apply_authentication_settings, session_folder
 from img2prompt.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
 def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
     with _environment(_local_environment() | TRAINING), _own_folder() as folder:
         try:
-            ray.init(address="local", num_cpus=cpus, _temp_dir=folder, **options)
+            ray.init(address="local", num_cpus=cpus, **session_folder(folder), **options)
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
             log.info("started a cluster with %d logical CPUs on this machine", cpus)
             yield
@@ -217,7 +217,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
     """Set variables that Ray's core reads, and put them back as they were."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
-    _reread_authentication()
+    apply_authentication_settings()
     try:
         yield
     finally:
@@ -225,16 +225,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        _reread_authentication()
-
-
-def _reread_authentication() -> None:
-    """Make Ray's core, which reads RAY_AUTH_MODE once at import, follow the environment.
-
-    Without this a driver has no token for the processes that it starts: an error after 20 s.
-    """
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+        apply_authentication_settings()
 
 
 @contextmanager

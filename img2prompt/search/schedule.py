@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from img2prompt.config.search import SearchConfig
+from img2prompt.distributed.internals import asha_rungs
 from img2prompt.search.budget import LIMIT, Budget
 from img2prompt.search.trials import METRIC
 from img2prompt.train.checkpoint import History
@@ -88,9 +89,8 @@ class Rungs(ASHAScheduler):
     def bars(self) -> list[tuple[float, int, float]]:
         """Of each rung that trials have reached, the lowest first: where it is, how many were
         there, and the score that the next has to have."""
-        rungs = [(at, scores) for bracket in self._brackets for at, scores in bracket._rungs]
         return [
             (at, len(scores), np.percentile([*scores.values()], 100 - 100 / self._share))
-            for at, scores in sorted(rungs, key=lambda rung: rung[0])
+            for at, scores in asha_rungs(self)
             if scores and at < self._last
         ]

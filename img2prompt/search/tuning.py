@@ -16,15 +16,14 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray._raylet import PlacementGroupID  # type: ignore[missing-module-attribute]
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
 from img2prompt.config.search import SearchConfig
 from img2prompt.distributed import cluster
+from img2prompt.distributed.internals import placement_group_from_id
 from img2prompt.search.budget import LIMIT
 from img2prompt.search.propose import Listed
 from img2prompt.search.schedule import Rungs
@@ -176,7 +175,7 @@ def _release(before: set[str]) -> None:
         time.sleep(0.1)
     for key in left:
         logger.warning("a stopped trial still holds %s after %.0f s: removed", key, RELEASE_S)
-        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
+        ray.util.remove_placement_group(placement_group_from_id(key))
     while left and _held() & left and time.monotonic() < deadline + RELEASE_S:
         time.sleep(0.1)
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 from ray.train import ControllerError, TrainingFailedError, UserCallback, WorkerGroupError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
 
+from img2prompt.distributed.internals import TrainCallback, is_resizing
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, write_bytes
 from img2prompt.train.checkpoint import CheckpointStore
@@ -62,7 +61,7 @@ class GiveUp(UserCallback):
             )
 
 
-class SaveFirst(WorkerGroupCallback, ControllerCallback):
+class SaveFirst(TrainCallback):
     """Lets workers save before they are replaced.
 
     They note SIGTERM, which the training function cannot, as Ray runs it in a thread. And they are
@@ -77,7 +76,7 @@ class SaveFirst(WorkerGroupCallback, ControllerCallback):
         self._group = worker_group
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if isinstance(current_state, ResizingState):
+        if is_resizing(current_state):
             try:
                 self._group.execute(end_and_wait, PATIENCE)
             except RayError as error:

@@ -6,13 +6,13 @@ import time
 
 import ray.train
 import torch
+from ray.train import PreemptionInfo
 from ray.train.collective import barrier, broadcast_from_rank_zero
-from ray.train.v2._internal.execution import context as train_context
-from ray.train.v2.api.preemption import PreemptionInfo
 
 from img2prompt.config.base import dotted
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import steps_per_epoch
+from img2prompt.distributed.internals import preemption_notice, quieten_worker_reports
 from img2prompt.errors import UserError
 from img2prompt.model.cost import cost
 from img2prompt.model.precision import compute_dtype
@@ -47,7 +47,7 @@ DECODERS = 16
 
 def train_worker(job: TrainJob) -> None:
     """Train one worker's part, from the newest checkpoint on."""
-    train_context.logger.setLevel(logging.WARNING)  # it logs every report of every rank
+    quieten_worker_reports()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     place = WorkerRank(context.get_world_rank(), context.get_world_size())
     cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
@@ -122,12 +122,9 @@ class Keeper:
         return Vote(taken=SIGTERM.is_set(), asked=asked, late=late and self._first)
 
     def _is_warned(self) -> bool:
-        """Once for each notice that a machine is about to be taken away (`ray drain-node`).
-
-        Ray Train's own `get_preemption_info` would wait for all workers in every step.
-        """
+        """Return True once for each notice that a node will be taken away (`ray drain-node`)."""
         before = self._notice
-        self._notice = train_context.get_train_context().preemption_context.preemption_info
+        self._notice = preemption_notice()
         if self._notice is before or self._notice is None or not self._first:
             return False
         logger.warning("a machine of this run will be taken away: saving")

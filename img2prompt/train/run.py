@@ -19,17 +19,15 @@ import torch
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-# `ray.train` exports either these or its first version's, by an environment variable.
-from ray.train.v2.api.config import (
+from img2prompt.artifact import Artifact, Draft
+from img2prompt.config.train import EngineConfig, TrainConfig
+from img2prompt.data.order import rows_in_share
+from img2prompt.distributed.internals import (
     FailureConfig,
     LoggingConfig,
     RunConfig,
     ScalingConfig,
 )
-
-from img2prompt.artifact import Artifact, Draft
-from img2prompt.config.train import EngineConfig, TrainConfig
-from img2prompt.data.order import rows_in_share
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
 from img2prompt.model.plan import layer_plan

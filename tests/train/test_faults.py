@@ -42,8 +42,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 DRIVER = """
 import sys, time
 from pathlib import Path
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from img2prompt.distributed import cluster
+from img2prompt.distributed.internals import TrainCallback
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
 from img2prompt.train import run as train
@@ -64,7 +64,7 @@ def slow_down():  # so that there is time for what is to happen
     Loop._step = slow_step
 
 
-class Slow(WorkerGroupCallback):
+class Slow(TrainCallback):
     def after_worker_group_start(self, worker_group):
         worker_group.execute(slow_down)
         with open(Path(notes, "sizes"), "a") as file:

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
-from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from img2prompt.errors import UserError
 from img2prompt.storage import write_bytes
+from img2prompt.train import ray_callbacks
 from img2prompt.train.checkpoint import CheckpointStore, Position
 from img2prompt.train.health import end_and_wait, listen
 from img2prompt.train.ray_callbacks import RETRIES, GiveUp, SaveFirst
@@ -44,11 +43,13 @@ class Group:
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_workers_save_before_their_number_changes(dead: bool) -> None:
+def test_workers_save_before_their_number_changes(
+    dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_callbacks, "is_resizing", lambda state: state == "resizing")
     callback, group = SaveFirst(), Group(dead)
     callback.after_worker_group_start(group)
-    callback.after_controller_state_update(RunningState(), RunningState())
+    callback.after_controller_state_update("running", "running")
     assert group.told == [listen]
-    decision = ResizeDecision(num_workers=3, resources_per_worker={})
-    callback.after_controller_state_update(RunningState(), ResizingState(scaling_decision=decision))
+    callback.after_controller_state_update("running", "resizing")
     assert group.told == [listen, end_and_wait]

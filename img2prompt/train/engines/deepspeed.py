@@ -74,7 +74,7 @@ class DeepSpeedEngine:
 
     def state(self) -> EngineState:
         moments = self._moments() if self._steps else {}
-        scaler = self._engine.torch_autocast_z0_gradscaler
+        scaler = _loss_scaler(self._engine)
         scale = scaler.state_dict() if scaler else {}
         schedule = self._schedule.state_dict()
         return EngineState(self._learned(), moments, self._steps, schedule, scale)
@@ -109,13 +109,13 @@ class DeepSpeedEngine:
             self._cut(state.optimizer)
         load_schedule(self._schedule, state.schedule)
         if state.scale:
-            self._engine.torch_autocast_z0_gradscaler.load_state_dict(dict(state.scale))
+            _loss_scaler(self._engine).load_state_dict(dict(state.scale))
         self._steps = state.steps
 
     def _begin_moments(self, steps: int) -> None:
         """Make the optimiser's state as its first step would."""
         flat = (
-            self._engine.optimizer.fp32_partitioned_groups_flat
+            _own_flat_groups(self._engine.optimizer)
             if self._stage == 3
             else [part for group in self._optimizer.param_groups for part in group["params"]]
         )
@@ -125,14 +125,9 @@ class DeepSpeedEngine:
         self._link_moments()
 
     def _link_moments(self) -> None:
-        """Let DeepSpeed find a tensor's moments in its flat groups.
-
-        It does so itself at the first step, but after the first group only, when the other groups
-        have no moments yet.
-        """
+        """Let DeepSpeed find a tensor's moments in its flat groups."""
         if self._stage in (1, 2):
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            _link_states(self._engine.optimizer)
 
     def _cut(self, moments: Mapping[str, Tensor]) -> None:
         """Give this worker its part of each moment."""
@@ -170,7 +165,40 @@ def _import_deepspeed(device: torch.device) -> Any:
     # It calls collectives by names that this torch is about to drop; nothing a user could do.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if device.type == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce for CPUs at first use: a minute, and a
-        # C++ compiler. Small models on a few CPU workers are served as well by gloo.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _use_gloo_only(deepspeed)
     return deepspeed
+
+
+# DeepSpeed's private API. tests/distributed/test_internals.py checks it after an upgrade.
+
+
+def _loss_scaler(engine: Any) -> Any:
+    """Return the engine's `GradScaler`, None without one. Its public checkpoints know ranks."""
+    return engine.torch_autocast_z0_gradscaler
+
+
+def _own_flat_groups(optimizer: Any) -> list[Tensor]:
+    """Return ZeRO-3's float32 parameters of this worker, one flat tensor a group.
+
+    The public `safe_set_local_*` functions need moments that exist already.
+    """
+    return optimizer.fp32_partitioned_groups_flat
+
+
+def _link_states(optimizer: Any) -> None:
+    """Link ZeRO-1's and ZeRO-2's moments to their parameters, for `safe_get_full_*`.
+
+    DeepSpeed does so itself at its first step, but after the first group only, when the other
+    groups have no moments yet; no public call does it again.
+    """
+    optimizer._hp_optimizer_states_linked = False
+    optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _use_gloo_only(deepspeed: Any) -> None:
+    """Keep DeepSpeed from compiling a shared-memory all-reduce for CPUs at first use.
+
+    It takes a minute and a C++ compiler, no setting turns it off, and small models on a few CPU
+    workers are served as well by gloo.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
