@@ -20,7 +20,8 @@ import ray
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.prepare import IndexConfig, PrepareConfig
 from img2prompt.config.sources import PictureSource
-from img2prompt.data.sources import Source, identity, list_portion, portions
+from img2prompt.data.sources.base import Source
+from img2prompt.data.sources.catalogue import identity, list_portion, portions
 from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA, Rejected, Row, printable

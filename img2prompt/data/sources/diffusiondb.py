@@ -15,9 +15,11 @@ from typing import Any
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.parts import (
+    PART,
     Look,
     Part,
     find_parts,
@@ -70,6 +72,21 @@ def list_rows(
     """Index rows of rows without sizes, or of parts."""
     rows = (_part_rows(item, source) if isinstance(item, Part) else (item,) for item in found)
     return with_sizes(chain.from_iterable(rows))
+
+
+def _fits(layout: Layout) -> bool:
+    names = (name.rstrip("/").rpartition("/")[2] for name in layout.names)
+    return any(PART.fullmatch(name.removesuffix(".json")) for name in names)
+
+
+FORMAT = Format(
+    "diffusiondb",
+    "part-000001.zip or part-000001/ with its part-000001.json",
+    _fits,
+    portions,
+    list_rows,
+    overrides=("sidecar", "metadata"),
+)
 
 
 def _subsets(path: str) -> list[tuple[str, list[Part]]]:

@@ -16,7 +16,9 @@ import pyarrow as pa
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
+from img2prompt.data.sources.diffusiondb import TABLES
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.data.sources.rows import (
@@ -42,6 +44,22 @@ def portions(source: PictureSource) -> Iterator[list[str]]:
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
     """Index rows of the files, in the order of their rows."""
     return with_sizes(chain.from_iterable(_file_rows(name, source) for name in names))
+
+
+def _fits(layout: Layout) -> bool:
+    names = [name for name in layout.ending(".parquet") if name.rpartition("/")[2] not in TABLES]
+    # img2dataset writes a table of what it did beside each tar.
+    tars = layout.stems(".tar")
+    return any(name.rpartition(".")[0] not in tars for name in names)
+
+
+FORMAT = Format(
+    "parquet",
+    ".parquet files with a column of pictures and one of prompts",
+    _fits,
+    portions,
+    list_rows,
+)
 
 
 def _tables(path: str) -> Iterator[str]:

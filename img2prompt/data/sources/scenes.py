@@ -8,6 +8,7 @@ import numpy as np
 from img2prompt.config.sources import SceneSource
 from img2prompt.data.scenes.compose import World, compose
 from img2prompt.data.scenes.draw import draw
+from img2prompt.data.sources.base import Format
 from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row
 
@@ -19,7 +20,7 @@ def portions(source: SceneSource) -> Iterator[list[int]]:
     return in_pieces(range(source.prompts), PORTION)
 
 
-def list_scenes(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:
+def list_rows(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:
     """Index rows; `uri` names world, seed and size, `member` the scene and its copy."""
     uri = f"{SCHEME}{source.world}/{source.seed}/{source.size}"
     for number in numbers:
@@ -34,6 +35,17 @@ def list_scenes(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | R
                 settings={"generator": f"scenes-{source.world}", "seed": source.seed},
                 size=(source.size, source.size),
             )
+
+
+FORMAT = Format(
+    "scenes",
+    needs="no files",
+    fits=lambda layout: False,
+    portions=portions,
+    list_rows=list_rows,
+    digest=lambda source: "",
+)
+"""Asked for by a SceneSource, never detected. The config alone identifies its contents."""
 
 
 def read_scene(uri: str, member: str) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.base import Format
 from img2prompt.data.sources.containers import DAMAGES, HEADER_BYTES, Range
 from img2prompt.data.sources.folder import LARGEST_TEXT, PICTURE_ENDS, decode_text
 from img2prompt.data.sources.pieces import in_pieces
@@ -38,9 +39,18 @@ def portions(source: PictureSource) -> Iterator[list[str]]:
     return in_pieces(_tars(source.path), 1)
 
 
-def list_samples(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
+def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
     """Index rows of the tars, in the order of the samples in them."""
     return chain.from_iterable(_tar_rows(name, source) for name in names)
+
+
+FORMAT = Format(
+    "webdataset",
+    ".tar files with a.jpg and a.txt or a.json",
+    lambda layout: bool(layout.ending(".tar")),
+    portions,
+    list_rows,
+)
 
 
 def _tars(path: str) -> Iterator[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from img2prompt.data.sources.metadata import read_metadata
 from img2prompt.data.sources.metadata.base import Metadata, NoPrompt
+from img2prompt.data.sources.metadata.programs import read_metadata
 from img2prompt.data.text.normalise import normalise
 
 SETTINGS = (

@@ -9,7 +9,7 @@ Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Lora hashes: "a: 0f, b: 1e",
 import re
 from collections.abc import Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, whole
+from img2prompt.data.sources.metadata.base import Metadata, Program, json_object, number, whole
 
 _SETTINGS = re.compile(r"^Steps: *\d+ *(?:,|$)", re.MULTILINE)
 _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
@@ -32,6 +32,9 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         if _SETTINGS.search(text) or (name == "parameters" and _NEGATIVE.search(text)):
             return _parse(text)
     return None
+
+
+PROGRAM = Program("AUTOMATIC1111", read)
 
 
 def _parse(text: str) -> Metadata:

@@ -1,8 +1,9 @@
-"""What every reader of metadata gives."""
+"""The seam for programs that write prompts into pictures, and how their values are read."""
 
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,19 @@ class Metadata:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise NoPrompt(f"empty prompt: there are settings of {self.generator}, but no prompt")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, or programs of one notation."""
+
+    name: str
+    """As its users know it, for messages."""
+    read: Callable[[Mapping[str, str]], Metadata | None]
+    """Return the metadata in a picture's texts by name; None when it wrote none of them.
+
+    Raises NoPrompt when the program wrote them without a usable prompt.
+    """
 
 
 def whole(value: Any) -> int | None:

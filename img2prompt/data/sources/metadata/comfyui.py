@@ -10,7 +10,7 @@ first sampler of the same chain of latents: it drew the picture out of noise.
 
 from collections.abc import Callable, Iterator, Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, number, string, whole
+from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, Program, number, string, whole
 from img2prompt.data.sources.metadata.graph import Graph, link_of
 from img2prompt.data.sources.metadata.walk import Walk
 
@@ -33,6 +33,9 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         if graph := Graph.parse(texts.get(name, ""), texts.get("workflow", "")):
             return _read_graph(graph)
     return None
+
+
+PROGRAM = Program("ComfyUI", read)
 
 
 def _read_graph(graph: Graph) -> Metadata:

@@ -4,7 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
+from img2prompt.data.sources.metadata.base import (
+    Metadata,
+    Program,
+    json_object,
+    number,
+    string,
+    whole,
+)
 
 _DREAM = re.compile(r'\s*"(?P<prompt>.*?)"(?P<flags>(?:\s+-.*)?)\s*', re.DOTALL)
 _FLAG = re.compile(r"(?:^|\s)-([sSCA]) ?([^\s-]\S*)")
@@ -26,6 +33,9 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
     if (line := texts.get("Dream", "")).strip():
         return _dream(line)
     return None
+
+
+PROGRAM = Program("InvokeAI", read)
 
 
 def _metadata(prompt: str, negative: str, settings: Mapping[str, Any]) -> Metadata:

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
+from img2prompt.data.sources.metadata.base import (
+    Metadata,
+    Program,
+    json_object,
+    number,
+    string,
+    whole,
+)
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
@@ -19,6 +26,9 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         if isinstance(found.get("prompt"), str) and "negative_prompt" in found:
             return _metadata(found, "fooocus")
     return None
+
+
+PROGRAM = Program("Fooocus, SwarmUI", read)
 
 
 def _metadata(found: dict[str, Any], generator: str) -> Metadata:

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
+from img2prompt.data.sources.metadata.base import (
+    Metadata,
+    Program,
+    json_object,
+    number,
+    string,
+    whole,
+)
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
@@ -24,3 +31,6 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         cfg=number(settings.get("scale")),
         sampler=string(settings.get("sampler")),
     )
+
+
+PROGRAM = Program("NovelAI", read)
