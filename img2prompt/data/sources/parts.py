@@ -4,13 +4,12 @@ import json
 import posixpath
 import re
 import zipfile
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from img2prompt.data.hashed import HashedSet
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import Zip
 from img2prompt.data.sources.folder import is_picture
@@ -76,26 +75,12 @@ def _add(found: dict[tuple[str, int], Part], where: str, folder: str, name: str)
             found[folder, number] = Part(number, files.inside(where, name.rstrip("/")), folder)
 
 
-class Names:
-    """Which names there are, in 8 bytes a name: DiffusionDB Large has 14 million."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._hashes = array("q", sorted(map(hash, names)))
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    def __contains__(self, name: str) -> bool:
-        at = bisect_left(self._hashes, hash(name))
-        return at < len(self._hashes) and self._hashes[at] == hash(name)
-
-
 @dataclass(frozen=True)
 class Look:
     """What a part holds. A zip is known by its central directory, a folder by its listing."""
 
     part: Part
-    pictures: Names = field(default_factory=Names)
+    pictures: HashedSet = field(default_factory=HashedSet)
     prefix: str = ""
     """Folder within a zip."""
     closed: Mapping[str, str] = field(default_factory=dict)
@@ -122,7 +107,7 @@ def look_at_names(part: Part) -> tuple[Look, list[str]]:
     try:
         if not part.zipped:
             names = list(filter(is_picture, listing.names(part.uri)))
-            return Look(part, Names(names)), names
+            return Look(part, HashedSet(names)), names
         with closing(Zip(part.uri)) as opened:
             return _look_inside(part, opened.archive.infolist())
     except (OSError, ValueError) as error:
@@ -135,7 +120,7 @@ def _look_inside(part: Part, infos: list[zipfile.ZipInfo]) -> tuple[Look, list[s
     prefix = marks[0].removesuffix(part.json) if marks else ""
     closed = {name: reason for name, info in named.items() if (reason := _closed(part, info))}
     names = list(filter(is_picture, named))
-    return Look(part, Names(names), prefix, closed), names
+    return Look(part, HashedSet(names), prefix, closed), names
 
 
 def _closed(part: Part, info: zipfile.ZipInfo) -> str | None:
