@@ -16,12 +16,12 @@ SCHEME = "scenes:"
 
 
 def portions(source: SceneSource) -> Iterator[list[int]]:
-    """Numbers of the scenes."""
+    """Yield the numbers of the scenes."""
     return in_pieces(range(source.prompts), PORTION)
 
 
 def list_rows(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:
-    """Index rows; `uri` names world, seed and size, `member` the scene and its copy."""
+    """Yield index rows; `uri` names world, seed and size, `member` the scene and its copy."""
     uri = f"{SCHEME}{source.world}/{source.seed}/{source.size}"
     for number in numbers:
         prompt = compose(source.world, source.seed, number).prompt
@@ -49,7 +49,7 @@ FORMAT = Format(
 
 
 def read_scene(uri: str, member: str) -> bytes:
-    """Draw the picture of an index row: file bytes in PNG, JPEG or WebP."""
+    """Draw the picture of an index row; return it as PNG, JPEG or WebP."""
     world, seed, size = uri.removeprefix(SCHEME).split("/")
     number, copy = (int(part) for part in member.split("/"))
     scene = compose(cast(World, world), int(seed), number)

@@ -209,13 +209,16 @@ def test_precedence() -> None:
     [
         ({}, "no prompt: the picture carries no text"),
         ({"Software": "gimp", "Title": "x"}, "no prompt: the picture carries Software, Title"),
-        ({"parameters": SETTINGS}, "empty prompt: there are settings of automatic1111"),
+        ({"parameters": SETTINGS}, "empty prompt: the settings of automatic1111 have no prompt"),
         ({"prompt": '{"3": {"class_type"'}, "unknown metadata: 'prompt' begins with"),
         ({"prompt": '[{"a":' * 99999}, "unknown metadata"),
         ({"prompt": '{"a":' * 99999}, "unknown metadata"),
         ({"parameters": '{"x": 1}'}, "unknown metadata: 'parameters'"),
-        ({"invokeai_metadata": '{"seed": 1}'}, "empty prompt: there are settings of invokeai"),
-        ({"Software": "NovelAI"}, "empty prompt: there are settings of novelai"),
+        (
+            {"invokeai_metadata": '{"seed": 1}'},
+            "empty prompt: the settings of invokeai have no prompt",
+        ),
+        ({"Software": "NovelAI"}, "empty prompt: the settings of novelai have no prompt"),
         ({"prompt": "  \n "}, "no prompt: the picture carries prompt"),
     ],
 )

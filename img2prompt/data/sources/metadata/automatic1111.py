@@ -18,7 +18,7 @@ _LONGEST = 20_000  # characters of settings that are read
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """Metadata of a text with a `Steps:` line, or of `parameters` with a `Negative prompt:` line.
+    """Return the metadata of a text with settings, or of `parameters` with a negative prompt.
 
     The last `Steps:` line begins the settings; the first `Negative prompt:` line the negative.
 
@@ -57,8 +57,8 @@ def _parse(text: str) -> Metadata:
 
 
 def _settings(text: str) -> dict[str, str]:
-    """Settings by name, the first of each; quoted values may hold commas."""
-    found: dict[str, str] = {}
+    """Return the settings by name, the first of each; quoted values may contain commas."""
+    settings: dict[str, str] = {}
     for match in _SETTING.finditer(text[:_LONGEST]):
-        found.setdefault(match[1], match[2].strip())
-    return found
+        settings.setdefault(match[1], match[2].strip())
+    return settings

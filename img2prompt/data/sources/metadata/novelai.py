@@ -13,10 +13,10 @@ from img2prompt.data.sources.metadata.base import (
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """Metadata when `Software` or the settings say NovelAI.
+    """Return the metadata when `Software` or the settings say NovelAI.
 
     Raises:
-        NoPrompt: its settings without a prompt.
+        NoPrompt: NovelAI's settings without a prompt.
     """
     settings = json_object(texts.get("Comment", "")) or {}
     if texts.get("Software", "").strip() != "NovelAI" and not {"uc", "sampler"} <= settings.keys():
