@@ -209,7 +209,7 @@ def test_precedence() -> None:
     [
         ({}, "no prompt: the picture carries no text"),
         ({"Software": "gimp", "Title": "x"}, "no prompt: the picture carries Software, Title"),
-        ({"parameters": SETTINGS}, "empty prompt: the settings of automatic1111 have no prompt"),
+        ({"parameters": SETTINGS}, "empty prompt: the settings of automatic1111 have"),
         ({"prompt": '{"3": {"class_type"'}, "unknown metadata: 'prompt' begins with"),
         ({"prompt": '[{"a":' * 99999}, "unknown metadata"),
         ({"prompt": '{"a":' * 99999}, "unknown metadata"),
@@ -218,7 +218,7 @@ def test_precedence() -> None:
             {"invokeai_metadata": '{"seed": 1}'},
             "empty prompt: the settings of invokeai have no prompt",
         ),
-        ({"Software": "NovelAI"}, "empty prompt: the settings of novelai have no prompt"),
+        ({"Software": "NovelAI"}, "empty prompt: the settings of novelai have"),
         ({"prompt": "  \n "}, "no prompt: the picture carries prompt"),
     ],
 )
@@ -228,7 +228,7 @@ def test_no_prompt(texts: dict[str, str], reason: str) -> None:
 
 
 REAL_WITHOUT_PROMPT = {
-    f"artists_{number:04d}.png": "undecided prompt: node 54 (CR Text Cycler) gives a list of texts"
+    f"artists_{number:04d}.png": "undecided prompt: node 54 (CR Text Cycler) returns a list of texts"
     # One run over a list of 129 artists: every picture carries the same graph with the whole list.
     for number in range(0, 129, 16)
 }
