@@ -125,7 +125,7 @@ def chained(cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) 
 def _csv_of_scenes(folder: Path) -> str:
     """60 drawn pictures of another world as files of three formats, larger than the shards'."""
     from img2prompt.config.sources import SceneSource
-    from img2prompt.data.sources import list_rows
+    from img2prompt.data.sources.catalogue import list_rows
     from img2prompt.data.sources.reader import read_pictures
 
     (folder / NAMES).mkdir()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from img2prompt.config.prepare import GroupConfig, PrepareConfig, ShardConfig
 from img2prompt.config.sources import PictureSource, SceneSource
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.errors import UserError
 from img2prompt.prepare import clean

@@ -15,7 +15,7 @@ from img2prompt.artifact import MANIFEST, Artifact, Draft
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected
 from img2prompt.errors import UserError

@@ -5,17 +5,8 @@ from typing import Literal
 
 from img2prompt.config.base import Config, check
 
-Format = Literal[
-    "auto",
-    "csv",
-    "jsonl",
-    "kaggle",
-    "sidecar",
-    "metadata",
-    "webdataset",
-    "parquet",
-    "diffusiondb",
-]
+AUTO = "auto"
+"""Format of a source whose format is to be detected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +17,11 @@ class PictureSource(Config):
     path: str
     """Local path or URI of the file (CSV, JSON lines, tar, Parquet, a DiffusionDB part) or of the
     folder that holds such files."""
-    format: Format = "auto"
-    """`auto` looks at what lies there. `csv`, `jsonl`: a table of file names and prompts. `kaggle`:
-    `images/` and `prompts.csv`. `sidecar`: `a.txt` beside `a.png`. `metadata`: pictures that carry
-    their prompt themselves. `webdataset`: tars. `parquet`: pictures and prompts in columns.
-    `diffusiondb`: its parts, zipped or not."""
+    format: str = AUTO
+    """`auto` detects it from the names of the files. `csv`, `jsonl`: a table of file names and
+    prompts. `kaggle`: `images/` and `prompts.csv`. `sidecar`: `a.txt` beside `a.png`. `metadata`:
+    pictures that contain their prompt. `webdataset`: tars. `parquet`: pictures and prompts in
+    columns. `diffusiondb`: its parts, zipped or not."""
     name: str = "pictures"
     """Source name of rows, and the beginning of their ids. Scores are reported by it."""
     pictures: str = ""

@@ -3,21 +3,23 @@ the index.
 
 Only text and numbers are read, no picture. Two pictures of one prompt are both kept; of one picture
 only the first fit row is, because with two prompts it could land in two splits. Memory is that of
-one file of the index and of `Seen`. The result depends on the config, the index and the list of
-blocked words alone; a killed run starts over, because every row depends on those before it.
+one file of the index and of a HashedMap. The result depends on the config, the index and the list
+of blocked words alone; a killed run starts over, because every row depends on those before it.
 """
 
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.prepare import CleanConfig
+from img2prompt.data.hashed import HashedMap
 from img2prompt.data.images import size_reason
-from img2prompt.data.seen import Seen
 from img2prompt.data.sources.rows import Rejected, Row, count_kinds, rejected_table
 from img2prompt.data.text.blocked import BlockedWords
 from img2prompt.data.text.language import LanguageFilter
@@ -54,7 +56,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     judge = _Judge(config, blocked)
     rows, kinds = 0, Counter[str]()
     for name in index.names("rows"):
-        judged = [judge.judge(row) for row in index.read_table(name).to_pylist()]
+        judged = judge.judge(index.read_table(name).to_pylist())
         fit = [row for row in judged if not isinstance(row, Rejected)]
         rejected = [row for row in judged if isinstance(row, Rejected)]
         draft.write_table(name, pa.Table.from_pylist(fit, schema=SCHEMA))
@@ -85,32 +87,42 @@ class _Judge:
         languages = LanguageFilter(config.languages) if config.languages else None
         self._filters = [found for found in (words, languages) if found]
         self._text_reason = lru_cache(_PROMPTS_KEPT)(self._judge_text)
-        self._seen = Seen()
+        self._pictures = HashedMap()
 
-    def judge(self, row: Row) -> Row | Rejected:
-        """A row of SCHEMA, or why not."""
-        prompt = normalise(row["prompt"])
-        reason = (
-            self._text_reason(prompt)
-            or _picture_reason(row, self._config)
-            or self._repeat_reason(row, prompt)
-        )
-        if reason:
-            return Rejected(row["id"], reason)
-        return {"id": row["id"], "prompt_id": prompt_id(prompt), "prompt": prompt}
+    def judge(self, rows: Sequence[Row]) -> list[Row | Rejected]:
+        """Return each row as a row of SCHEMA, or as a rejected one."""
+        prompts = [normalise(row["prompt"]) for row in rows]
+        reasons = [
+            self._text_reason(prompt) or _picture_reason(row, self._config)
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        self._reject_repeats(rows, prompts, reasons)
+        return [
+            Rejected(row["id"], reason)
+            if reason
+            else {"id": row["id"], "prompt_id": prompt_id(prompt), "prompt": prompt}
+            for row, prompt, reason in zip(rows, prompts, reasons, strict=True)
+        ]
 
     def _judge_text(self, prompt: str) -> str | None:
         reasons = (found.reason(prompt) for found in self._filters)
         return reject_reason(prompt, self._config) or next(filter(None, reasons), None)
 
-    def _repeat_reason(self, row: Row, prompt: str) -> str | None:
-        same = self._seen.add(f"{row['uri']}\0{row['member']}", prompt)
-        if same is None:
-            return None
-        where = f"{row['uri']} {row['member']}".strip()
-        if same:
-            return f"repeated row: {where} with this prompt came before"
-        return f"contradicting prompt: {where} came before with another prompt"
+    def _reject_repeats(
+        self, rows: Sequence[Row], prompts: Sequence[str], reasons: list[str | None]
+    ) -> None:
+        """Set the reasons of rows without one whose picture was in a fit row before."""
+        fit = [number for number, reason in enumerate(reasons) if not reason]
+        pictures = [f"{rows[number]['uri']}\0{rows[number]['member']}" for number in fit]
+        new, same = self._pictures.add(pictures, [prompts[number] for number in fit])
+        for at in np.flatnonzero(~new):
+            row = rows[fit[at]]
+            picture = f"{row['uri']} {row['member']}".strip()
+            if same[at]:
+                reason = f"repeated row: {picture} with this prompt came before"
+            else:
+                reason = f"contradicting prompt: {picture} came before with another prompt"
+            reasons[fit[at]] = reason
 
 
 def _picture_reason(row: Row, config: CleanConfig) -> str | None:

@@ -20,11 +20,12 @@ import ray
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.prepare import IndexConfig, PrepareConfig
 from img2prompt.config.sources import PictureSource
-from img2prompt.data.sources import Source, identity, list_portion, portions
+from img2prompt.data.hashed import HashedSet
+from img2prompt.data.sources.base import Source
+from img2prompt.data.sources.catalogue import identity, list_portion, portions
 from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA, Rejected, Row, printable
-from img2prompt.data.sources.unique import Ids
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress
 from img2prompt.distributed.tasks import run_bounded
@@ -141,7 +142,7 @@ def _gather(parts: Draft, draft: Draft) -> Artifact:
 
 def _with_repeats(parts: Draft) -> Iterator[pa.Table]:
     """All portions in pieces; further rows of an id have a reason, too."""
-    ids = Ids()
+    ids = HashedSet()
     for name in sorted(parts.receipts()):
         whole = parts.read_table(name)
         for start in range(0, len(whole), ROWS_PER_FILE):

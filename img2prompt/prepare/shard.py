@@ -22,10 +22,10 @@ import ray
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.prepare import CleanConfig, ShardConfig
 from img2prompt.data import images
+from img2prompt.data.hashed import HashedSet
 from img2prompt.data.shards import SCHEMA, SPLITS
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected, count_kinds, rejected_table, unread_picture
-from img2prompt.data.sources.unique import Ids
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
@@ -186,7 +186,7 @@ def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
 
     The copies are written to COPIES before they leave their shards, so that a kill loses none.
     """
-    done, seen = draft.receipts(), Ids()
+    done, seen = draft.receipts(), HashedSet()
     names = [name for split in SPLITS for name in sorted(done) if name.startswith(f"{split}/")]
     copies: dict[str, dict[str, str]] = {}
     for name in names:

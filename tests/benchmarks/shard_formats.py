@@ -33,7 +33,7 @@ import tyro
 from img2prompt import cli
 from img2prompt.config.sources import SceneSource
 from img2prompt.data import images
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.vectors import DIMENSIONS, VECTOR, matrix, vector_column
 

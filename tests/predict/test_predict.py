@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from img2prompt.artifact import Artifact
 from img2prompt.config.predict import PredictConfig
 from img2prompt.config.sources import SceneSource
-from img2prompt.data.sources import files, list_rows
+from img2prompt.data.sources import files
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed.actors import Pool

@@ -8,7 +8,8 @@ from img2prompt import artifact
 from img2prompt.artifact import Draft
 from img2prompt.config.prepare import IndexConfig, PrepareConfig
 from img2prompt.config.sources import PictureSource, SceneSource
-from img2prompt.data.sources import folder, portions
+from img2prompt.data.sources import sidecar
+from img2prompt.data.sources.catalogue import portions
 from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA
 from img2prompt.errors import UserError
@@ -70,7 +71,7 @@ def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_portions_of_tasks_become_pieces_of_one_order(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(folder, "PORTION", 2)
+    monkeypatch.setattr(sidecar, "PORTION", 2)
     monkeypatch.setattr(index, "ROWS_PER_FILE", 3)
     (tmp_path / "side").mkdir()
     for number in range(5):

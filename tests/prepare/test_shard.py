@@ -20,7 +20,7 @@ from img2prompt.config.prepare import (
 )
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.data.shards import SCHEMA, SPLITS
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import REJECTED_SCHEMA
 from img2prompt.data.vectors import matrix

@@ -1,4 +1,4 @@
-"""Archives that hold many pictures: opened where they lie, read in pieces, never unpacked.
+"""Archives of many pictures: opened in place, read in pieces, never unpacked.
 
 Pictures in a zip are named by their member, in a tar by `offset+size` in bytes, in a Parquet file
 by `row group/row in it/column`.
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from img2prompt.data.sources.files import SteadyFile, refuse_large
 
 HEADER_BYTES = 65536
-"""Read at once where only a picture's header is wanted."""
+"""Bytes of one read where only a picture's header is needed."""
 _BATCH_ROWS = 16
 _PAGE_BYTES = 1 << 20
 
@@ -33,12 +33,12 @@ DAMAGES = (
     RuntimeError,  # zip members that need a password, or an unknown compression
     pa.ArrowException,
 )
-"""What the libraries raise on archives that are damaged, or of a kind that they cannot read."""
+"""Errors that the libraries raise on archives that are damaged or of an unsupported kind."""
 
 
 @contextmanager
 def damage(what: str) -> Iterator[None]:
-    """Turn what an archive's library raises into a ValueError that begins with `what`."""
+    """Turn an error of an archive's library into a ValueError that begins with `what`."""
     try:
         yield
     except DAMAGES as error:
@@ -67,7 +67,7 @@ class Zip:
         try:
             info = self.archive.getinfo(member)
         except KeyError:
-            raise FileNotFoundError(f"the zip holds no {member}") from None
+            raise FileNotFoundError(f"the zip contains no {member}") from None
         refuse_large(info.file_size)
         return info
 
@@ -79,7 +79,7 @@ class Zip:
 
 
 class Tar:
-    """A tar of pictures, whose places are known: each is one ranged read."""
+    """A tar of pictures whose offsets are known: each picture is one ranged read."""
 
     def __init__(self, uri: str) -> None:
         self._file = SteadyFile(uri)
@@ -100,7 +100,7 @@ class Tar:
 
 
 class Parquet:
-    """A Parquet file with a column of pictures. Rows that are read in order are decoded once."""
+    """A Parquet file with a column of pictures. Rows read in order are decoded once."""
 
     def __init__(self, uri: str) -> None:
         self._file = SteadyFile(uri)
@@ -119,7 +119,7 @@ class Parquet:
         with damage("damaged Parquet"):
             data = picture_bytes(self._cell(int(group), int(row), column))
         if data is None:
-            raise FileNotFoundError(f"row {row} of row group {group} holds no picture")
+            raise FileNotFoundError(f"row {row} of row group {group} contains no picture")
         return data
 
     def _cell(self, group: int, row: int, column: str) -> pa.Scalar:
@@ -143,14 +143,14 @@ class Parquet:
 
 
 def picture_bytes(cell: pa.Scalar) -> bytes | None:
-    """The picture in a cell: bytes themselves, or a struct with the field `bytes`."""
+    """Return the picture in a cell that holds bytes or a struct with the field `bytes`."""
     data = cell.as_py()
     data = data.get("bytes") if isinstance(data, dict) else data
     return data if isinstance(data, bytes) else None
 
 
 class Range(io.RawIOBase):
-    """A part of a seekable file as a file of its own."""
+    """Part of a seekable file, as a file of its own."""
 
     def __init__(self, file: io.RawIOBase | BinaryIO, offset: int, size: int) -> None:
         self._file, self._offset, self._size, self._at = file, offset, size, 0

@@ -1,4 +1,4 @@
-"""The records of a CSV file. Lines that are no CSV record cost only themselves."""
+"""A CSV file that lists pictures and prompts. Lines that are not valid CSV cost only themselves."""
 
 import csv
 import io
@@ -6,17 +6,21 @@ from collections.abc import Iterator
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources.rows import Rejected
+from img2prompt.data.sources.tables import Record, Table, table_format
 from img2prompt.errors import UserError
 
-Record = tuple[str, dict[str, str]]
+ENDS = (".csv", ".csv.gz")
 
 
 def read_records(
     text: io.TextIOBase, source: PictureSource, needed: tuple[tuple[str, ...], ...]
 ) -> Iterator[Record | Rejected]:
-    """Where each record stands (`<source>/line <number>`) and its cells by column.
+    """Yield each record's position (`<source>/line <number>`) and its cells by column.
 
-    `needed`: alternatives for each column that must be there.
+    Args:
+        text: opened with `newline=""`.
+        source: for messages.
+        needed: alternative names of each column that must be present.
 
     Raises:
         UserError: the header line lacks a needed column.
@@ -51,6 +55,15 @@ def _header(
         raise UserError(
             f"{source.path} has the columns {header}; needed: {wanted}. Name the columns of source "
             f"{source.name!r} with --sources.N.file_column and --sources.N.prompt_column (N: its "
-            "place in the list, from 0), or give a comma-separated UTF-8 file with a header line"
+            "position in the list, from 0), or give a comma-separated UTF-8 file with a header line"
         )
     return header
+
+
+FORMAT = table_format(
+    "csv",
+    needs="a .csv with the columns file and prompt (or others, named by option), and the pictures",
+    fits=lambda layout: bool(layout.top_ending(*ENDS)),
+    table=Table(ENDS, read_records),
+    overrides=("metadata",),
+)

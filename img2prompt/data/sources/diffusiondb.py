@@ -1,9 +1,9 @@
 """DiffusionDB 2M and Large: parts of 1,000 pictures, as folders or zips, each with its JSON.
 
-With `metadata.parquet` (`metadata-large.parquet`) its rows are the index: sizes and NSFW scores
-come from it, and of the pictures nothing is read. Without it the parts' own JSON tells prompt,
-seed, steps, cfg and sampler. The layout, the sampler numbers and the meaning of the scores stand in
-the README of github.com/poloclub/diffusiondb.
+With `metadata.parquet` (`metadata-large.parquet`) its rows are the index: it contains sizes and
+NSFW scores, and no picture is opened. Without it the parts' own JSON gives prompt, seed, steps, cfg
+and sampler. The layout, the sampler numbers and the meaning of the scores are documented in the
+README of github.com/poloclub/diffusiondb.
 """
 
 import logging
@@ -15,15 +15,17 @@ from typing import Any
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.parts import (
-    Look,
+    PART,
+    Contents,
     Part,
     find_parts,
-    look,
-    look_at_names,
     part_name,
+    read_contents,
+    read_contents_and_names,
     read_json,
 )
 from img2prompt.data.sources.pieces import PORTION, in_pieces
@@ -56,7 +58,7 @@ _PARTS_AT_ONCE = 16
 
 
 def portions(source: PictureSource) -> Iterator[list[Any]]:
-    """Rows of the metadata table, or parts that have none: of both subsets, or what is there."""
+    """Yield rows of the metadata table, or parts without a table, of one or both subsets."""
     for table, parts in _subsets(source.path):
         if table:
             yield from in_pieces(_Table(table, parts, source).rows(), PORTION)
@@ -65,26 +67,41 @@ def portions(source: PictureSource) -> Iterator[list[Any]]:
 
 
 def list_rows(
-    source: PictureSource, found: Iterable[Row | Rejected | Part]
+    source: PictureSource, items: Iterable[Row | Rejected | Part]
 ) -> Iterator[Row | Rejected]:
-    """Index rows of rows without sizes, or of parts."""
-    rows = (_part_rows(item, source) if isinstance(item, Part) else (item,) for item in found)
+    """Yield index rows of rows without sizes, or of parts."""
+    rows = (_part_rows(item, source) if isinstance(item, Part) else (item,) for item in items)
     return with_sizes(chain.from_iterable(rows))
 
 
+def _fits(layout: Layout) -> bool:
+    names = (name.rstrip("/").rpartition("/")[2] for name in layout.names)
+    return any(PART.fullmatch(name.removesuffix(".json")) for name in names)
+
+
+FORMAT = Format(
+    "diffusiondb",
+    "part-000001.zip or part-000001/ with its part-000001.json",
+    _fits,
+    portions,
+    list_rows,
+    overrides=("sidecar", "metadata"),
+)
+
+
 def _subsets(path: str) -> list[tuple[str, list[Part]]]:
-    """Table (or none) and parts of the subsets in a place; the numbers of their parts collide."""
+    """Return the table (or none) and the parts of each subset; their part numbers collide."""
     parts = find_parts(path)
     large = [part for part in parts if part.folder.startswith(LARGE)]
     small = [part for part in parts if not part.folder.startswith(LARGE)]
-    there = set(listing.names(path)) & set(TABLES)
-    if TABLES[1] in there and not large and TABLES[0] not in there:
+    tables = set(listing.names(path)) & set(TABLES)
+    if TABLES[1] in tables and not large and TABLES[0] not in tables:
         small, large = [], small  # Large without its two folders
     subsets = zip(TABLES, (small, large), strict=True)
     return [
-        (files.inside(path, table) if table in there else "", found)
-        for table, found in subsets
-        if found or table in there
+        (files.inside(path, table) if table in tables else "", subset)
+        for table, subset in subsets
+        if subset or table in tables
     ]
 
 
@@ -100,32 +117,32 @@ class _Table:
         self.listed: Counter[int] = Counter()
 
     def rows(self) -> Iterator[Row | Rejected]:
-        """A row for each row of the table; what it does not tell is told at the end."""
-        looks = dict(zip(self.parts, in_order(look, self.parts.values()), strict=True))
+        """Yield a row for each row of the table, then rejected rows for parts it does not list."""
+        contents = dict(zip(self.parts, in_order(read_contents, self.parts.values()), strict=True))
         base = f"{self.source.name}/{self.uri.rpartition('/')[2]}"
         try:
             with closing(Parquet(self.uri)) as opened:
-                there = opened.table.schema_arrow.names
-                if not set(_NEEDED) <= set(there):
-                    yield Rejected(base, f"no prompt: {self.uri} has {there}; needed: {_NEEDED}")
+                names = opened.table.schema_arrow.names
+                if not set(_NEEDED) <= set(names):
+                    yield Rejected(base, f"no prompt: {self.uri} has {names}; needed: {_NEEDED}")
                     return
-                columns = [name for name in _COLUMNS if name in there]
+                columns = [name for name in _COLUMNS if name in names]
                 for batch in opened.table.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                    for told in batch.to_pylist():
-                        yield self._row(told, looks)
+                    for cells in batch.to_pylist():
+                        yield self._row(cells, contents)
         except (OSError, *DAMAGES, ValueError) as error:
             yield Rejected(
                 base,
-                f"damaged Parquet: {self.uri}: {error}; its further rows are lost. Download it "
-                "again, or move it away to read the parts' JSON (which knows no NSFW scores)",
+                f"damaged Parquet: {self.uri}: {error}; its remaining rows are lost. Download it "
+                "again, or move it away to read the parts' JSON (without NSFW scores)",
             )
-        yield from self._unlisted(looks)
+        yield from self._unlisted(contents)
 
-    def _row(self, told: Mapping[str, Any], looks: Mapping[int, Look]) -> Row | Rejected:
-        number, name = whole(told["part_id"]), str(told["image_name"])
+    def _row(self, cells: Mapping[str, Any], contents: Mapping[int, Contents]) -> Row | Rejected:
+        number, name = whole(cells["part_id"]), str(cells["image_name"])
         row_id = f"{self.source.name}/{name}"
         if number is None:
-            return Rejected(row_id, f"missing part: part_id is {told['part_id']!r}, no number")
+            return Rejected(row_id, f"missing part: part_id is {cells['part_id']!r}, not a number")
         self.listed[number] += 1
         part = self.parts.get(number)
         if part is None:
@@ -134,24 +151,24 @@ class _Table:
                 f"missing part: {part_name(number)} is not in {self.source.path}, neither as zip "
                 "nor as folder; download it",
             )
-        if reason := looks[number].reason(name):
+        if reason := contents[number].reason(name):
             return Rejected(row_id, reason)
-        uri, member = part.place(looks[number].prefix, name)
-        settings = {**told, "sampler": _sampler(told.get("sampler"))}
-        row = new_row(row_id, self.source.name, told["prompt"], uri, member, settings=settings)
-        size = tuple(whole(told.get(key)) or 0 for key in ("width", "height"))
+        uri, member = part.location(contents[number].prefix, name)
+        settings = {**cells, "sampler": _sampler(cells.get("sampler"))}
+        row = new_row(row_id, self.source.name, cells["prompt"], uri, member, settings=settings)
+        size = tuple(whole(cells.get(key)) or 0 for key in ("width", "height"))
         return sized(row, *size) if isinstance(row, dict) and all(size) else row
 
-    def _unlisted(self, looks: Mapping[int, Look]) -> Iterator[Rejected]:
+    def _unlisted(self, contents: Mapping[int, Contents]) -> Iterator[Rejected]:
         missing = sum(number not in self.parts for number in self.listed)
         if missing:
             logger.warning(
-                "%s: %d of its %d parts are not there", self.uri, missing, len(self.listed)
+                "%s: %d of its %d parts are missing", self.uri, missing, len(self.listed)
             )
-        for number, found in looks.items():
-            more = len(found.pictures) - self.listed[number]
+        for number, part in self.parts.items():
+            more = len(contents[number].pictures) - self.listed[number]
             if more > 0:
-                reason = f"no prompt: {found.part.uri} holds {more} pictures more than {self.uri}"
+                reason = f"no prompt: {part.uri} contains {more} pictures more than {self.uri}"
                 yield Rejected(f"{self.source.name}/{part_name(number)}", f"{reason} lists")
         for part in self.further:
             reason = f"repeated part: {self.parts[part.number].uri} was read, {part.uri} was not"
@@ -163,28 +180,29 @@ def _sampler(value: Any) -> Any:
 
 
 def _part_rows(part: Part, source: PictureSource) -> Iterator[Row | Rejected]:
-    """The rows of a part by its own JSON, without sizes."""
+    """Yield the rows of a part from its own JSON, without sizes."""
     base = f"{source.name}/{part_name(part.number)}"
-    found, names = look_at_names(part)
-    if found.loss:
-        yield Rejected(base, found.loss)
+    contents, names = read_contents_and_names(part)
+    if contents.loss:
+        yield Rejected(base, contents.loss)
         return
     try:
-        prompts = read_json(part, found)
+        prompts = read_json(part, contents)
     except (OSError, ValueError) as error:
         lasts = isinstance(error, (FileNotFoundError, ValueError))
         kind = "no prompt" if lasts else "unreadable prompt"
         yield Rejected(base, f"{kind}: {part.uri}: {error}")
         return
-    for name, told in prompts.items():
+    for name, settings in prompts.items():
         row_id = f"{source.name}/{name}"
-        uri, member = part.place(found.prefix, name)
-        if reason := found.reason(name):
+        uri, member = part.location(contents.prefix, name)
+        if reason := contents.reason(name):
             yield Rejected(row_id, reason)
-        elif not isinstance(told, dict):
-            yield Rejected(row_id, f"no prompt: {part.json} has {str(told)[:40]!r} for it")
+        elif not isinstance(settings, dict):
+            yield Rejected(row_id, f"no prompt: {part.json} has {str(settings)[:40]!r} for it")
         else:
-            settings = {key: told.get(short) for key, short in _JSON_KEYS.items()}
-            yield new_row(row_id, source.name, told.get("p"), uri, member, settings=settings)
+            prompt = settings.get("p")
+            settings = {key: settings.get(short) for key, short in _JSON_KEYS.items()}
+            yield new_row(row_id, source.name, prompt, uri, member, settings=settings)
     for name in sorted(set(names) - prompts.keys()):
         yield Rejected(f"{source.name}/{name}", f"no prompt: {part.json} does not list it")

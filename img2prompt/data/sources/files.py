@@ -1,7 +1,7 @@
-"""Files of any filesystem: names become URIs, and errors that may pass are tried again.
+"""Files of any filesystem: names become URIs, and operations with transient errors are retried.
 
-A place is a local path or a URI. What lies in a URI's folder is named with percent escapes, so that
-`a b#1.png` in a bucket can be opened like any other file; `fsspec+` URIs know no escapes.
+Folders and files are local paths or URIs. Names in a URI's folder are written with percent escapes,
+so that `a b#1.png` in a bucket can be opened like any other file; `fsspec+` URIs have no escapes.
 """
 
 import errno
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 FIRST_WAIT = 0.5
-"""Seconds, doubled after each attempt and mixed at random, so that workers do not knock at once."""
+"""Seconds; doubled after each attempt, with jitter, so that workers do not retry at once."""
 
 LARGEST_BYTES = 1 << 30
-"""No picture is larger; what claims to be would fill a worker's memory."""
+"""Larger files are refused: they are no pictures and would fill a worker's memory."""
 
-_PASSING = {
+_TRANSIENT = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.ECONNABORTED,
@@ -43,25 +43,25 @@ _PASSING = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-_LASTING = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "Forbidden", "PermissionDenied")
+_PERMANENT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "Forbidden", "PermissionDenied")
 
 T = TypeVar("T")
 
 
 def absolute(uri: str) -> str:
-    """The same place, named so that a worker in another folder finds it."""
+    """Return an absolute path or URI, which is valid in a worker's folder too."""
     return uri.rstrip("/") or "/" if "://" in uri else str(Path(uri).absolute())
 
 
 def inside(folder: str, name: str) -> str:
-    """Where `name`, relative to a folder, lies; an absolute path or URI stays what it is."""
+    """Return the URI of `name` in a folder; an absolute path or URI is returned unchanged."""
     if "://" in name:
         return name
     return posixpath.join(folder, quote(name) if _escapes(folder) else name)
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Filesystem and path of a file; one filesystem serves all files of a folder."""
+    """Return filesystem and path of a file; all files of a folder share one filesystem."""
     folder, name = posixpath.split(uri)
     if not name or ("://" in uri and "://" not in folder):
         return open_uri(uri)
@@ -71,7 +71,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=256)
 def _folder(uri: str) -> tuple[pafs.FileSystem, str]:
-    # Making a filesystem can ask the network for a bucket's region: too slow for every picture.
+    # Creating a filesystem may query a bucket's region over the network: too slow per picture.
     return open_uri(uri)
 
 
@@ -80,13 +80,13 @@ def _escapes(uri: str) -> bool:
 
 
 def steadily(fs: pafs.FileSystem, action: Callable[[], T]) -> T:
-    """What `action` returns, with its passing errors tried again.
+    """Return the result of `action`, which is retried after transient errors.
 
     Raises:
-        OSError: it failed `ATTEMPTS` times, or in a way that no waiting mends.
+        OSError: it failed `ATTEMPTS` times, or with an error that is not transient.
     """
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: _may_pass(fs, error)),
+        retry=tenacity.retry_if_exception(lambda error: _is_transient(fs, error)),
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_random_exponential(FIRST_WAIT, max=10),
         before_sleep=tenacity.before_sleep_log(logger, logging.WARNING),
@@ -94,23 +94,23 @@ def steadily(fs: pafs.FileSystem, action: Callable[[], T]) -> T:
     )(action)
 
 
-def _may_pass(fs: pafs.FileSystem, error: BaseException) -> bool:
+def _is_transient(fs: pafs.FileSystem, error: BaseException) -> bool:
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if not isinstance(error, OSError):
         return False
     if error.errno is not None:
-        return error.errno in _PASSING
-    # Object stores give no number; a local disk does whenever the device failed.
+        return error.errno in _TRANSIENT
+    # Object stores give no errno; a local disk does whenever the device failed.
     local = isinstance(fs, pafs.LocalFileSystem)
-    return not local and not any(word in str(error) for word in _LASTING)
+    return not local and not any(word in str(error) for word in _PERMANENT)
 
 
 class SteadyFile(io.RawIOBase):
-    """A file opened for ranged reads, whose passing errors are tried again from where they struck.
+    """A file opened for ranged reads, which are retried after transient errors.
 
     Raises:
-        OSError: the file is gone or cannot be read (FileNotFoundError when it is not there).
+        OSError: the file cannot be read (FileNotFoundError when it does not exist).
     """
 
     def __init__(self, uri: str) -> None:
@@ -121,7 +121,7 @@ class SteadyFile(io.RawIOBase):
 
     @property
     def local(self) -> bool:
-        """Whether reading here and there costs little."""
+        """Return whether many small reads are cheap."""
         return isinstance(self._fs, pafs.LocalFileSystem)
 
     def readable(self) -> bool:
@@ -141,7 +141,7 @@ class SteadyFile(io.RawIOBase):
         return self._at
 
     def read_at(self, size: int, offset: int) -> bytes:
-        """`size` bytes from `offset`, or fewer at the end of the file: one request."""
+        """Return `size` bytes from `offset`, or fewer at the end of the file, in one request."""
         size = min(size, self.size - offset)
         return self._steadily(lambda file: file.read_at(size, offset)) if size > 0 else b""
 
@@ -179,11 +179,11 @@ class SteadyFile(io.RawIOBase):
 
 
 def read_bytes(uri: str) -> bytes:
-    """All of a file that holds a picture or a table of one part's prompts.
+    """Return the content of a file that is at most as large as a picture.
 
     Raises:
-        OSError: the file is gone or cannot be read.
-        ValueError: it is larger than any picture.
+        OSError: the file is missing or cannot be read.
+        ValueError: it has more than LARGEST_BYTES.
     """
     with SteadyFile(uri) as file:
         refuse_large(file.size)
@@ -191,5 +191,6 @@ def read_bytes(uri: str) -> bytes:
 
 
 def refuse_large(size: int) -> None:
+    """Raise ValueError for a file or member of more than LARGEST_BYTES."""
     if size > LARGEST_BYTES:
         raise ValueError(f"{size} bytes; allowed: at most {LARGEST_BYTES}")

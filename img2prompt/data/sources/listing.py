@@ -1,4 +1,4 @@
-"""What lies in a folder, on any filesystem."""
+"""Listings and digests of folders on any filesystem."""
 
 import hashlib
 import posixpath
@@ -14,21 +14,21 @@ from img2prompt.storage import open_uri
 
 @dataclass(frozen=True)
 class Entry:
-    """What a folder holds."""
+    """A file or folder in a folder."""
 
     name: str
-    """Relative to where the walk began; a folder's ends with `/`."""
+    """Relative to the root of the walk; ends with `/` for a folder."""
     size: int
     changed: int
     """Nanoseconds since 1970; 0 where the filesystem does not say."""
 
 
 def walk(folder: str) -> Iterator[Entry]:
-    """All that lies in a folder and its folders, in order.
+    """Yield the files and folders below a folder, in order.
 
-    The entries of a folder come before those of its folders, so a glance at the first few shows
-    the layout. Memory is that of the largest folder. A name that is no UTF-8 comes with escapes:
-    it cannot be opened, and so is not passed over in silence.
+    The entries of a folder come before those of its folders, so the first few show the layout.
+    Memory is that of the largest folder. A name that is not UTF-8 is yielded with escapes: the file
+    cannot be opened, so it is reported and not skipped silently.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -36,34 +36,34 @@ def walk(folder: str) -> Iterator[Entry]:
     fs, root = open_uri(folder)
     waiting = [""]
     while waiting:
-        here = waiting.pop()
+        subfolder = waiting.pop()
         try:
-            entries = sorted(_list(fs, root, here), key=lambda entry: entry.name)
+            entries = sorted(_list(fs, root, subfolder), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(
-                f"{folder}/{here} cannot be listed ({error}): make it readable, or move it away"
+                f"{folder}/{subfolder} cannot be listed ({error}): make it readable or move it away"
             ) from error
         yield from entries
         waiting += [entry.name for entry in reversed(entries) if entry.name.endswith("/")]
 
 
-def _list(fs: pafs.FileSystem, root: str, here: str) -> Iterator[Entry]:
-    # Only the root must be there: a folder may vanish, or have a name that cannot be opened.
-    selector = pafs.FileSelector(posixpath.join(root, here), allow_not_found=bool(here))
+def _list(fs: pafs.FileSystem, root: str, folder: str) -> Iterator[Entry]:
+    # Only the root must exist: a folder may vanish, or have a name that cannot be opened.
+    selector = pafs.FileSelector(posixpath.join(root, folder), allow_not_found=bool(folder))
     for info in steadily(fs, lambda: fs.get_file_info(selector)):
         try:
             name = info.base_name
         except UnicodeDecodeError as error:
             name = error.object.decode("utf-8", "backslashreplace").rpartition("/")[2]
         end = "" if info.is_file else "/"
-        yield Entry(here + name + end, info.size or 0, info.mtime_ns or 0)
+        yield Entry(folder + name + end, info.size or 0, info.mtime_ns or 0)
 
 
 def is_file(uri: str) -> bool:
-    """Whether there is a file (True) or a folder (False).
+    """Return True for a file and False for a folder.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: neither exists.
         OSError: the filesystem does not answer.
     """
     fs, path = open_uri(uri)
@@ -74,7 +74,7 @@ def is_file(uri: str) -> bool:
 
 
 def names(folder: str) -> list[str]:
-    """Names of the files and folders (ending with `/`) in a folder; none when it is not there."""
+    """Return the names of files and folders (ending with `/`) in a folder; [] if it is missing."""
     fs, root = open_uri(folder)
     if steadily(fs, lambda: fs.get_file_info(root)).type != pafs.FileType.Directory:
         return []
@@ -82,12 +82,12 @@ def names(folder: str) -> list[str]:
 
 
 def digest(uri: str) -> str:
-    """16 hex digits of what lies in a file or folder: names, sizes and times of change."""
-    found = hashlib.sha256()
+    """Return 16 hex digits of the names, sizes and times of change of a file or folder."""
+    content = hashlib.sha256()
     for entry in _self(uri) if is_file(uri) else walk(uri):
         if not entry.name.endswith("/"):
-            found.update(f"{entry.name}\0{entry.size}\0{entry.changed}\n".encode())
-    return found.hexdigest()[:16]
+            content.update(f"{entry.name}\0{entry.size}\0{entry.changed}\n".encode())
+    return content.hexdigest()[:16]
 
 
 def _self(uri: str) -> Iterator[Entry]:

@@ -1,6 +1,6 @@
 """Parquet files in the Hugging Face image layout: a column of pictures and one of prompts.
 
-Pictures are a struct with the field `bytes` (and `path`, for pictures that lie beside the file), or
+Pictures are a struct with the field `bytes` (and `path`, for pictures beside the file), or
 plain bytes; a column that is named may hold the paths alone. Headers of pictures in the table are
 read in the same pass, unless it has `width` and `height`.
 """
@@ -16,7 +16,9 @@ import pyarrow as pa
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
+from img2prompt.data.sources.diffusiondb import TABLES
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.pieces import in_pieces
 from img2prompt.data.sources.rows import (
@@ -35,13 +37,29 @@ _SIZES = ("width", "height")
 
 
 def portions(source: PictureSource) -> Iterator[list[str]]:
-    """Names of the Parquet files, one by one; empty when the path is one."""
+    """Yield the names of the Parquet files, one by one; empty when the path is one."""
     return in_pieces(_tables(source.path), 1)
 
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
-    """Index rows of the files, in the order of their rows."""
+    """Yield index rows of the files, in the order of their rows."""
     return with_sizes(chain.from_iterable(_file_rows(name, source) for name in names))
+
+
+def _fits(layout: Layout) -> bool:
+    names = [name for name in layout.ending(".parquet") if name.rpartition("/")[2] not in TABLES]
+    # img2dataset writes a table of what it did beside each tar.
+    tars = layout.stems(".tar")
+    return any(name.rpartition(".")[0] not in tars for name in names)
+
+
+FORMAT = Format(
+    "parquet",
+    ".parquet files with a column of pictures and one of prompts",
+    _fits,
+    portions,
+    list_rows,
+)
 
 
 def _tables(path: str) -> Iterator[str]:
@@ -61,15 +79,15 @@ def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
             if prompt not in schema.names or not _holds_pictures(schema, picture):
                 yield Rejected(base, _lacking(uri, schema))
                 return
-            layout = _Layout(uri, base, source.name, picture, prompt, schema)
+            columns = _Columns(uri, base, source.name, picture, prompt, schema)
             for group in range(opened.table.num_row_groups):
-                yield from layout.group_rows(opened, group)
+                yield from columns.group_rows(opened, group)
     except (OSError, ValueError, *DAMAGES) as error:
         yield Rejected(base, f"unreadable Parquet: {uri}: {error}")
 
 
 def _picture_column(schema: pa.Schema) -> str:
-    """The first column that can hold pictures; empty when there is none."""
+    """Return the first column that can hold pictures, or an empty name."""
     return next((field.name for field in schema if _holds_bytes(field.type)), "")
 
 
@@ -103,8 +121,8 @@ def _lacking(uri: str, schema: pa.Schema) -> str:
     )
 
 
-class _Layout:
-    """Where a file keeps what, and how its rows become index rows."""
+class _Columns:
+    """The columns of a file, from which its rows become index rows."""
 
     def __init__(
         self, uri: str, base: str, source: str, picture: str, prompt: str, schema: pa.Schema
@@ -112,20 +130,22 @@ class _Layout:
         self.uri, self.base, self.source = uri, base, source
         self.picture, self.prompt = picture, prompt
         sizes = _SIZES if set(_SIZES) <= set(schema.names) else ()
-        told = [name for name in SETTINGS if name in schema.names]
-        self.texts = [*dict.fromkeys([prompt, *told, *sizes])]
-        # With sizes told, the pictures need not be read.
+        settings = [name for name in SETTINGS if name in schema.names]
+        self.texts = [*dict.fromkeys([prompt, *settings, *sizes])]
+        # With size columns the pictures need not be read.
         inside = _holds_bytes(schema.field(picture).type)
         self.columns = self.texts if sizes and inside else [*self.texts, picture]
 
     def group_rows(self, opened: Parquet, group: int) -> Iterator[Row | Rejected]:
-        """The rows of a row group; what lies after a damage in it is one rejected row."""
+        """Yield the rows of a row group; those after damage in it are one rejected row."""
         number = 0
         try:
             for batch in opened.table.iter_batches(_ROWS_AT_ONCE, [group], self.columns):
-                cells = batch.column(self.picture) if len(self.columns) > len(self.texts) else None
-                for at, told in enumerate(batch.select(self.texts).to_pylist()):
-                    yield self._row(told, group, number, cells[at] if cells else None)
+                pictures = (
+                    batch.column(self.picture) if len(self.columns) > len(self.texts) else None
+                )
+                for at, cells in enumerate(batch.select(self.texts).to_pylist()):
+                    yield self._row(cells, group, number, pictures[at] if pictures else None)
                     number += 1
         except (OSError, *DAMAGES) as error:
             rows = opened.table.metadata.row_group(group).num_rows
@@ -133,29 +153,29 @@ class _Layout:
             yield Rejected(f"{self.base}/{group}", f"{reason}: {error}; copy or download it again")
 
     def _row(
-        self, told: Mapping[str, Any], group: int, number: int, cell: pa.Scalar | None
+        self, cells: Mapping[str, Any], group: int, number: int, picture: pa.Scalar | None
     ) -> Row | Rejected:
-        row_id, place = f"{self.base}/{group}/{number}", f"{group}/{number}/{self.picture}"
-        prompt, size = told[self.prompt], tuple(whole(told.get(name)) or 0 for name in _SIZES)
-        if cell is None:
-            row = new_row(row_id, self.source, prompt, self.uri, place, settings=told)
+        row_id, member = f"{self.base}/{group}/{number}", f"{group}/{number}/{self.picture}"
+        prompt, size = cells[self.prompt], tuple(whole(cells.get(name)) or 0 for name in _SIZES)
+        if picture is None:
+            row = new_row(row_id, self.source, prompt, self.uri, member, settings=cells)
             return sized(row, *size) if isinstance(row, dict) and all(size) else row
-        data = picture_bytes(cell)
+        data = picture_bytes(picture)
         if data is None:
-            return self._elsewhere(row_id, prompt, cell, told)
-        row = new_row(row_id, self.source, prompt, self.uri, place, settings=told)
+            return self._row_of_path(row_id, picture, cells)
+        row = new_row(row_id, self.source, prompt, self.uri, member, settings=cells)
         try:
             return sized(row, *images.probe(data)) if isinstance(row, dict) else row
         except images.BadPicture as error:
-            return unread_picture(row_id, f"{self.uri} {place}", error)
+            return unread_picture(row_id, f"{self.uri} {member}", error)
 
-    def _elsewhere(
-        self, row_id: str, prompt: Any, cell: pa.Scalar, told: Mapping[str, Any]
+    def _row_of_path(
+        self, row_id: str, picture: pa.Scalar, cells: Mapping[str, Any]
     ) -> Row | Rejected:
-        """The row of a picture that is a path: relative to the folder of the table."""
-        value = cell.as_py()
+        """Return the row of a picture that is given as a path relative to the table's folder."""
+        value = picture.as_py()
         path = value.get("path") if isinstance(value, dict) else value
         if not path:
             return Rejected(row_id, f"no picture: column {self.picture!r} is empty")
         uri = files.inside(posixpath.dirname(self.uri), path)
-        return new_row(row_id, self.source, prompt, uri, settings=told)
+        return new_row(row_id, self.source, cells[self.prompt], uri, settings=cells)

@@ -4,13 +4,12 @@ import json
 import posixpath
 import re
 import zipfile
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from img2prompt.data.hashed import HashedSet
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.containers import Zip
 from img2prompt.data.sources.folder import is_picture
@@ -27,12 +26,12 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part lies."""
+    """One part: its number and location."""
 
     number: int
     uri: str
     folder: str = ""
-    """Name of the folder it lies in, or empty."""
+    """Name of the folder that contains it, or empty."""
 
     @property
     def zipped(self) -> bool:
@@ -42,8 +41,8 @@ class Part:
     def json(self) -> str:
         return f"{part_name(self.number)}.json"
 
-    def place(self, prefix: str, name: str) -> tuple[str, str]:
-        """`uri` and `member` of a picture."""
+    def location(self, prefix: str, name: str) -> tuple[str, str]:
+        """Return `uri` and `member` of a picture."""
         if self.zipped:
             return self.uri, prefix + name
         return files.inside(self.uri, name), ""
@@ -54,88 +53,74 @@ def part_name(number: int) -> str:
 
 
 def find_parts(path: str) -> list[Part]:
-    """Parts in a folder and in the folders of that; a zip goes before a folder of one number."""
+    """Return the parts in a folder and its folders; a zip takes precedence over a folder."""
     own = PART.fullmatch(path.rpartition("/")[2])
     if own:
         return [Part(int(own[1]), path)]
-    found: dict[tuple[str, int], Part] = {}
+    parts: dict[tuple[str, int], Part] = {}
     for name in listing.names(path):
         if not name.endswith("/") or PART.fullmatch(name[:-1]):
-            _add(found, path, "", name)
+            _add(parts, path, "", name)
             continue
         for inner in listing.names(files.inside(path, name[:-1])):
-            _add(found, files.inside(path, name[:-1]), name, inner)
-    return [found[key] for key in sorted(found)]
+            _add(parts, files.inside(path, name[:-1]), name, inner)
+    return [parts[key] for key in sorted(parts)]
 
 
-def _add(found: dict[tuple[str, int], Part], where: str, folder: str, name: str) -> None:
+def _add(parts: dict[tuple[str, int], Part], parent: str, folder: str, name: str) -> None:
     matched = PART.fullmatch(name.rstrip("/"))
     if matched:
         number = int(matched[1])
-        if matched[2] or (folder, number) not in found:
-            found[folder, number] = Part(number, files.inside(where, name.rstrip("/")), folder)
-
-
-class Names:
-    """Which names there are, in 8 bytes a name: DiffusionDB Large has 14 million."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._hashes = array("q", sorted(map(hash, names)))
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    def __contains__(self, name: str) -> bool:
-        at = bisect_left(self._hashes, hash(name))
-        return at < len(self._hashes) and self._hashes[at] == hash(name)
+        if matched[2] or (folder, number) not in parts:
+            parts[folder, number] = Part(number, files.inside(parent, name.rstrip("/")), folder)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a part holds. A zip is known by its central directory, a folder by its listing."""
+class Contents:
+    """Contents of a part, from the central directory of a zip or the listing of a folder."""
 
     part: Part
-    pictures: Names = field(default_factory=Names)
+    pictures: HashedSet = field(default_factory=HashedSet)
     prefix: str = ""
     """Folder within a zip."""
     closed: Mapping[str, str] = field(default_factory=dict)
-    """Members that cannot be read, with the reason."""
+    """Reasons why members cannot be read, by name."""
     loss: str = ""
-    """Why nothing of the part can be read."""
+    """Reason why nothing of the part can be read, or empty."""
 
     def reason(self, name: str) -> str | None:
-        """Why a picture cannot be read."""
+        """Return why a picture cannot be read, or None."""
         if self.loss:
             return self.loss
         if name not in self.pictures:
-            return f"missing picture: {self.part.uri} does not hold {name}"
+            return f"missing picture: {self.part.uri} does not contain {name}"
         return self.closed.get(name)
 
 
-def look(part: Part) -> Look:
-    """Open a part and see what it holds; one that is damaged or gone has a `loss`."""
-    return look_at_names(part)[0]
+def read_contents(part: Part) -> Contents:
+    """Return the contents of a part; a part that is damaged or missing has a `loss`."""
+    return read_contents_and_names(part)[0]
 
 
-def look_at_names(part: Part) -> tuple[Look, list[str]]:
-    """The same, with the names of the pictures."""
+def read_contents_and_names(part: Part) -> tuple[Contents, list[str]]:
+    """Return the contents of a part and the names of its pictures."""
     try:
         if not part.zipped:
             names = list(filter(is_picture, listing.names(part.uri)))
-            return Look(part, Names(names)), names
+            return Contents(part, HashedSet(names)), names
         with closing(Zip(part.uri)) as opened:
             return _look_inside(part, opened.archive.infolist())
     except (OSError, ValueError) as error:
-        return Look(part, loss=f"unreadable part: {part.uri}: {error}"), []
+        return Contents(part, loss=f"unreadable part: {part.uri}: {error}"), []
 
 
-def _look_inside(part: Part, infos: list[zipfile.ZipInfo]) -> tuple[Look, list[str]]:
+def _look_inside(part: Part, infos: list[zipfile.ZipInfo]) -> tuple[Contents, list[str]]:
     named = {posixpath.basename(info.filename): info for info in infos if not info.is_dir()}
     marks = [info.filename for name, info in named.items() if name == part.json]
     prefix = marks[0].removesuffix(part.json) if marks else ""
     closed = {name: reason for name, info in named.items() if (reason := _closed(part, info))}
     names = list(filter(is_picture, named))
-    return Look(part, Names(names), prefix, closed), names
+    return Contents(part, HashedSet(names), prefix, closed), names
 
 
 def _closed(part: Part, info: zipfile.ZipInfo) -> str | None:
@@ -149,19 +134,19 @@ def _closed(part: Part, info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def read_json(part: Part, found: Look) -> dict[str, Any]:
-    """Prompt and settings (p, se, c, st, sa) by picture name.
+def read_json(part: Part, contents: Contents) -> dict[str, Any]:
+    """Return prompt and settings (p, se, c, st, sa) by picture name.
 
     Raises:
-        OSError: the part holds no such file, or it cannot be read.
-        ValueError: it is no JSON object.
+        OSError: the part has no such file, or it cannot be read.
+        ValueError: it is not a JSON object.
     """
     if part.zipped:
         with closing(Zip(part.uri)) as opened:
-            text = opened.read(found.prefix + part.json)
+            text = opened.read(contents.prefix + part.json)
     else:
         text = files.read_bytes(files.inside(part.uri, part.json))
     prompts = json.loads(text)
     if not isinstance(prompts, dict):
-        raise ValueError(f"{part.json} is no JSON object")
+        raise ValueError(f"{part.json} is not a JSON object")
     return prompts

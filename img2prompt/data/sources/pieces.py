@@ -1,4 +1,4 @@
-"""Long lists are worked on in pieces."""
+"""Long iterables in pieces."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -7,11 +7,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PORTION = 16_384
-"""Pictures that are listed apart, where each is known by itself."""
+"""Pictures of one portion, where each can be listed independently."""
 
 
 def in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of `size`, the last one shorter. (Python 3.12 has itertools.batched.)"""
+    """Yield the items in lists of `size`, the last one shorter (Python 3.12: itertools.batched)."""
     items = iter(items)
     while piece := list(islice(items, size)):
         yield piece

@@ -1,4 +1,4 @@
-"""Reading pictures by their places: containers are opened once, one bad picture stops nothing."""
+"""Read pictures by URI and member: containers are opened once, a bad picture stops nothing."""
 
 import io
 from collections import OrderedDict
@@ -19,14 +19,14 @@ _CONTAINERS: dict[str, Callable[[str], Container]] = {
 }
 
 
-def read_pictures(places: Iterable[tuple[str, str]]) -> Iterator[bytes | Exception]:
-    """The bytes of each index row's picture, in the order of the places (`uri`, `member`).
+def read_pictures(locations: Iterable[tuple[str, str]]) -> Iterator[bytes | Exception]:
+    """Yield the bytes of each picture, given the `uri` and `member` of index rows, in their order.
 
-    A picture that cannot be read gives the OSError (FileNotFoundError when it is not there) or
-    ValueError that says why. Rows of one archive that follow each other cost the least.
+    A picture that cannot be read yields the OSError (FileNotFoundError when it does not exist) or
+    ValueError that says why. Consecutive rows of one archive are the fastest.
     """
     with closing(PictureReader()) as reader:
-        for uri, member in places:
+        for uri, member in locations:
             try:
                 yield reader.read(uri, member)
             except (OSError, ValueError) as error:
@@ -34,18 +34,18 @@ def read_pictures(places: Iterable[tuple[str, str]]) -> Iterator[bytes | Excepti
 
 
 class PictureReader:
-    """Pictures by their places; the last few containers stay open. For one thread.
+    """Reads pictures and keeps the last few containers open. Not thread-safe.
 
     Raises:
-        OSError: the picture is gone (FileNotFoundError) or cannot be read.
-        ValueError: it lies in a container that is damaged or of an unknown kind.
+        OSError: the picture does not exist (FileNotFoundError) or cannot be read.
+        ValueError: its container is damaged or of an unknown kind.
     """
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, Container | Exception] = OrderedDict()
 
     def read(self, uri: str, member: str) -> bytes:
-        """All bytes of a picture."""
+        """Return the bytes of a picture."""
         if uri.startswith(scenes.SCHEME):
             return scenes.read_scene(uri, member)
         if not member:
@@ -53,7 +53,7 @@ class PictureReader:
         return self._container(uri).read(member)
 
     def open(self, uri: str, member: str) -> BinaryIO:
-        """A picture as a seekable file, of which little more is read than asked for."""
+        """Return a picture as a seekable file, of which little more is read than requested."""
         if uri.startswith(scenes.SCHEME):
             return io.BytesIO(scenes.read_scene(uri, member))
         if not member:
@@ -75,14 +75,14 @@ class PictureReader:
                 self._drop()
             self._open[uri] = _open(uri)
         self._open.move_to_end(uri)
-        found = self._open[uri]
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        return found
+        container = self._open[uri]
+        if isinstance(container, Exception):
+            raise container.with_traceback(None)
+        return container
 
 
 def _open(uri: str) -> Container | Exception:
-    """A container, or why it cannot be opened: so that this is found out once, not for each row."""
+    """Return a container or the error that opening it raised, so that it is tried only once."""
     try:
         return _CONTAINERS[uri[uri.rindex(".") :].lower()](uri)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What every source gives: index rows, or rejected rows with a reason."""
+"""Index rows, and rejected rows with a reason, which are the same for every source."""
 
 import re
 from collections import Counter
@@ -36,16 +36,16 @@ height in pixels of the upright picture. Unknown settings are null, or empty whe
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 LARGEST_MEGAPIXELS = 1000.0
-"""A header that claims more is damaged or hostile; what is worth training on is decided later."""
+"""A header that claims more is damaged or hostile. `clean` applies the limit of the config."""
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
-"""Where a table's prompt is looked for when no column is named; the first that is there."""
+"""Columns that may hold a table's prompt; the first that is present counts."""
 
 _STEPS = ("steps", "step")
 _CFG = ("cfg", "cfg_scale", "guidance_scale")
 _NSFW = ("nsfw", "image_nsfw", "prompt_nsfw")
 SETTINGS = ("generator", "seed", *_STEPS, *_CFG, "sampler", *_NSFW)
-"""Columns that are kept beside the prompt, where a table has them."""
+"""Columns that are read beside the prompt, where a table has them."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -61,7 +61,7 @@ class Rejected:
 
     @property
     def kind(self) -> str:
-        """What rejected rows are counted by."""
+        """The part before the colon, by which rejected rows are counted."""
         return self.reason.partition(":")[0]
 
 
@@ -79,10 +79,10 @@ def new_row(
     settings: Mapping[str, Any] = _NOTHING,
     size: tuple[int, int] = (0, 0),
 ) -> Row | Rejected:
-    """The row of a picture, or why its prompt cannot be used.
+    """Return the row of a picture, or a rejected row when its prompt cannot be used.
 
-    `settings` are whatever the source tells besides: names of SETTINGS are kept, in the types of
-    INDEX_SCHEMA; values that do not fit count as unknown. `size`: width and height in pixels.
+    Of `settings` the names in SETTINGS are used, in the types of INDEX_SCHEMA; values that do not
+    fit count as unknown. `size`: width and height in pixels.
     """
     if reason := _prompt_reason(prompt):
         return Rejected(row_id, reason)
@@ -114,17 +114,17 @@ def _prompt_reason(prompt: Any) -> str | None:
 
 
 def undecodable(column: str, text: str) -> str | None:
-    """The reason when a text holds what no UTF-8 stands for (read with `surrogateescape`)."""
-    found = _SURROGATE.search(text)
-    if found is None:
+    """Return a reason when a text (read with `surrogateescape`) is not valid UTF-8, else None."""
+    match = _SURROGATE.search(text)
+    if match is None:
         return None
-    code, at = ord(found[0]), found.start() + 1
+    code, at = ord(match[0]), match.start() + 1
     what = f"byte {code & 0xFF:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character {code:#x}"
     return f"undecodable {column}: {what} at character {at}; allowed: UTF-8"
 
 
 def printable(text: str) -> str:
-    """The text, with what is no UTF-8 written as escapes."""
+    """Return the text with characters that are not valid UTF-8 written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -137,8 +137,8 @@ def _text(value: Any) -> str:
 
 
 def _small(value: Any) -> int | None:
-    found = whole(value)
-    return found if found is not None and abs(found) < 2**31 else None
+    integer = whole(value)
+    return integer if integer is not None and abs(integer) < 2**31 else None
 
 
 def _largest(settings: Mapping[str, Any]) -> float | None:
@@ -147,25 +147,25 @@ def _largest(settings: Mapping[str, Any]) -> float | None:
 
 
 def sized(row: Row, width: int, height: int) -> Row | Rejected:
-    """The row with its picture's size, unless the header claims too much."""
+    """Return the row with its picture's size, or a rejected row when that is absurdly large."""
     if reason := images.size_reason(width, height, LARGEST_MEGAPIXELS):
         return Rejected(row["id"], f"picture size: {reason}")
     return {**row, "width": width, "height": height}
 
 
 def unread_picture(row_id: str, where: str, error: Exception) -> Rejected:
-    """The rejected row of a picture at `where` that could not be read."""
+    """Return the rejected row of a picture at `where` that could not be read."""
     if isinstance(error, FileNotFoundError):
         return Rejected(row_id, f"missing picture: {where} does not exist")
     return Rejected(row_id, f"unreadable picture: {where}: {error}")
 
 
 def rejected_table(rejected: Iterable[Rejected]) -> pa.Table:
-    """Rejected rows as a table of REJECTED_SCHEMA."""
+    """Return rejected rows as a table of REJECTED_SCHEMA."""
     rows = [{"id": printable(row.id), "reason": printable(row.reason)} for row in rejected]
     return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
 
 def count_kinds(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """Rejected rows by kind, the most frequent first."""
+    """Return the number of rejected rows of each kind, the most frequent first."""
     return dict(Counter(row.kind for row in rejected).most_common())

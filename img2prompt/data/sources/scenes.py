@@ -8,6 +8,7 @@ import numpy as np
 from img2prompt.config.sources import SceneSource
 from img2prompt.data.scenes.compose import World, compose
 from img2prompt.data.scenes.draw import draw
+from img2prompt.data.sources.base import Format
 from img2prompt.data.sources.pieces import PORTION, in_pieces
 from img2prompt.data.sources.rows import Rejected, Row, new_row
 
@@ -15,12 +16,12 @@ SCHEME = "scenes:"
 
 
 def portions(source: SceneSource) -> Iterator[list[int]]:
-    """Numbers of the scenes."""
+    """Yield the numbers of the scenes."""
     return in_pieces(range(source.prompts), PORTION)
 
 
-def list_scenes(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:
-    """Index rows; `uri` names world, seed and size, `member` the scene and its copy."""
+def list_rows(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:
+    """Yield index rows; `uri` names world, seed and size, `member` the scene and its copy."""
     uri = f"{SCHEME}{source.world}/{source.seed}/{source.size}"
     for number in numbers:
         prompt = compose(source.world, source.seed, number).prompt
@@ -36,8 +37,19 @@ def list_scenes(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | R
             )
 
 
+FORMAT = Format(
+    "scenes",
+    needs="no files",
+    fits=lambda layout: False,
+    portions=portions,
+    list_rows=list_rows,
+    digest=lambda source: "",
+)
+"""Asked for by a SceneSource, never detected. The config alone identifies its contents."""
+
+
 def read_scene(uri: str, member: str) -> bytes:
-    """Draw the picture of an index row: file bytes in PNG, JPEG or WebP."""
+    """Draw the picture of an index row; return it as PNG, JPEG or WebP."""
     world, seed, size = uri.removeprefix(SCHEME).split("/")
     number, copy = (int(part) for part in member.split("/"))
     scene = compose(cast(World, world), int(seed), number)

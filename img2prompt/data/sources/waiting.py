@@ -1,4 +1,4 @@
-"""Work that waits for files is done in threads, a bounded piece ahead of who reads the rows."""
+"""Work that waits for files, done in threads a bounded number of items ahead of the reader."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,24 +19,24 @@ A = TypeVar("A")
 
 
 def in_order(function: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
-    """`function` of each item, for items that are quickly done."""
+    """Yield `function` of each item in order; for functions that return quickly."""
     with ThreadPoolExecutor(THREADS) as pool:
         for piece in in_pieces(items, _ITEMS_AT_ONCE):
             yield from pool.map(function, piece)
 
 
 def with_sizes(rows: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
-    """The same rows, where each picture of unknown size has it read from its header.
+    """Yield the rows in order, with unknown sizes read from the pictures' headers.
 
-    A picture that is gone, empty, damaged or absurdly large becomes a rejected row.
+    A picture that is missing, empty, damaged or absurdly large becomes a rejected row.
     """
     own = threading.local()
     with ThreadPoolExecutor(THREADS) as pool:
         for piece in in_pieces(rows, _ITEMS_AT_ONCE):
             unsized = filter(_is_unsized, piece)
-            found = pool.map(lambda row: _with_size(row, own), unsized)
+            sized_rows = pool.map(lambda row: _with_size(row, own), unsized)
             for row in piece:
-                yield next(found) if _is_unsized(row) else row
+                yield next(sized_rows) if _is_unsized(row) else row
 
 
 def _is_unsized(row: Row | Rejected) -> bool:
@@ -57,7 +57,7 @@ def _with_size(row: Row | Rejected, own: threading.local) -> Row | Rejected:
 
 
 def probe(picture: BinaryIO) -> tuple[int, int]:
-    """Width and height in pixels; BadPicture when the file is empty or no picture."""
+    """Return width and height in pixels; raise BadPicture for an empty file or no picture."""
     if not picture.read(1):
         raise images.BadPicture("the file has 0 bytes")
     picture.seek(0)

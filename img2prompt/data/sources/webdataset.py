@@ -1,7 +1,7 @@
 """WebDataset tars: files that share a key are one sample, `a.jpg` with `a.txt` or `a.json`.
 
-A tar is scanned once, from header to header; a picture's place is its byte offset and size, so that
-it is one ranged read later. The layout is the one of github.com/webdataset/webdataset.
+A tar is scanned once, from header to header; a picture's member name is its byte offset and size,
+so that it is one ranged read later. The layout is that of github.com/webdataset/webdataset.
 """
 
 import io
@@ -15,6 +15,7 @@ from typing import Any
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
+from img2prompt.data.sources.base import Format
 from img2prompt.data.sources.containers import DAMAGES, HEADER_BYTES, Range
 from img2prompt.data.sources.folder import LARGEST_TEXT, PICTURE_ENDS, decode_text
 from img2prompt.data.sources.pieces import in_pieces
@@ -30,17 +31,26 @@ from img2prompt.data.sources.rows import (
 from img2prompt.data.sources.waiting import probe
 
 _REMOTE_BYTES = 8 << 20
-"""Read at once from an object store, where a request costs as much as a megabyte."""
+"""Bytes of one read from an object store, where a request costs as much as a megabyte."""
 
 
 def portions(source: PictureSource) -> Iterator[list[str]]:
-    """Names of the tars, one by one; empty when the path is one."""
+    """Yield the names of the tars, one by one; empty when the path is one."""
     return in_pieces(_tars(source.path), 1)
 
 
-def list_samples(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
-    """Index rows of the tars, in the order of the samples in them."""
+def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
+    """Yield index rows of the tars, in the order of their samples."""
     return chain.from_iterable(_tar_rows(name, source) for name in names)
+
+
+FORMAT = Format(
+    "webdataset",
+    ".tar files with a.jpg and a.txt or a.json",
+    lambda layout: bool(layout.ending(".tar")),
+    portions,
+    list_rows,
+)
 
 
 def _tars(path: str) -> Iterator[str]:
@@ -56,7 +66,7 @@ def _tar_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
     uri = files.inside(source.path, name) if name else source.path
     base = f"{source.name}/{name or uri.rpartition('/')[2]}"
     if not uri.endswith(".tar"):
-        yield Rejected(base, "compressed tar: its pictures have no place of their own; unpack .gz")
+        yield Rejected(base, "compressed tar: its pictures have no fixed offsets; unpack .gz")
         return
     try:
         with files.SteadyFile(uri) as file, closing(_Scan(file)) as scan:
@@ -74,7 +84,7 @@ def _key(name: str) -> str:
 
 
 class _Scan:
-    """The members of a tar that are whole, and what was lost."""
+    """The complete members of a tar, and what was lost."""
 
     def __init__(self, file: files.SteadyFile) -> None:
         size = HEADER_BYTES if file.local else _REMOTE_BYTES
@@ -82,7 +92,7 @@ class _Scan:
         self.loss = ""
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """Files, in order. `loss` is set afterwards when the tar does not end as it should."""
+        """Yield the files in order. Then `loss` is set when the tar does not end as it should."""
         end = 0
         try:
             with tarfile.open(fileobj=self.stream, mode="r:") as tar:
@@ -97,7 +107,7 @@ class _Scan:
         except DAMAGES as error:
             self.loss = f"{error} after byte {end}"
             return
-        # An end that is cut off between two members, or a bad header, is an end to tarfile too.
+        # tarfile also ends at a bad header and where the file is cut off between two members.
         last = self.file.read_at(tarfile.BLOCKSIZE, end)
         if len(last) < tarfile.BLOCKSIZE or any(last):
             self.loss = f"it has {self.file.size} bytes and no end mark at byte {end}"
@@ -114,7 +124,7 @@ class _Scan:
 
 
 class _Sample:
-    """What becomes of the members that share a key."""
+    """The members that share a key, which become one row."""
 
     def __init__(self, row_id: str, uri: str, source: PictureSource, scan: _Scan) -> None:
         self.id, self.uri, self.source, self.scan = row_id, uri, source, scan
@@ -123,11 +133,11 @@ class _Sample:
         by_end = {_end(info.name): info for info in reversed(members)}
         picture = next((info for end, info in by_end.items() if end in PICTURE_ENDS), None)
         if picture is None:
-            return Rejected(self.id, f"no picture: the sample holds {sorted(by_end)}")
+            return Rejected(self.id, f"no picture: the sample contains {sorted(by_end)}")
         try:
             prompt, settings = self._prompt(by_end)
-            place = f"{picture.offset_data}+{picture.size}"
-            row = new_row(self.id, self.source.name, prompt, self.uri, place, settings=settings)
+            member = f"{picture.offset_data}+{picture.size}"
+            row = new_row(self.id, self.source.name, prompt, self.uri, member, settings=settings)
             return sized(row, *self.scan.probe(picture)) if isinstance(row, dict) else row
         except _NoText as error:
             return Rejected(self.id, str(error))
@@ -135,28 +145,29 @@ class _Sample:
             return unread_picture(self.id, f"{self.uri} {picture.name}", error)
 
     def _prompt(self, by_end: dict[str, tarfile.TarInfo]) -> tuple[Any, dict[str, Any]]:
-        """The prompt and what else is told."""
-        told = self._json(by_end[".json"]) if ".json" in by_end else {}
-        settings = {name: told[name] for name in SETTINGS if name in told}
+        """Return the prompt and the settings."""
+        content = self._json(by_end[".json"]) if ".json" in by_end else {}
+        settings = {name: content[name] for name in SETTINGS if name in content}
         if ".txt" in by_end and not self.source.prompt_column:
             return decode_text(self._text(by_end[".txt"])), settings
         names = [self.source.prompt_column] if self.source.prompt_column else PROMPT_COLUMNS
         for name in names:
-            if name in told:
-                return told[name], settings
+            if name in content:
+                return content[name], settings
         raise _NoText(
-            f"no prompt: the sample holds {sorted(by_end)}, its JSON {sorted(told)[:20]}; needed: "
-            f"{' or '.join(names)} there, or .txt (--sources.N.prompt_column names another)"
+            f"no prompt: the sample contains {sorted(by_end)}, its JSON {sorted(content)[:20]}; "
+            f"needed: {' or '.join(names)} in the JSON, or .txt (--sources.N.prompt_column names "
+            "another)"
         )
 
     def _json(self, info: tarfile.TarInfo) -> dict[str, Any]:
         try:
-            found = json.loads(self._text(info))
+            content = json.loads(self._text(info))
         except (ValueError, RecursionError) as error:
             raise _NoText(f"bad JSON: {info.name}: {error}") from None
-        if not isinstance(found, dict):
-            raise _NoText(f"bad JSON: {info.name} is no object")
-        return found
+        if not isinstance(content, dict):
+            raise _NoText(f"bad JSON: {info.name} is not an object")
+        return content
 
     def _text(self, info: tarfile.TarInfo) -> bytes:
         if info.size > LARGEST_TEXT:

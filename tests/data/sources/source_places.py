@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from PIL import Image
 
 from img2prompt.config.sources import PictureSource
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected, Row
 from img2prompt.storage import join, write_bytes

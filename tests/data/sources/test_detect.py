@@ -2,7 +2,7 @@ import pytest
 from source_places import encoded
 
 from img2prompt.config.sources import PictureSource
-from img2prompt.data.sources import identity
+from img2prompt.data.sources.catalogue import identity
 from img2prompt.data.sources.detect import detect, resolve
 from img2prompt.errors import UserError
 
@@ -42,8 +42,8 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     ("form", "names"), [(form, names) for form, layouts in LAYOUTS.items() for names in layouts]
 )
-def test_every_layout_is_found(form: str, names: list[str]) -> None:
-    assert detect("/data", names) == form
+def test_every_layout_is_detected(form: str, names: list[str]) -> None:
+    assert detect("/data", names).name == form
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_layout_is_found(form: str, names: list[str]) -> None:
     ],
 )
 def test_several_formats_are_not_guessed_between(names: list[str], could: str) -> None:
-    with pytest.raises(UserError, match=f"/data could be {could}. It holds {names[0]}") as error:
+    with pytest.raises(UserError, match=f"/data could be {could}. It contains {names[0]}") as error:
         detect("/data", names)
     assert "--sources.N.format FORMAT" in str(error.value)
     assert len(str(error.value).splitlines()) == 3
@@ -66,7 +66,7 @@ def test_several_formats_are_not_guessed_between(names: list[str], could: str) -
 @pytest.mark.parametrize(
     "names", [[], ["notes.txt"], ["a.zip"], ["metadata.parquet"], [f"{n}.bin" for n in range(99)]]
 )
-def test_unknown_places_are_told_what_is_known(names: list[str]) -> None:
+def test_an_unknown_layout_lists_the_known_formats(names: list[str]) -> None:
     with pytest.raises(UserError, match="fits no known format") as error:
         detect("/data", names)
     for form in LAYOUTS:
@@ -74,7 +74,7 @@ def test_unknown_places_are_told_what_is_known(names: list[str]) -> None:
     assert len(str(error.value)) < 2000
 
 
-def test_places_are_looked_at(place, caplog) -> None:
+def test_the_format_is_detected_from_names(place, caplog) -> None:
     place.write("side/a.png", encoded())
     place.write("side/a.txt", b"a cat")
     path = f"{place.root}/side"

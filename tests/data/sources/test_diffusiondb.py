@@ -260,7 +260,7 @@ def test_what_metadata_and_parts_disagree_about(place) -> None:
         ("d/part-000003", "no prompt"),
         ("d/part-000004", "no prompt"),
     ]
-    assert "holds 2 pictures more than" in rejected[1].reason
+    assert "contains 2 pictures more than" in rejected[1].reason
 
 
 def test_two_parts_of_one_number(place) -> None:

@@ -111,5 +111,7 @@ def test_folders_that_cannot_be_listed(place, monkeypatch) -> None:
     assert next(entries).name == "in/"
     error = PermissionError(errno.EACCES, "no")
     monkeypatch.setattr(listing, "steadily", Mock(side_effect=error))
-    with pytest.raises(UserError, match=r"/in/ cannot be listed .*: make it readable"):
+    with pytest.raises(
+        UserError, match=r"/in/ cannot be listed .*: make it readable or move it away"
+    ):
         next(entries)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from img2prompt.data.sources.metadata import read_metadata
 from img2prompt.data.sources.metadata.base import Metadata, NoPrompt
+from img2prompt.data.sources.metadata.programs import read_metadata
 from img2prompt.data.text.normalise import normalise
 
 SETTINGS = (
@@ -209,13 +209,16 @@ def test_precedence() -> None:
     [
         ({}, "no prompt: the picture carries no text"),
         ({"Software": "gimp", "Title": "x"}, "no prompt: the picture carries Software, Title"),
-        ({"parameters": SETTINGS}, "empty prompt: there are settings of automatic1111"),
+        ({"parameters": SETTINGS}, "empty prompt: the settings of automatic1111 have"),
         ({"prompt": '{"3": {"class_type"'}, "unknown metadata: 'prompt' begins with"),
         ({"prompt": '[{"a":' * 99999}, "unknown metadata"),
         ({"prompt": '{"a":' * 99999}, "unknown metadata"),
         ({"parameters": '{"x": 1}'}, "unknown metadata: 'parameters'"),
-        ({"invokeai_metadata": '{"seed": 1}'}, "empty prompt: there are settings of invokeai"),
-        ({"Software": "NovelAI"}, "empty prompt: there are settings of novelai"),
+        (
+            {"invokeai_metadata": '{"seed": 1}'},
+            "empty prompt: the settings of invokeai have no prompt",
+        ),
+        ({"Software": "NovelAI"}, "empty prompt: the settings of novelai have"),
         ({"prompt": "  \n "}, "no prompt: the picture carries prompt"),
     ],
 )
@@ -225,7 +228,7 @@ def test_no_prompt(texts: dict[str, str], reason: str) -> None:
 
 
 REAL_WITHOUT_PROMPT = {
-    f"artists_{number:04d}.png": "undecided prompt: node 54 (CR Text Cycler) gives a list of texts"
+    f"artists_{number:04d}.png": "undecided prompt: node 54 (CR Text Cycler) returns a list of texts"
     # One run over a list of 129 artists: every picture carries the same graph with the whole list.
     for number in range(0, 129, 16)
 }

@@ -170,7 +170,7 @@ def test_text_that_is_not_written_is_refused(computed: dict[str, Any]) -> None:
 def test_a_list_of_texts_is_refused() -> None:
     graph = sampled(p=text(("t", 0)), t=node("CR Text Cycler", text="a fox\na dog", repeats=1))
     outputs = [{"name": "STRING", "shape": LIST}, {"name": "show_text"}]
-    with pytest.raises(NoPrompt, match=r"undecided prompt: node t \(CR Text Cycler\) gives a list"):
+    with pytest.raises(NoPrompt, match=r"node t \(CR Text Cycler\) returns a list"):
         read(graph, {"nodes": [{"id": "t", "outputs": outputs}]})
     assert read(graph, {"nodes": [{"id": "t", "outputs": outputs[1:]}]}).prompt == "a fox\na dog"
 

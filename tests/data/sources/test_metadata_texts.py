@@ -9,8 +9,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from img2prompt.data.sources.metadata import read_metadata
 from img2prompt.data.sources.metadata.base import Metadata, NoPrompt
+from img2prompt.data.sources.metadata.programs import read_metadata
 from img2prompt.data.sources.metadata.texts import LARGEST, read_texts
 
 START = b"\x89PNG\r\n\x1a\n"

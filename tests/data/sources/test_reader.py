@@ -10,7 +10,8 @@ import pytest
 from source_places import FlakyFiles, encoded
 
 from img2prompt.config.sources import PictureSource, SceneSource
-from img2prompt.data.sources import files, list_rows, reader
+from img2prompt.data.sources import files, reader
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.containers import Zip
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected

@@ -4,7 +4,7 @@ import pyarrow as pa
 from PIL import Image
 
 from img2prompt.config.sources import SceneSource
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import (
     INDEX_SCHEMA,

@@ -8,7 +8,7 @@ from source_places import read_all
 
 from img2prompt.config.sources import SceneSource
 from img2prompt.data.scenes.compose import compose
-from img2prompt.data.sources import list_rows
+from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.rows import INDEX_SCHEMA
 from img2prompt.data.sources.scenes import SCHEME, read_scene
 

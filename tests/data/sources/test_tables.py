@@ -12,7 +12,7 @@ from PIL import Image
 from source_places import encoded, read_all
 
 from img2prompt.config.sources import PictureSource
-from img2prompt.data.sources import identity, list_rows
+from img2prompt.data.sources.catalogue import identity, list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import INDEX_SCHEMA, Rejected
 from img2prompt.errors import UserError
@@ -274,7 +274,7 @@ def test_the_table_of_a_folder(place) -> None:
     assert row["prompt"] == "a cat"
     place.write("sub/one.csv", b"file,prompt\n")
     place.write("sub/two.csv", b"file,prompt\n")
-    with pytest.raises(UserError, match=r"holds 2 files that end with .* \(one.csv, two.csv\)"):
+    with pytest.raises(UserError, match=r"contains 2 files that end with .* \(one.csv, two.csv\)"):
         place.list("sub")
 
 

@@ -61,7 +61,9 @@ def test_a_named_column_is_taken_from_the_json(place) -> None:
     (row,), _ = place.list("one.tar", prompt_column="long")
     assert (row["prompt"], row["uri"]) == ("a long prompt", path)
     _, (rejected,) = place.list("one.tar", prompt_column="caption")
-    assert rejected.reason.startswith("no prompt: the sample holds ['.json', '.png', '.txt'], its")
+    assert rejected.reason.startswith(
+        "no prompt: the sample contains ['.json', '.png', '.txt'], its"
+    )
     assert "needed: caption" in rejected.reason
 
 

@@ -9,7 +9,7 @@ Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Lora hashes: "a: 0f, b: 1e",
 import re
 from collections.abc import Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, whole
+from img2prompt.data.sources.metadata.base import Metadata, Program, json_object, number, whole
 
 _SETTINGS = re.compile(r"^Steps: *\d+ *(?:,|$)", re.MULTILINE)
 _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
@@ -18,7 +18,7 @@ _LONGEST = 20_000  # characters of settings that are read
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """Metadata of a text with a `Steps:` line, or of `parameters` with a `Negative prompt:` line.
+    """Return the metadata of a text with settings, or of `parameters` with a negative prompt.
 
     The last `Steps:` line begins the settings; the first `Negative prompt:` line the negative.
 
@@ -32,6 +32,9 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         if _SETTINGS.search(text) or (name == "parameters" and _NEGATIVE.search(text)):
             return _parse(text)
     return None
+
+
+PROGRAM = Program("AUTOMATIC1111", read)
 
 
 def _parse(text: str) -> Metadata:
@@ -54,8 +57,8 @@ def _parse(text: str) -> Metadata:
 
 
 def _settings(text: str) -> dict[str, str]:
-    """Settings by name, the first of each; quoted values may hold commas."""
-    found: dict[str, str] = {}
+    """Return the settings by name, the first of each; quoted values may contain commas."""
+    settings: dict[str, str] = {}
     for match in _SETTING.finditer(text[:_LONGEST]):
-        found.setdefault(match[1], match[2].strip())
-    return found
+        settings.setdefault(match[1], match[2].strip())
+    return settings

@@ -1,8 +1,9 @@
-"""What every reader of metadata gives."""
+"""The seam for programs that write prompts into pictures, and how their values are read."""
 
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,14 @@ class NoPrompt(ValueError):
 
 @dataclass(frozen=True)
 class Metadata:
-    """A picture's prompt and settings. What is not written in the picture is empty or None.
+    """A picture's prompt and settings. Settings that the picture lacks are empty or None.
 
     Raises:
         NoPrompt: the prompt is blank.
     """
 
     prompt: str
-    """As it was written."""
+    """As the program wrote it."""
     negative: str = ""
     generator: str = ""
     """The program: automatic1111, comfyui, fooocus, invokeai, novelai, swarmui; or empty."""
@@ -35,40 +36,53 @@ class Metadata:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise NoPrompt(f"empty prompt: there are settings of {self.generator}, but no prompt")
+            raise NoPrompt(f"empty prompt: the settings of {self.generator} have no prompt")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, or programs of one notation."""
+
+    name: str
+    """As its users know it, for messages."""
+    read: Callable[[Mapping[str, str]], Metadata | None]
+    """Return the metadata in a picture's texts by name; None when it wrote none of them.
+
+    Raises NoPrompt when the program wrote them without a usable prompt.
+    """
 
 
 def whole(value: Any) -> int | None:
-    """A signed 64-bit number, also when it is written as text; None for all else."""
+    """Return a signed 64-bit integer, given as a number or text; None for all else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    found = _WHOLE.fullmatch(str(value)[:100].strip())
-    exact = int(found[1]) if found else None
+    match = _WHOLE.fullmatch(str(value)[:100].strip())
+    exact = int(match[1]) if match else None
     return exact if exact is not None and -(2**63) <= exact < 2**63 else None
 
 
 def number(value: Any) -> float | None:
-    """A finite number, also when it is written as text; None for all else."""
+    """Return a finite number, given as a number or text; None for all else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
+        parsed = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None when the text is none (bad JSON, another type, nested too deep)."""
+    """Return a JSON object; None for other text (bad JSON, another type, nested too deep)."""
     if not text.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def string(value: Any) -> str:
-    """The value when it is a string, else an empty one."""
+    """Return the value when it is a string, else an empty string."""
     return value if isinstance(value, str) else ""

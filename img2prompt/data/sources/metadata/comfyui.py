@@ -1,16 +1,16 @@
 """ComfyUI: the graph in `prompt`, followed from the saved picture to the text.
 
-The rule. From the nodes that save (else preview, else end the graph) walk back to the nearest
-sampler: the last one that worked on the picture. Its positive conditioning is followed to the
-texts. A picture made by several samplers with different prompts, or by a graph that saves several
-pictures with different prompts, has no prompt, because each picture carries the whole graph and
-does not say which part of it made the picture. Seed, steps, scale and sampler are those of the
-first sampler of the same chain of latents: it drew the picture out of noise.
+From the nodes that save (else preview, else end the graph) the links are followed back to the
+nearest sampler: the last one that worked on the picture. Its positive conditioning is followed to
+the texts. A picture by several samplers with different prompts, or by a graph that saves several
+pictures with different prompts, has no prompt, because each picture contains the whole graph and
+not which part of it made the picture. Seed, steps, scale and sampler are those of the first sampler
+of the same chain of latents, which started from noise.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, number, string, whole
+from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, Program, number, string, whole
 from img2prompt.data.sources.metadata.graph import Graph, link_of
 from img2prompt.data.sources.metadata.walk import Walk
 
@@ -24,15 +24,18 @@ _FARTHEST = 5  # links between a sampler and a node that holds one of its settin
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """Metadata of a graph in `prompt` or in the EXIF comment.
+    """Return the metadata of a graph in `prompt` or in the EXIF comment.
 
     Raises:
-        NoPrompt: the graph does not tell the prompt; the text names the node where it ends.
+        NoPrompt: the graph does not determine the prompt; the message names the node.
     """
     for name in ("prompt", "Prompt", "UserComment"):
         if graph := Graph.parse(texts.get(name, ""), texts.get("workflow", "")):
             return _read_graph(graph)
     return None
+
+
+PROGRAM = Program("ComfyUI", read)
 
 
 def _read_graph(graph: Graph) -> Metadata:
@@ -68,21 +71,21 @@ def _negative(graph: Graph, sampler: str) -> str:
 
 
 def _last_samplers(graph: Graph) -> list[str]:
-    """The nearest samplers to the saved pictures. Where there are none, the nearest nodes with a
-    positive input: upscalers and detailers that sample inside, loaders that feed a pipe."""
+    """Return the nearest samplers to the saved pictures, else the nearest nodes with a positive
+    input: upscalers and detailers that sample inside, loaders that feed a pipe."""
     tests: tuple[Callable[[str], bool], ...] = (
         graph.is_sampler,
         lambda node: "positive" in graph.inputs(node),
     )
     for test in tests:
         for ends in _ends(graph):
-            if found := _nearest(graph, ends, test):
-                return found
+            if nearest := _nearest(graph, ends, test):
+                return nearest
     return []
 
 
 def _ends(graph: Graph) -> Iterator[list[str]]:
-    """Nodes to begin at: those that save, those that preview, those that nothing follows, all."""
+    """Yield nodes to start at: those that save, those that preview, those at the end, all."""
     linked = {link.node for node in graph.nodes for link in graph.links(node).values()}
     pictures = [node for node in graph.nodes if set(_PICTURE) & graph.links(node).keys()]
     ends = [node for node in pictures if node not in linked]
@@ -94,17 +97,17 @@ def _ends(graph: Graph) -> Iterator[list[str]]:
 
 
 def _nearest(graph: Graph, starts: list[str], test: Callable[[str], bool]) -> list[str]:
-    """The nodes that pass the test and are reached from a start through none that does."""
-    found, seen, queue = [], set(starts), list(starts)
+    """Return the first nodes that pass the test on the ways back from the starts."""
+    passing, seen, queue = [], set(starts), list(starts)
     for node in queue:
         if test(node):
-            found.append(node)
+            passing.append(node)
             continue
         for name, link in graph.links(node).items():
             if name not in _NOT_PICTURE and link.node not in seen:
                 seen.add(link.node)
                 queue.append(link.node)
-    return found
+    return passing
 
 
 def _first_sampler(graph: Graph, sampler: str) -> str:
@@ -119,8 +122,8 @@ def _first_sampler(graph: Graph, sampler: str) -> str:
 
 
 def _setting(graph: Graph, node: str, names: tuple[str, ...], left: int = _FARTHEST) -> object:
-    """A setting of a sampler: its own, or of the node that its noise, sigmas, sampler or guider
-    comes from; None when it is nowhere."""
+    """Return a setting of a sampler, or of the node that its noise, sigmas, sampler or guider comes
+    from; None when none has it."""
     inputs = graph.inputs(node)
     for name in names:
         value = inputs.get(name)
@@ -130,6 +133,6 @@ def _setting(graph: Graph, node: str, names: tuple[str, ...], left: int = _FARTH
             return _setting(graph, link.node, (*names, *_VALUES), left - 1)
     for name in ("noise", "sigmas", "sampler", "guider"):
         link = link_of(inputs.get(name))
-        if left and link and (found := _setting(graph, link.node, names, left - 1)) is not None:
-            return found
+        if left and link and (value := _setting(graph, link.node, names, left - 1)) is not None:
+            return value
     return None

@@ -1,4 +1,4 @@
-"""A ComfyUI graph as its API writes it.
+"""A ComfyUI graph in the form of its API.
 
     {"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}}, ...}
 
@@ -24,14 +24,14 @@ class Link(NamedTuple):
 
 
 def link_of(value: Any) -> Link | None:
-    """The link that an input holds, or None for a plain value."""
+    """Return the link that an input holds, or None for a plain value."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int):
         return Link(str(value[0]), value[1]) if isinstance(value[0], str | int) else None
     return None
 
 
 class Graph:
-    """Nodes by id. `lists` are the outputs that give a list of values, one picture from each."""
+    """Nodes by id. `lists` are the outputs that return a list of values, one picture from each."""
 
     def __init__(self, nodes: Mapping[str, Mapping[str, Any]], lists: frozenset[Link]) -> None:
         self.nodes = nodes
@@ -39,11 +39,11 @@ class Graph:
 
     @classmethod
     def parse(cls, prompt: str, workflow: str) -> "Graph | None":
-        """The graph of the `prompt` and `workflow` texts; None when the former is no graph."""
-        found = json_object(prompt) or {}
+        """Parse the `prompt` and `workflow` texts; None when the former is not a graph."""
+        entries = json_object(prompt) or {}
         nodes = {
             str(name): node
-            for name, node in found.items()
+            for name, node in entries.items()
             if isinstance(node, dict)
             and isinstance(node.get("class_type"), str)
             and isinstance(node.get("inputs"), dict)
@@ -51,19 +51,20 @@ class Graph:
         return cls(nodes, _lists(json_object(workflow) or {})) if nodes else None
 
     def inputs(self, node: str) -> Inputs:
-        """A node's inputs; none when the graph lacks the node."""
+        """Return a node's inputs; none when the graph lacks the node."""
         return self.nodes[node]["inputs"] if node in self.nodes else {}
 
     def links(self, node: str) -> dict[str, Link]:
-        """A node's linked inputs, by name."""
+        """Return a node's linked inputs, by name."""
         linked = {name: link_of(value) for name, value in self.inputs(node).items()}
         return {name: link for name, link in linked.items() if link}
 
     def label(self, node: str) -> str:
+        """Return a node's id and class, for messages."""
         return f"node {node} ({self.nodes[node]['class_type']})"
 
     def is_sampler(self, node: str) -> bool:
-        """Whether a node turns a latent into another one, guided by conditionings."""
+        """Return whether a node turns a latent into another one, guided by conditionings."""
         inputs = self.inputs(node)
         return (
             ("positive" in inputs or "guider" in inputs)
@@ -72,18 +73,18 @@ class Graph:
         )
 
     def latent(self, node: str) -> Link | None:
-        """The latent that a sampler begins with."""
+        """Return the link of the latent that a sampler starts from."""
         links = self.links(node)
         return next((links[name] for name in _LATENT if name in links), None)
 
 
 def _lists(workflow: Mapping[str, Any]) -> frozenset[Link]:
-    """Outputs drawn as a grid (LiteGraph's shape 6), which is how ComfyUI marks OUTPUT_IS_LIST."""
+    """Return outputs drawn as a grid (LiteGraph's shape 6): ComfyUI's mark of OUTPUT_IS_LIST."""
     nodes = workflow.get("nodes")
-    found = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    valid = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
     return frozenset(
         Link(str(node.get("id")), slot)
-        for node in found
+        for node in valid
         if isinstance(node.get("outputs"), list)
         for slot, output in enumerate(node["outputs"])
         if isinstance(output, dict) and output.get("shape") == 6

@@ -4,7 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
+from img2prompt.data.sources.metadata.base import (
+    Metadata,
+    Program,
+    json_object,
+    number,
+    string,
+    whole,
+)
 
 _DREAM = re.compile(r'\s*"(?P<prompt>.*?)"(?P<flags>(?:\s+-.*)?)\s*', re.DOTALL)
 _FLAG = re.compile(r"(?:^|\s)-([sSCA]) ?([^\s-]\S*)")
@@ -12,20 +19,23 @@ _NEGATIVE = re.compile(r"\[([^\[\]]*)\]")  # releases 1 and 2 wrote the negative
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """Metadata of the newest of the three forms that is there.
+    """Return the metadata of the newest of the three forms that is present.
 
     Raises:
         NoPrompt: such a form with an empty prompt.
     """
-    if found := json_object(texts.get("invokeai_metadata", "")):
-        prompt, negative = found.get("positive_prompt"), string(found.get("negative_prompt"))
-        return _metadata(string(prompt), negative, {**found, "sampler": found.get("scheduler")})
+    if new := json_object(texts.get("invokeai_metadata", "")):
+        prompt, negative = new.get("positive_prompt"), string(new.get("negative_prompt"))
+        return _metadata(string(prompt), negative, {**new, "sampler": new.get("scheduler")})
     image = (json_object(texts.get("sd-metadata", "")) or {}).get("image")
     if isinstance(image, dict):
         return _metadata(*_split(_joined(image.get("prompt"))), image)
     if (line := texts.get("Dream", "")).strip():
         return _dream(line)
     return None
+
+
+PROGRAM = Program("InvokeAI", read)
 
 
 def _metadata(prompt: str, negative: str, settings: Mapping[str, Any]) -> Metadata:
@@ -41,7 +51,7 @@ def _metadata(prompt: str, negative: str, settings: Mapping[str, Any]) -> Metada
 
 
 def _joined(prompt: Any) -> str:
-    """Release 2 lists weighted parts."""
+    """Join the weighted parts that release 2 lists."""
     if not isinstance(prompt, list):
         return string(prompt)
     parts = [string(part.get("prompt")) for part in prompt if isinstance(part, dict)]
@@ -57,7 +67,7 @@ def _dream(line: str) -> Metadata:
     quoted = _DREAM.fullmatch(line)
     prompt, _, rest = line.partition(" -")
     prompt, flags = (quoted["prompt"], quoted["flags"]) if quoted else (prompt, f" -{rest}")
-    found = dict(_FLAG.findall(flags))
+    values = dict(_FLAG.findall(flags))
     names = {"seed": "S", "steps": "s", "cfg_scale": "C", "sampler": "A"}
-    settings = {name: found.get(flag, "") for name, flag in names.items()}
+    settings = {name: values.get(flag, "") for name, flag in names.items()}
     return _metadata(*_split(prompt), settings)

@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, json_object, number, string, whole
+from img2prompt.data.sources.metadata.base import (
+    Metadata,
+    Program,
+    json_object,
+    number,
+    string,
+    whole,
+)
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """Metadata when `Software` or the settings say NovelAI.
+    """Return the metadata when `Software` or the settings say NovelAI.
 
     Raises:
-        NoPrompt: its settings without a prompt.
+        NoPrompt: NovelAI's settings without a prompt.
     """
     settings = json_object(texts.get("Comment", "")) or {}
     if texts.get("Software", "").strip() != "NovelAI" and not {"uc", "sampler"} <= settings.keys():
@@ -24,3 +31,6 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         cfg=number(settings.get("scale")),
         sampler=string(settings.get("sampler")),
     )
+
+
+PROGRAM = Program("NovelAI", read)

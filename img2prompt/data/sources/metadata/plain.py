@@ -9,10 +9,10 @@ NAMES = ("prompt", "Prompt", "parameters", "Description", "UserComment", "ImageD
 
 
 def read(texts: Mapping[str, str]) -> Metadata | None:
-    """The prompt as it stands.
+    """Return the first text as the prompt.
 
     Raises:
-        NoPrompt: the text is markup of an unknown program and not a prompt.
+        NoPrompt: the text is markup of an unknown program, not a prompt.
     """
     for name in NAMES:
         text = texts.get(name, "").strip()

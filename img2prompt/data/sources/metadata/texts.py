@@ -1,7 +1,7 @@
-"""The texts that a picture file carries beside its pixels, by name.
+"""The texts in a picture file beside its pixels, by name.
 
-PNG chunks are walked here and not by Pillow, because Pillow decodes the pixels to reach text that
-stands after them, and gives up a picture for one large text. EXIF and XMP are Pillow's.
+PNG chunks are read here and not by Pillow, because Pillow decodes the pixels to reach text after
+them, and rejects a picture for one large text. EXIF and XMP are read by Pillow.
 """
 
 import html
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from img2prompt.data.images import FORMATS
 
 LARGEST = 8 << 20
-"""Bytes of one text, after decompression; the largest graphs seen hold about one million."""
+"""Bytes of one text, after decompression; the largest known graphs have about one million."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _XMP = "XML:com.adobe.xmp"
@@ -31,9 +31,9 @@ Texts = dict[str, str]
 
 
 def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
-    """Texts by name (PNG keyword or EXIF tag), and notes on what was left unread.
+    """Return texts by name (PNG keyword or EXIF tag), and notes on what was not read.
 
-    A name that comes twice keeps its first text. A file that is no picture has no texts.
+    A name that occurs twice keeps its first text. A file that is not a picture has no texts.
     """
     stream.seek(0)
     if stream.read(8) == _PNG:
@@ -53,7 +53,7 @@ def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
 
 
 def _png_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
-    """Texts before the pixels; only where there are none, those after them."""
+    """Return the texts before the pixels, or when there are none those after them."""
     texts: Texts = {}
     notes: list[str] = []
     end, position, seen = stream.seek(0, io.SEEK_END), len(_PNG), 0
@@ -123,7 +123,7 @@ def _inflate(data: bytes) -> bytes:
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8, which many programs write whatever the standard says, else Latin-1."""
+    """Decode UTF-8, which many programs write against the standard, else Latin-1."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -135,7 +135,7 @@ def _exif_texts(exif: Image.Exif) -> Texts:
     values = {
         "UserComment": _comment(comment) if isinstance(comment, bytes) else comment,
         "ImageDescription": exif.get(ExifTags.Base.ImageDescription),
-        # ComfyUI's WebP writer keeps its JSON in the tags of a camera's maker and model.
+        # ComfyUI's WebP writer puts its JSON into the tags of a camera's maker and model.
         "Make": exif.get(ExifTags.Base.Make),
         "Model": exif.get(ExifTags.Base.Model),
     }
@@ -151,7 +151,7 @@ def _exif_texts(exif: Image.Exif) -> Texts:
 
 
 def _reread(value: str) -> str:
-    """Pillow reads EXIF strings as Latin-1; programs write UTF-8."""
+    """Decode an EXIF string as UTF-8, which programs write and Pillow reads as Latin-1."""
     try:
         return _decode(value.encode("latin-1"))
     except UnicodeEncodeError:
@@ -159,7 +159,7 @@ def _reread(value: str) -> str:
 
 
 def _comment(data: bytes) -> str:
-    """An EXIF UserComment: 8 bytes name the character set, then comes the text."""
+    """Decode an EXIF UserComment: 8 bytes name the character set, then comes the text."""
     charset, text = data[:8], data[8:]
     if charset == b"UNICODE\0":
         return _utf_16(text)
@@ -169,7 +169,7 @@ def _comment(data: bytes) -> str:
 
 
 def _utf_16(data: bytes) -> str:
-    """UTF-16 by its mark, else by where the zero bytes of its Latin letters lie, else big-endian.
+    """Decode UTF-16 by its mark, else by the position of its zero bytes, else as big-endian.
 
     The standard leaves the byte order open: piexif (AUTOMATIC1111) writes big-endian, others the
     order of the file; a few write UTF-8 here.
@@ -186,5 +186,5 @@ def _utf_16(data: bytes) -> str:
 
 
 def _xmp_texts(xmp: bytes) -> Texts:
-    found = _DESCRIPTION.search(xmp[:LARGEST].decode("utf-8", "replace"))
-    return {"Description": html.unescape(found[1])} if found and found[1].strip() else {}
+    match = _DESCRIPTION.search(xmp[:LARGEST].decode("utf-8", "replace"))
+    return {"Description": html.unescape(match[1])} if match and match[1].strip() else {}

@@ -1,8 +1,8 @@
-"""From a sampler of a ComfyUI graph to the text that it was asked for.
+"""Follow a ComfyUI graph from a sampler back to the text of its prompt.
 
 Links are followed by the names of inputs, which hundreds of node packs share, and not by the names
 of nodes. The names are those of ComfyUI's own `nodes.py` and `comfy_extras/`, and of the packs
-that most pictures on the web were made with.
+that most pictures on the web use.
 """
 
 import re
@@ -26,7 +26,7 @@ COMPUTED = {
     *("max_length", "max_new_tokens", "max_tokens", "operation", "regex_pattern", "replace"),
     *("start", "style", "system_prompt", "temperature", "text_positive"),
 }
-"""A node of texts with one of these makes another text from its inputs, which is not written."""
+"""A text node with one of these computes another text, which the picture does not contain."""
 
 _PART = re.compile(r"(?:text|string|str|prompt)_?(?:[a-j]|\d{1,2})")
 _CONDITIONING = re.compile(r"cond(?:itioning)?(?:[_ ]?(?:to|from|[a-j]|\d{1,2}))?", re.IGNORECASE)
@@ -42,7 +42,7 @@ _LONGEST = 100_000
 
 
 class Walk:
-    """Follows conditionings and texts upwards, every output once."""
+    """Follows conditionings and texts to their sources, every output once."""
 
     def __init__(self, graph: Graph, role: Role) -> None:
         self.graph = graph
@@ -52,22 +52,22 @@ class Walk:
         self._open: set[str] = set()
 
     def prompt(self, sampler: str) -> str:
-        """The text of a sampler's conditioning of this role, empty when there is none.
+        """Return the text of a sampler's conditioning of this role, empty when there is none.
 
         Several texts (combined or concatenated conditionings) are joined by commas.
 
         Raises:
-            NoPrompt: what was asked of the model cannot be told from the graph.
+            NoPrompt: the graph does not determine the prompt.
         """
         inputs = self.graph.inputs(sampler)
         if self.role not in inputs and (guider := link_of(inputs.get("guider"))):
             guiding = self.graph.inputs(guider.node)
             if self.role == "negative" and "negative" not in guiding:
                 return ""
-            found = self._conditioning(guider._replace(slot=-1), by_slot=False)
+            texts = self._conditioning(guider._replace(slot=-1), by_slot=False)
         else:
-            found = self._input(inputs.get(self.role), by_slot=True)
-        return ", ".join(text.strip().rstrip(",") for text in found if text.strip(" ,\n"))
+            texts = self._input(inputs.get(self.role), by_slot=True)
+        return ", ".join(text.strip().rstrip(",") for text in texts if text.strip(" ,\n"))
 
     def _input(self, value: Any, by_slot: bool) -> list[str]:
         if isinstance(value, str):
@@ -76,7 +76,7 @@ class Walk:
         return self._conditioning(link, by_slot) if link else []
 
     def _conditioning(self, link: Link, by_slot: bool) -> list[str]:
-        """Distinct texts behind an output, in the order of the inputs; cycles are cut."""
+        """Return the distinct texts behind an output in the order of the inputs; cycles are cut."""
         key = link, by_slot
         if key in self._known or link.node in self._open or link.node not in self.graph.nodes:
             return self._known.get(key, [])
@@ -99,20 +99,20 @@ class Walk:
             )
             return self._input(inputs.get(_ROLES[link.slot] if passes else self.role), True)
         chained = [self._conditioning(links[name], True) for name in links if _is_cond(name)]
-        texts = [text for found in chained for text in found]
+        texts = [text for branch in chained for text in branch]
         if any(name in inputs for name in TEXTS) or _parts(inputs):
             return [*texts, self._text_of_node(link)]
         return texts or self._passed(link, links)
 
     def _passed(self, link: Link, links: Mapping[str, Link]) -> list[str]:
-        """Texts behind a node without any of its own: a reroute, a pipe, a switch."""
-        found = [
+        """Return the text behind a node without any of its own: a reroute, a pipe, a switch."""
+        texts = [
             text
             for name, source in links.items()
             if not _NOT_TEXT.fullmatch(name)
             for text in self._conditioning(source, by_slot="pipe" not in name and "ctx" not in name)
         ]
-        return self._only(link, found)
+        return self._only(link, texts)
 
     def _only(self, link: Link, texts: Iterable[str]) -> list[str]:
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
@@ -124,7 +124,7 @@ class Walk:
         return distinct
 
     def _text(self, value: Any) -> str:
-        """A text input: its value, or what its link gives."""
+        """Return the value of a text input, or the text behind its link."""
         if isinstance(value, str):
             return value
         link = link_of(value)
@@ -136,7 +136,7 @@ class Walk:
         label = self.graph.label(link.node)
         if link in self.graph.lists:
             raise NoPrompt(
-                f"undecided prompt: {label} gives a list of texts, and the picture does not say "
+                f"undecided prompt: {label} returns a list of texts, and the picture does not say "
                 "which of them made it"
             )
         if computed := COMPUTED & self.graph.inputs(link.node).keys():
@@ -153,13 +153,13 @@ class Walk:
             if name in inputs and (text := self._text(inputs[name])).strip():
                 return self._limit(text)
         if parts := _parts(inputs):
-            found = [self._text(inputs[name]) for name in parts]
+            texts = [self._text(inputs[name]) for name in parts]
             delimiter = next((inputs[name] for name in _DELIMITERS if name in inputs), "")
             glue = delimiter.replace("\\n", "\n") if isinstance(delimiter, str) else ""
-            return self._limit(glue.join(text for text in found if text))
+            return self._limit(glue.join(text for text in texts if text))
         links = self.graph.links(link.node).items()
-        found = [self._linked_text(to) for name, to in links if not _NOT_TEXT.fullmatch(name)]
-        return "".join(self._only(link, found))
+        texts = [self._linked_text(to) for name, to in links if not _NOT_TEXT.fullmatch(name)]
+        return "".join(self._only(link, texts))
 
     def _enter(self, link: Link) -> None:
         self._open.add(link.node)

@@ -1,0 +1,51 @@
+"""The prompt in a picture's metadata. A new program is one module and one entry in PROGRAMS."""
+
+from typing import BinaryIO
+
+from img2prompt.data.sources.metadata import (
+    automatic1111,
+    comfyui,
+    invokeai,
+    json_parameters,
+    novelai,
+    plain,
+)
+from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, Program
+from img2prompt.data.sources.metadata.texts import read_texts
+
+PROGRAMS: tuple[Program, ...] = (
+    automatic1111.PROGRAM,
+    json_parameters.PROGRAM,
+    invokeai.PROGRAM,
+    novelai.PROGRAM,
+    comfyui.PROGRAM,
+)
+"""Tried in this order; the first that returns a prompt wins. Programs that write the final prompt
+come before ComfyUI, whose graph has to be followed. `plain.read` is the last resort, for pictures
+in which none of these programs has written anything: a text of unknown origin."""
+
+
+def read_metadata(stream: BinaryIO) -> Metadata:
+    """Return the prompt and settings in a picture's text chunks, EXIF or XMP; no pixel is decoded.
+
+    `stream` is a seekable file, of which little more than the header is read (all of it for WebP,
+    and the chunk heads of a PNG that has no text before its pixels).
+
+    Raises:
+        NoPrompt: the picture contains no prompt; the message says what it does contain.
+        OSError: the file cannot be read.
+    """
+    texts, notes = read_texts(stream)
+    reasons = []
+    for program in PROGRAMS:
+        try:
+            if metadata := program.read(texts):
+                return metadata
+        except NoPrompt as error:
+            reasons.append(str(error))
+    if reasons:
+        raise NoPrompt(reasons[0])
+    if metadata := plain.read(texts):
+        return metadata
+    carried = ", ".join(sorted(texts)[:8])[:200] if texts else "no text"
+    raise NoPrompt(f"no prompt: the picture carries {'; '.join([carried, *notes])}")

@@ -1,0 +1,53 @@
+"""Folders of pictures that contain their prompt, written by the program that made them."""
+
+import io
+import posixpath
+from collections.abc import Iterable, Iterator
+
+from img2prompt.config.sources import PictureSource
+from img2prompt.data import images
+from img2prompt.data.sources import files
+from img2prompt.data.sources.base import Format
+from img2prompt.data.sources.containers import HEADER_BYTES
+from img2prompt.data.sources.folder import PICTURE_ENDS, file_names, is_picture
+from img2prompt.data.sources.metadata.base import NoPrompt
+from img2prompt.data.sources.metadata.programs import PROGRAMS, read_metadata
+from img2prompt.data.sources.pieces import PORTION, in_pieces
+from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
+from img2prompt.data.sources.waiting import in_order, probe
+
+
+def portions(source: PictureSource) -> Iterator[list[str]]:
+    """Yield the names of pictures in all folders of the path; empty when the path is a picture."""
+    names = (name for name in file_names(source.path) if not name or is_picture(name))
+    return in_pieces(names, PORTION)
+
+
+def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
+    """Yield index rows of pictures, by the prompt and settings in their metadata."""
+    return in_order(lambda name: _row(name, source), names)
+
+
+FORMAT = Format(
+    "metadata",
+    needs=f"pictures that contain their prompt ({', '.join(p.name for p in PROGRAMS)})",
+    fits=lambda layout: bool(layout.ending(*PICTURE_ENDS)),
+    portions=portions,
+    list_rows=list_rows,
+)
+
+
+def _row(name: str, source: PictureSource) -> Row | Rejected:
+    row_id = f"{source.name}/{name or posixpath.basename(source.path)}"
+    uri = files.inside(source.path, name) if name else source.path
+    try:
+        with io.BufferedReader(files.SteadyFile(uri), HEADER_BYTES) as picture:
+            width, height = probe(picture)
+            picture.seek(0)
+            metadata = read_metadata(picture)
+    except NoPrompt as error:
+        return Rejected(row_id, str(error))
+    except (images.BadPicture, OSError, ValueError) as error:
+        return unread_picture(row_id, uri, error)
+    row = new_row(row_id, source.name, metadata.prompt, uri, settings=vars(metadata))
+    return sized(row, width, height) if isinstance(row, dict) else row
