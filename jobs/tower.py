@@ -4,7 +4,6 @@ from img2prompt import cli, presets
 from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import load_prompt_model
-from img2prompt.model.towers.clip import save_tower
 from img2prompt.prepare import run as prepare
 from img2prompt.storage import join
 from img2prompt.train import run as train
@@ -22,7 +21,7 @@ def job() -> None:
     folder = join(out, "tower")
     tower = load_prompt_model(run).tower
     assert tower is not None
-    save_tower(tower, folder)
+    tower.save(folder)
     cli.show(f"tower in {folder}", ["", "value"], [[k, v] for k, v in run.counts.items()])
 
 

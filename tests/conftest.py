@@ -73,10 +73,10 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Checkpoint folder of an untrained tower: 4 layers, 32 wide, 32 pixels."""
     import torch
 
-    from img2prompt.model.towers.clip import fresh_tower, save_tower
+    from img2prompt.model.towers.clip import ClipTower
 
     folder = tmp_path_factory.mktemp("tower")
-    save_tower(fresh_tower(TINY_TOWER, seed=0), folder, torch.float32)
+    ClipTower.fresh(TINY_TOWER, seed=0).save(folder, torch.float32)
     return str(folder)
 
 

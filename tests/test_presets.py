@@ -15,7 +15,7 @@ from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.model.plan import layer_plan
-from img2prompt.model.prompt_model import DEMO_SHAPE
+from img2prompt.model.towers.build import DEMO_SHAPE
 
 JOBS = Path(__file__).parents[1] / "jobs"
 LAYERS = {"demo": 7, "fresh": 7, presets.L14_336.weights: 24}

@@ -9,12 +9,8 @@ import torch
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.shards import Batch
-from img2prompt.model.prompt_model import (
-    PromptModel,
-    build_prompt_model,
-    load_learned_state,
-    open_tower,
-)
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_learned_state
+from img2prompt.model.towers.build import open_tower
 from img2prompt.train.batches import Rows, WorkerRank, total_steps
 from img2prompt.train.checkpoint import Checkpoint, History, Position
 from img2prompt.train.engines.build import build_engine
@@ -39,7 +35,7 @@ def config_of(tower: str, plan: PlanConfig = FINETUNE, width: int = 0, **changes
 
 def model_of(config: TrainConfig) -> PromptModel:
     tower = open_tower(config.tower, config.seed)
-    width, kept = tower.width, None if config.plan.frozen_tower else tower
+    width, kept = tower.shape.width, None if config.plan.frozen_tower else tower
     return build_prompt_model(kept, width, config.plan, config.head, config.seed)
 
 

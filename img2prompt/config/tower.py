@@ -7,7 +7,7 @@ from img2prompt.config.base import Config, check
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig(Config):
-    """Which CLIP vision tower, at which resolution."""
+    """Which vision tower, at which resolution."""
 
     weights: str = "demo"
     """`demo` (inside this package), a checkpoint folder, a hub name found in the local cache, or

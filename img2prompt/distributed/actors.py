@@ -58,7 +58,7 @@ class Forward:
     def __init__(
         self, make_model: ModelMaker, actors: int, precision: str, views: Sequence[str], size: int
     ) -> None:
-        from img2prompt.model.towers.clip import Tower
+        from img2prompt.model.towers.base import Tower
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":

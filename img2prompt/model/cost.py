@@ -1,4 +1,4 @@
-"""What a training run costs, known before it starts: parameters, FLOP a picture, memory.
+"""The cost of a training run, known before it starts: parameters, FLOP a picture, memory.
 
 FLOP are counted as torch.utils.flop_counter does: a multiplication with its addition is 2; matrix
 products, attention and the patch convolution count, element-wise work (about 1 %) does not. There
@@ -11,18 +11,18 @@ Per layer, with n tokens of width d, an MLP of width f and LoRA of rank r:
   input gradients `8ndd + 4ndf` (`2ndd + 4ndf` in the lowest layer that learns by LoRA), the weight
   gradients of a trained layer `8ndd + 4ndf`, LoRA's own `32ndr` (`26ndr` in the lowest).
 
+A pooling head that attends with one query to n tokens: forward `4ndd + 4dd + 4df + 4nd`.
+
 Activations are what eager autograd keeps for the backward pass; torch.compile keeps less.
 """
 
 import itertools
 from dataclasses import astuple, dataclass
 
-from transformers import CLIPVisionConfig
-
 from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.model.plan import layer_plan
-from img2prompt.model.towers.weights import sides
+from img2prompt.model.towers.base import TowerShape
 
 FLOAT = 4
 """Bytes of a float32: weights, gradients, AdamW's moments and the residual stream."""
@@ -32,13 +32,13 @@ HALF = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOP and activations are those of one picture; memory is in bytes."""
+    """Parameters, FLOP of one picture, and bytes of memory; activations are of one picture."""
 
     parameters: int = 0
     learned: int = 0
     """Parameters that learn."""
     shortened: int = 0
-    """Parameters that are held in 16 bits: frozen matrices and their biases."""
+    """Parameters that are kept in 16 bits: frozen matrices and their biases."""
     forward: int = 0
     """FLOP."""
     backward: int = 0
@@ -65,7 +65,7 @@ class Cost:
         return 2 * FLOAT * self.learned
 
     def memory(self, rows: int, workers: int = 1, zero_stage: int = 0) -> dict[str, int]:
-        """Bytes of one of `workers`, by what they hold; it takes `rows` pictures at once.
+        """Bytes in one of `workers` by purpose, when it takes `rows` pictures at once.
 
         ZeRO (arXiv 1910.02054) divides the optimiser's state among the workers from stage 1 on,
         gradients from 2, weights in 3.
@@ -79,7 +79,7 @@ class Cost:
         }
 
     def describe(self, rows: int, workers: int = 1, zero_stage: int = 0) -> str:
-        """All of it in a line, for the same worker."""
+        """One line with parameters, FLOP, and the memory of one worker."""
         memory = self.memory(rows, workers, zero_stage)
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in memory.items())
         both = self.forward + self.backward
@@ -92,14 +92,14 @@ class Cost:
 
 
 def cost(
-    vision: CLIPVisionConfig,
+    shape: TowerShape,
     plan: PlanConfig,
     head: HeadConfig,
     *,
     half: bool,
     cached: bool = False,
 ) -> Cost:
-    """The cost of training a head on a tower of the shape `vision` under `plan`.
+    """Predict the cost of training a head on a tower of this shape under `plan`.
 
     `half`: matrix products in 16 bits by autocast, weights in float32. `cached`: features are read
     in place of pictures, so the tower neither runs nor is in memory (a probe). LoRA dropout, which
@@ -108,8 +108,8 @@ def cost(
     Raises:
         UserError: rates of the plan that overlap.
     """
-    own = _head(vision.hidden_size, head, half=half, below=not plan.frozen_tower)
-    return own if cached else own + _tower(vision, plan, half=half)
+    total = _head(shape.width, head, half=half, below=not plan.frozen_tower)
+    return total if cached else total + _tower(shape, plan, half=half)
 
 
 def _head(width: int, config: HeadConfig, *, half: bool, below: bool) -> Cost:
@@ -129,54 +129,83 @@ def _head(width: int, config: HeadConfig, *, half: bool, below: bool) -> Cost:
     )
 
 
-def _tower(vision: CLIPVisionConfig, plan: PlanConfig, *, half: bool) -> Cost:
-    layers = layer_plan(vision.num_hidden_layers, plan.lora_rate, plan.nfz_rate)
-    total = _ends(vision, plan, half=half)
+def _tower(shape: TowerShape, plan: PlanConfig, *, half: bool) -> Cost:
+    layers = layer_plan(shape.depth, plan.lora_rate, plan.nfz_rate)
+    total = _embeddings(shape, plan, half=half) + _final_norm(shape, learned=not plan.frozen_tower)
+    if shape.pooling == "attention":
+        learned, below = bool(layers.trained), not plan.frozen_tower
+        total += _pooling_head(shape, learned=learned, below=below, half=half)
     below = plan.embeddings
-    for number in range(vision.num_hidden_layers):
+    for number in range(shape.depth):
         lora, trained = number in layers.lora, number in layers.trained
-        shape = _Layer(vision, plan.lora_rank if lora else 0, trained, below)
-        total += shape.cost(half=half)
+        layer = _Layer(shape, plan.lora_rank if lora else 0, trained, below)
+        total += layer.cost(half=half)
         below = below or lora or trained
     return total
 
 
-def _ends(vision: CLIPVisionConfig, plan: PlanConfig, *, half: bool) -> Cost:
-    """The embeddings, and the LayerNorms before and after the layers."""
-    d, patches = vision.hidden_size, _patches(vision)
-    matrix = 3 * sides(vision)[1] ** 2 * d
-    embeddings = matrix + d + (patches + 1) * d + 2 * d  # class token, positions, first LayerNorm
-    forward = 2 * patches * matrix
-    tokens = patches + 1
-    kept = 0 if plan.frozen_tower else FLOAT * tokens * d  # the last LayerNorm's input
-    if plan.embeddings:  # the first LayerNorm's input, and the pixels
-        kept += FLOAT * tokens * d + (HALF if half else FLOAT) * 3 * sides(vision)[0] ** 2
+def _embeddings(shape: TowerShape, plan: PlanConfig, *, half: bool) -> Cost:
+    """Patches, positions, class token, and the LayerNorm before the layers."""
+    d, learned = shape.width, plan.embeddings
+    matrix, bias = 3 * shape.patch**2 * d, d * shape.patch_bias
+    vectors = d * shape.class_token + shape.tokens * d + 2 * d * shape.input_norm
+    forward = 2 * shape.patches * matrix
+    pixels = (HALF if half else FLOAT) * 3 * shape.size**2
+    norm_input = FLOAT * shape.tokens * d * shape.input_norm
     return Cost(
-        parameters=embeddings + 2 * d,
-        learned=(0 if plan.frozen_tower else 2 * d) + (embeddings if plan.embeddings else 0),
-        shortened=matrix if half and not plan.embeddings else 0,
+        parameters=matrix + bias + vectors,
+        learned=matrix + bias + vectors if learned else 0,
+        shortened=matrix + bias if half and not learned else 0,
         forward=forward,
-        backward=forward if plan.embeddings else 0,
-        activations=kept,
+        backward=forward if learned else 0,
+        activations=norm_input + pixels if learned else 0,
     )
 
 
-def _patches(vision: CLIPVisionConfig) -> int:
-    side, patch = sides(vision)
-    return (side // patch) ** 2
+def _final_norm(shape: TowerShape, *, learned: bool) -> Cost:
+    own = 2 * shape.width
+    kept = FLOAT * shape.tokens * shape.width  # its input
+    return Cost(parameters=own, learned=own if learned else 0, activations=kept if learned else 0)
+
+
+def _pooling_head(shape: TowerShape, *, learned: bool, below: bool, half: bool) -> Cost:
+    """Attention of one learned query to all tokens, then a LayerNorm and an MLP.
+
+    `below`: something under it learns, so its input needs a gradient.
+    """
+    d, f, n = shape.width, shape.mlp, shape.tokens
+    once, each = 2 * d * d + 2 * d * f, 2 * d * d  # products of the query, and of each token
+    scores = 2 * n * d  # query by keys, weights by values
+    vectors = 8 * d + f  # the query, biases, LayerNorm
+    own = 4 * d * d + 2 * d * f + vectors
+    needless = 0 if learned else d * d + n * d  # gradients of the query
+    inputs = once + n * each + 2 * scores - needless
+    weights = once + n * each if learned else 0
+    element = HALF if half else FLOAT
+    tokens = n * (element * d * (2 + learned) + shape.heads * (FLOAT + HALF * half))
+    query = element * (3 * d * learned + d + f * (1 + learned)) + FLOAT * d
+    return Cost(
+        parameters=own,
+        learned=own if learned else 0,
+        shortened=own - 3 * d if half and not learned else 0,
+        forward=2 * (once + n * each + scores),
+        backward=2 * (inputs + weights) if below else 0,
+        activations=tokens + query if below else 0,
+        copies=HALF * (4 * d * d + 2 * d * f) if half and learned else 0,
+    )
 
 
 @dataclass(frozen=True)
 class _Layer:
-    vision: CLIPVisionConfig
+    shape: TowerShape
     rank: int
-    """Of LoRA; 0: none."""
+    """Rank of its LoRA matrices; 0: none."""
     trained: bool
     below: bool
     """Something under it learns, so its input needs a gradient."""
 
     def cost(self, *, half: bool) -> Cost:
-        d, f = self.vision.hidden_size, self.vision.intermediate_size
+        d, f, n = self.shape.width, self.shape.mlp, self.shape.tokens
         matrices, lora = 4 * d * d + 2 * d * f, 8 * d * self.rank
         own = matrices + f + 9 * d  # biases, and two LayerNorms
         back = self.below or self.trained or self.rank > 0
@@ -184,18 +213,14 @@ class _Layer:
             parameters=own + lora,
             learned=lora + (own if self.trained else 0),
             shortened=matrices + f + 5 * d if half and not self.trained else 0,
-            forward=2 * self._tokens * (matrices + lora + 2 * self._tokens * d),
+            forward=2 * n * (matrices + lora + 2 * n * d),
             backward=self._backward() if back else 0,
             activations=self._activations(half=half) if back else 0,
             copies=HALF * (lora + matrices * self.trained) if half else 0,
         )
 
-    @property
-    def _tokens(self) -> int:
-        return _patches(self.vision) + 1
-
     def _backward(self) -> int:
-        d, f, n = self.vision.hidden_size, self.vision.intermediate_size, self._tokens
+        d, f, n = self.shape.width, self.shape.mlp, self.shape.tokens
         matrices = 4 * d * d + 2 * d * f
         inputs = matrices if self.below or self.trained else matrices - 3 * d * d
         weights = matrices if self.trained else 0
@@ -208,11 +233,11 @@ class _Layer:
         Autocast makes a 16-bit copy of a float32 input for each matrix that reads it, and peft one
         of the attention output.
         """
-        d, f, n = self.vision.hidden_size, self.vision.intermediate_size, self._tokens
+        d, f, n = self.shape.width, self.shape.mlp, self.shape.tokens
         element, learns = HALF if half else FLOAT, self.trained or self.rank > 0
         norms = FLOAT * d * (2 if self.below or self.trained else 1)
         inputs = (3 if half else 1) * learns + (half and self.rank > 0)
-        attention = element * d * (4 + inputs) + FLOAT * self.vision.num_attention_heads
-        gate = self.vision.hidden_act == "quick_gelu"  # x * sigmoid(1.702 x) keeps both factors
+        attention = element * d * (4 + inputs) + FLOAT * self.shape.heads
+        gate = self.shape.activation == "quick_gelu"  # x * sigmoid(1.702 x) keeps both factors
         mlp = element * (f * (1 + gate + self.trained) + d * self.trained)
         return n * (norms + attention + mlp + element * 4 * self.rank)

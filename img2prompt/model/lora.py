@@ -5,47 +5,43 @@ from collections.abc import Sequence
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
 
 from img2prompt.config.train import PlanConfig
-from img2prompt.model.towers.clip import Tower
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+from img2prompt.model.towers.base import Tower
 
 
-def add_lora(vision: nn.Module, layers: Sequence[int], config: PlanConfig) -> None:
-    """Add LoRA matrices to the attention of these layers, in place; nothing else learns less.
+def add_lora(tower: Tower, layers: Sequence[int], config: PlanConfig) -> None:
+    """Add LoRA matrices to the attention of these layers, in place; what learned before still does.
 
     `y = Wx + b + scale * up(down(dropout(x)))` on the query, key, value and output
     projections, with matrices down (rank, D) and up (D, rank), without biases. The up-matrix is
     zero, so the tower's output is unchanged at the start. The down-matrix is Kaiming uniform, or
     normal with deviation 1 / rank in the published form, whose scale is 1 and which has no dropout.
-    Drawn from torch's global generator, alike on all workers that seed it alike.
+    They are drawn from torch's global generator, so workers with equal seeds draw equal ones.
     """
-    learning = {name for name, tensor in vision.named_parameters() if tensor.requires_grad}
-    targets = [f"encoder.layers.{n}.self_attn.{p}" for n in layers for p in ATTENTION]
+    learning = {name for name, tensor in tower.named_parameters() if tensor.requires_grad}
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_rank * config.lora_scale,  # type: ignore[arg-type]  # floats work
         lora_dropout=config.lora_dropout,
         init_lora_weights="gaussian" if config.lora_init == "published" else True,
         bias="none",
-        target_modules=targets,
+        target_modules=[name for layer in layers for name in tower.lora_targets(layer)],
     )
-    inject_adapter_in_model(lora, vision)
-    vision.train(vision.training)  # peft's parts begin in training mode, with dropout
-    for name, tensor in vision.named_parameters():  # peft froze all but its own tensors
+    inject_adapter_in_model(lora, tower)
+    tower.train(tower.training)  # peft's parts begin in training mode, with dropout
+    for name, tensor in tower.named_parameters():  # peft froze all but its own tensors
         if name in learning:
             tensor.requires_grad_(True)
 
 
 @torch.no_grad()
 def merge_lora(tower: Tower) -> None:
-    """Add every LoRA update to the matrix it belongs to, in place; the tower is a plain one again.
+    """Add every LoRA update to its matrix, in place, so that the tower is a plain one again.
 
-    Outputs stay as they are in evaluation mode, up to the rounding of float32.
+    Outputs in evaluation mode stay the same, up to the rounding of float32.
     """
-    for name, part in list(tower.vision.named_modules()):
+    for name, part in list(tower.named_modules()):
         if isinstance(part, LoraLinear):
             part.merge()
-            tower.vision.set_submodule(name, part.get_base_layer())
+            tower.set_submodule(name, part.get_base_layer())

@@ -6,13 +6,10 @@ LoRA (arXiv 2106.09685) on the four attention projections, the rest stays frozen
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from img2prompt.config.train import PlanConfig
 from img2prompt.errors import UserError
-
-if TYPE_CHECKING:
-    from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.base import Tower
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ def _span(layers: tuple[int, ...]) -> str:
 
 
 def layer_plan(depth: int, lora_rate: float, nfz_rate: float) -> LayerPlan:
-    """The plan for a tower of `depth` layers; rates that overlap are a UserError."""
+    """Return the plan for a tower of `depth` layers; rates that overlap are a UserError."""
     # The tiny term keeps 100 * 0.57 = 56.999... from losing a layer.
     trained, lora = (int(depth * rate + 1e-9) for rate in (nfz_rate, lora_rate))
     if min(lora_rate, nfz_rate) < 0 or lora + trained > depth:
@@ -49,22 +46,24 @@ def layer_plan(depth: int, lora_rate: float, nfz_rate: float) -> LayerPlan:
     )
 
 
-def apply_plan(tower: "Tower", config: PlanConfig) -> LayerPlan:
-    """Freeze, unfreeze and add LoRA matrices in place; returns the plan.
+def apply_plan(tower: Tower, config: PlanConfig) -> LayerPlan:
+    """Freeze, unfreeze and add LoRA matrices in place; return the plan.
 
-    The final LayerNorm is trained with any learning layer. The embeddings and the first LayerNorm
-    are trained only when asked for, as training from nothing needs.
-
-    The LoRA matrices are those of `lora.add_lora`.
+    The final LayerNorm is trained with any learning layer, a pooling head when the top layer is
+    trained whole. The embeddings, and a LayerNorm between them and the layers, are trained only
+    when asked for, as training from nothing needs. LoRA matrices are those of `lora.add_lora`.
     """
-    plan = layer_plan(tower.depth, config.lora_rate, config.nfz_rate)
-    tower.requires_grad_(config.embeddings)
-    tower.vision.encoder.requires_grad_(False)
+    plan = layer_plan(tower.shape.depth, config.lora_rate, config.nfz_rate)
+    tower.requires_grad_(False)
+    for module in tower.embeddings:
+        module.requires_grad_(config.embeddings)
     for number in plan.trained:
-        tower.vision.encoder.layers[number].requires_grad_(True)
-    tower.vision.post_layernorm.requires_grad_(not config.frozen_tower)
+        tower.layers[number].requires_grad_(True)
+    tower.final_norm.requires_grad_(not config.frozen_tower)
+    if tower.pooling_head is not None:
+        tower.pooling_head.requires_grad_(bool(plan.trained))
     if plan.lora:
         from img2prompt.model.lora import add_lora
 
-        add_lora(tower.vision, plan.lora, config)
+        add_lora(tower, plan.lora, config)
     return plan

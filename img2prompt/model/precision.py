@@ -7,7 +7,13 @@ from img2prompt.errors import UserError
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products; `auto` is bfloat16 where the hardware has it, else float32."""
+    """Return the type of matrix products.
+
+    `auto` is bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        UserError: float16 without a GPU.
+    """
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
         return torch.bfloat16 if has_bf16 else torch.float32
@@ -21,10 +27,16 @@ def _cpu_has_bf16() -> bool:
 
 
 def shorten_frozen(module: nn.Module, dtype: torch.dtype) -> None:
-    """Hold matrices that do not learn in the type in which autocast multiplies them.
+    """Keep matrices that do not learn in the type in which autocast multiplies them.
 
-    It would cast them anew in every pass: the numbers that come out are the same.
+    Autocast would cast them again in every pass, to the same numbers.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d) and not part.weight.requires_grad:
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            matrix = part.weight
+        elif isinstance(part, nn.MultiheadAttention):
+            matrix = part.in_proj_weight
+        else:
+            continue
+        if not matrix.requires_grad:
             part.to(dtype)

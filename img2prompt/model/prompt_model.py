@@ -1,4 +1,4 @@
-"""Tower and head together, and the tensors that training changed."""
+"""The model of a run, tower and head together, and the tensors that its training changed."""
 
 import json
 
@@ -7,31 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from img2prompt.artifact import Artifact
-from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import HeadConfig, PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.heads.regression import build_head
 from img2prompt.model.plan import apply_plan
-from img2prompt.model.towers.clip import Tower, fresh_tower, load_tower
+from img2prompt.model.towers.base import Tower
+from img2prompt.model.towers.build import open_tower
 from img2prompt.storage import read_bytes
-
-FRESH = "fresh"
-DEMO_SHAPE = {
-    "hidden_size": 160,
-    "intermediate_size": 640,
-    "num_hidden_layers": 7,
-    "num_attention_heads": 5,
-    "image_size": 64,
-    "patch_size": 8,
-}
-"""The demo tower: 2.2M parameters, 4.4 MB in float16."""
 
 WEIGHTS = "model.safetensors"
 """Name of the learned tensors in a run's folder."""
 
 
 class PromptModel(nn.Module):
-    """Pixels uint8 (B, S, S, 3), or features (B, D) when there is no tower, to vectors (B, 384)."""
+    """Maps pixels uint8 (B, S, S, 3), or features (B, D) without a tower, to vectors (B, 384)."""
 
     def __init__(self, tower: Tower | None, head: nn.Module) -> None:
         super().__init__()
@@ -45,9 +34,9 @@ class PromptModel(nn.Module):
 def build_prompt_model(
     tower: Tower | None, width: int, plan: PlanConfig, head: HeadConfig, seed: int
 ) -> PromptModel:
-    """A predictor ready to learn: plan applied, LoRA and head drawn from `seed`.
+    """Build a model that is ready to learn: plan applied, LoRA and head drawn from `seed`.
 
-    `width` is the feature width D.
+    `width` is the feature width D. Without a tower the model maps features to vectors (a probe).
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -58,7 +47,7 @@ def build_prompt_model(
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changed: parameters that require gradients, and BatchNorm's statistics."""
+    """Return the tensors that training changes: learning parameters and BatchNorm's statistics."""
     learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     head_buffers = {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
     return {
@@ -83,13 +72,8 @@ def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -
     model.load_state_dict(state, strict=False)
 
 
-def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
-    """The tower that a config names; `fresh` is drawn from `seed`."""
-    return fresh_tower(DEMO_SHAPE, seed) if config.weights == FRESH else load_tower(config)
-
-
 def read_learned_state(run: Artifact) -> dict[str, Tensor]:
-    """The tensors that a run learned."""
+    """Read the tensors that a run learned."""
     return safetensors.torch.load(read_bytes(run.path(WEIGHTS)))
 
 
@@ -101,9 +85,10 @@ def load_head(model: nn.Module, run: Artifact) -> None:
 
 
 def load_prompt_model(run: Artifact) -> PromptModel:
-    """A finished run as a model from pixels to vectors, ready to predict.
+    """Load a finished run as a model from pixels to vectors, ready to predict.
 
-    Another base checkpoint than the run was trained on is a UserError.
+    Raises:
+        UserError: the base checkpoint is not the one that the run was trained on.
     """
     config = TrainConfig.from_json(json.dumps(run.config), where=run.uri)
     tower = open_tower(config.tower, config.seed)
@@ -112,6 +97,6 @@ def load_prompt_model(run: Artifact) -> PromptModel:
             f"{run.uri} was trained on a tower with fingerprint {run.inputs['tower']}, but "
             f"{config.tower.weights!r} has {tower.base_fingerprint}: give it its own tower"
         )
-    model = build_prompt_model(tower, tower.width, config.plan, config.head, config.seed)
+    model = build_prompt_model(tower, tower.shape.width, config.plan, config.head, config.seed)
     load_learned_state(model, read_learned_state(run), run.uri)
     return model.eval()

@@ -1,7 +1,7 @@
 """A finished run -> export/: plain files that need nothing of this package.
 
 `tower/` is a standard Hugging Face checkpoint of the vision tower, LoRA merged into its matrices
-(`CLIPVisionModel.from_pretrained`, `AutoImageProcessor.from_pretrained`). `head.safetensors` maps
+(`AutoModel.from_pretrained`, `AutoImageProcessor.from_pretrained`). `head.safetensors` maps
 its `pooler_output` to the prompt embedding; its tensors are named as in `torch.nn.Linear(D, 384)`,
 or, of a wide head, as in `torch.nn.Sequential(Linear(D, W, bias=False), BatchNorm1d(W), ReLU(),
 Linear(W, 384))`. Float32 throughout.
@@ -17,7 +17,6 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.predict import ExportConfig
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.prompt_model import load_prompt_model
-from img2prompt.model.towers.clip import save_processor, save_tower
 
 STAGE = "export"
 TOWER = "tower"
@@ -37,8 +36,8 @@ def run(config: ExportConfig, trained: Artifact, shards: Artifact, out: str) -> 
     assert predictor.tower is not None
     merge_lora(predictor.tower)
     with tempfile.TemporaryDirectory() as folder:
-        save_tower(predictor.tower, folder, torch.float32)
-        save_processor(folder, predictor.tower.size, shards.config["fit"])
+        predictor.tower.save(folder, torch.float32)
+        predictor.tower.save_processor(folder, shards.config["fit"])
         for path in sorted(Path(folder).iterdir()):
             draft.write_bytes(f"{TOWER}/{path.name}", path.read_bytes())
     head = predictor.head.state_dict()

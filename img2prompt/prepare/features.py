@@ -17,7 +17,7 @@ from img2prompt.data.shards import SPLITS, check_size
 from img2prompt.data.vectors import vector_column
 from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.distributed.progress import Progress
-from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.build import open_tower
 
 STAGE = "features"
 FREE = ("workers", "batch_size", "tower.download")
@@ -30,7 +30,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     inputs = {"shards": shards.fingerprint, "tower": tower.base_fingerprint}
 
     def check() -> None:
-        check_size(shards, tower.size)
+        check_size(shards, tower.shape.size)
         actor_count(config.workers)
 
     draft = Draft.open(out, STAGE, config, inputs, check, free=FREE)

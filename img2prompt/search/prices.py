@@ -21,7 +21,7 @@ from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
 from img2prompt.model.plan import LayerPlan, layer_plan
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.base import TowerShape
 from img2prompt.search.space import Setting, Space
 from img2prompt.storage import exists, join, open_uri, read_bytes
 from img2prompt.train import run as train
@@ -46,13 +46,13 @@ class Price:
     """FLOP of an epoch, with validation."""
 
 
-def price(config: TrainConfig, tower: Tower, counts: Mapping[str, Any]) -> Price:
+def price(config: TrainConfig, shape: TowerShape, counts: Mapping[str, Any]) -> Price:
     """`counts`: rows of the splits."""
-    a_row, workers = train.estimate(config, tower), worker_count(config)
+    a_row, workers = train.estimate(config, shape), worker_count(config)
     used, size = rows_in_share(counts["train"], config.optim.share), config.optim.batch_size
     rows, flop = steps_per_epoch(used, size) * size, a_row.forward + a_row.backward
     return Price(
-        layers=layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate),
+        layers=layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate),
         learned=a_row.learned,
         flop=flop,
         memory=sum(a_row.memory(*train.share_of_memory(config, workers)).values()),
@@ -74,10 +74,10 @@ class Rate:
 
 
 def rate_of(
-    config: SearchConfig, tower: Tower, counts: Mapping[str, Any], folders: Iterable[str]
+    config: SearchConfig, shape: TowerShape, counts: Mapping[str, Any], folders: Iterable[str]
 ) -> Rate:
     """The rate that runs in these folders had, else the expected one."""
-    measured = [found for folder in folders if (found := _measured(config, tower, counts, folder))]
+    measured = [found for folder in folders if (found := _measured(config, shape, counts, folder))]
     if measured:
         flop, seconds = (sum(values) for values in zip(*measured, strict=True))
         return Rate(flop / seconds, f"measured in {len(measured)} runs here")
@@ -89,7 +89,7 @@ def rate_of(
 
 
 def _measured(
-    config: SearchConfig, tower: Tower, counts: Mapping[str, Any], folder: str
+    config: SearchConfig, shape: TowerShape, counts: Mapping[str, Any], folder: str
 ) -> tuple[float, float] | None:
     """FLOP and worker-seconds of a run through the same tower."""
     try:
@@ -99,7 +99,7 @@ def _measured(
     epochs, seconds = epochs_and_seconds(folder)
     if run.tower != config.base.tower or run.plan.frozen_tower or not seconds:
         return None
-    return epochs * price(run, tower, counts).epoch, seconds
+    return epochs * price(run, shape, counts).epoch, seconds
 
 
 def runs_in(folder: str) -> list[str]:

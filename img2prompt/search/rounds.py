@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from img2prompt.config.search import SearchConfig
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.base import TowerShape
 from img2prompt.search import prices, trials, tuning
 from img2prompt.search.budget import LIMIT, Budget
 from img2prompt.search.heads import StartHead
@@ -43,7 +43,7 @@ class SearchRounds:
     config: SearchConfig
     inputs: TrainInputs
     folder: str
-    tower: Tower
+    shape: TowerShape
     space: Space
     costs: Mapping[Setting, Price]
     """On all rows."""
@@ -84,7 +84,7 @@ class SearchRounds:
     def _row(self, runs: Sequence[SearchTrial]) -> dict[str, Any]:
         counts, last = self.inputs.shards.counts, runs[-1]
         told = [
-            (t.job, trials.outcome(t.job), prices.price(t.job.config, self.tower, counts))
+            (t.job, trials.outcome(t.job), prices.price(t.job.config, self.shape, counts))
             for t in runs
         ]
         left = f"not among the best 1/{self.config.reduction} on a share of {last.share:g}"

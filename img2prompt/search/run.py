@@ -7,8 +7,7 @@ from typing import Any
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.search import SearchConfig
 from img2prompt.errors import UserError
-from img2prompt.model.prompt_model import open_tower
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.report.search.page import page
 from img2prompt.search import prices, tuning
 from img2prompt.search.budget import Budget
@@ -35,13 +34,13 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     too small for one trial, and when every trial fails.
     """
     folder = join(out, config.name)
-    tower = open_tower(config.base.tower, config.base.seed)
-    space = space_of(config, tower.depth)
-    price = functools.partial(prices.price, tower=tower, counts=inputs.shards.counts)
+    shape = read_shape(config.base.tower)
+    space = space_of(config, shape.depth)
+    price = functools.partial(prices.price, shape=shape, counts=inputs.shards.counts)
     costs = {setting: price(trial_config(config, setting)) for setting in space.settings}
     kept, left_out = prices.within_memory(config, costs)
     check = functools.partial(tuning.require_room, config)
-    fingerprints = _fingerprints(inputs, tower)
+    fingerprints = _fingerprints(config, inputs)
     draft = Draft.open(folder, STAGE, config, fingerprints, check, free=FREE)
     if finished := draft.finished():
         if not _may_go_on(config, finished):
@@ -49,7 +48,7 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
         draft.reopen()
     space, costs = space.only(kept), {setting: costs[setting] for setting in kept}
     runs = prices.runs_in(join(folder, "trials")) + prices.runs_in(join(out, "runs"))
-    rate = prices.rate_of(config, tower, inputs.shards.counts, runs)
+    rate = prices.rate_of(config, shape, inputs.shards.counts, runs)
     report = prices.report(config, space, costs, left_out, rate)
     show_report(report)
     draft.write_bytes(SPACE, json.dumps(report, indent=2).encode())
@@ -59,13 +58,14 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
         costs = {setting: costs[setting] for setting in space.settings}
     budget = Budget(config.max_hours)
     watch = SearchWatch(budget, prices.total_flop(config, costs))
-    search = SearchRounds(config, inputs, folder, tower, space, costs, starts, budget, watch)
+    search = SearchRounds(config, inputs, folder, shape, space, costs, starts, budget, watch)
     search.run(choose(config, space))
     return _publish(config, draft, search)
 
 
-def _fingerprints(inputs: TrainInputs, tower: Tower) -> dict[str, str]:
-    found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
+def _fingerprints(config: SearchConfig, inputs: TrainInputs) -> dict[str, str]:
+    tower = open_tower(config.base.tower, config.base.seed).base_fingerprint
+    found = {"tower": tower, "shards": inputs.shards.fingerprint}
     return found | ({"features": inputs.features.fingerprint} if inputs.features else {})
 
 

@@ -22,8 +22,8 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.distributed import cluster
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.errors import UserError
-from img2prompt.model.prompt_model import open_tower
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.base import TowerShape
+from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import delete_folder, join, read_bytes
 from img2prompt.train import job as train_job
 from img2prompt.train import preflight
@@ -46,9 +46,8 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
     Raises UserError for what `train.run` would refuse, and when every head fails.
     """
     base, heads = config.base, config.heads()
-    tower = open_tower(base.tower, base.seed)
-    fingerprints = preflight.fingerprints(base, inputs, tower)
-    check = functools.partial(preflight.check, base, inputs, tower)
+    shape, fingerprints = read_shape(base.tower), preflight.fingerprints(base, inputs)
+    check = functools.partial(preflight.check, base, inputs, fingerprints["tower"])
     free = [f"base.{name}" for name in FREE]
     draft = Draft.open(out, STAGE, config, fingerprints, check, free=free)
     if finished := draft.finished():
@@ -58,7 +57,7 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
         for head in heads
     }
     if TABLE not in draft.receipts():
-        rows = _rows(heads, _train(heads, inputs, out, tower), tower)
+        rows = _rows(heads, _train(heads, inputs, out, shape), shape)
         draft.write_bytes(TABLE, json.dumps(rows, indent=2).encode())
     rows = table(draft.uri)
     _publish_best(rows, drafts, config.keep)
@@ -74,22 +73,22 @@ def table(uri: str) -> list[dict[str, Any]]:
 
 
 def _train(
-    heads: Sequence[TrainConfig], inputs: TrainInputs, out: str, tower: Tower
+    heads: Sequence[TrainConfig], inputs: TrainInputs, out: str, shape: TowerShape
 ) -> list[HeadOutcome]:
     """In one Ray task, which is started again when its process or node dies."""
-    _announce(heads, inputs, tower)
+    _announce(heads, inputs, shape)
     jobs = []
     for head in heads:
         folder = join(train_job.absolute(out), head.name)
         jobs.append(TrainJob(head, inputs, folder, train_job.storage(folder)))
     gpus = 1 if cluster.resources().gpus >= 1 else 0
     task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=RETRIES)(train_heads)
-    (found,) = run_bounded(iter([task.remote(jobs, tower.width)]), workers=1)
+    (found,) = run_bounded(iter([task.remote(jobs, shape.width)]), workers=1)
     return found
 
 
-def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, tower: Tower) -> None:
-    costs = [train.estimate(head, tower) for head in heads]
+def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, shape: TowerShape) -> None:
+    costs = [train.estimate(head, shape) for head in heads]
     state = sum(cost.weights + cost.gradients + cost.optimizer for cost in costs)
     logger.info(
         "heads: %d heads learn together, %.2fM parameters, %.3g GB with gradients and optimiser; "
@@ -103,11 +102,11 @@ def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, tower: Tower) -
 
 
 def _rows(
-    heads: Sequence[TrainConfig], outcomes: Sequence[HeadOutcome], tower: Tower
+    heads: Sequence[TrainConfig], outcomes: Sequence[HeadOutcome], shape: TowerShape
 ) -> list[dict[str, Any]]:
     """What heads.json says, the best first and the failed last; UserError if all failed."""
     rows = [
-        _row(head, outcome, train.estimate(head, tower).learned)
+        _row(head, outcome, train.estimate(head, shape).learned)
         for head, outcome in zip(heads, outcomes, strict=True)
     ]
     if all(row["end"] == "failed" for row in rows):

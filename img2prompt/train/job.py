@@ -6,7 +6,8 @@ from pathlib import Path
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import FeatureRows, ShardRows
-from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_head, open_tower
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_head
+from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.storage import join
 from img2prompt.train.batches import Rows, SomeRows
 from img2prompt.train.checkpoint import CheckpointStore
@@ -58,11 +59,10 @@ def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int
 
 
 def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
-    """The model at its start: a probe without its tower, a fine-tune with the probe's head."""
-    tower = open_tower(config.tower, config.seed)
-    width = tower.width
-    kept = None if config.plan.frozen_tower else tower
-    model = build_prompt_model(kept, width, config.plan, config.head, config.seed)
+    """Build a run's model at its start; a probe loads no tower, only the width of its features."""
+    tower = None if config.plan.frozen_tower else open_tower(config.tower, config.seed)
+    width = (tower.shape if tower else read_shape(config.tower)).width
+    model = build_prompt_model(tower, width, config.plan, config.head, config.seed)
     if inputs.start is not None:
         load_head(model, inputs.start)
     return model

@@ -16,7 +16,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import build_prompt_model, load_head, load_learned_state
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.build import FRESH, open_tower, read_shape
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 STAGE = "train"
 CHANGES = "changes/"
 """Each config that a run went on without, numbered, with what was changed."""
+
+DOWNLOAD = ("download",)
+"""Settings of a tower that do not say which tower it is."""
 
 FREE = (
     "engine.workers",
@@ -43,14 +46,28 @@ FREE = (
 """Settings that say how a run is made and not what comes out: a run may go on with them changed."""
 
 
-def fingerprints(config: TrainConfig, inputs: TrainInputs, tower: Tower) -> dict[str, str]:
-    """Of what a run is made from, by name."""
-    found = {"tower": tower.base_fingerprint, "shards": inputs.shards.fingerprint}
+def fingerprints(config: TrainConfig, inputs: TrainInputs) -> dict[str, str]:
+    """Return the fingerprints of what a run is made from, by name."""
+    found = {"tower": _tower_fingerprint(config, inputs), "shards": inputs.shards.fingerprint}
     if inputs.features is not None and config.plan.frozen_tower:
         found["features"] = inputs.features.fingerprint
     if inputs.start is not None:
         found["start"] = inputs.start.fingerprint
     return found
+
+
+def _tower_fingerprint(config: TrainConfig, inputs: TrainInputs) -> str:
+    """Fingerprint of the tower's weights.
+
+    Cached features know that of the tower which made them, so a probe with the same settings does
+    not load it. A fresh tower also depends on the seed, which features do not record.
+    """
+    features = inputs.features
+    if features is not None and config.plan.frozen_tower and config.tower.weights != FRESH:
+        settings = json.loads(config.tower.to_json())
+        if without(features.config["tower"], DOWNLOAD) == without(settings, DOWNLOAD):
+            return features.inputs["tower"]
+    return open_tower(config.tower, config.seed).base_fingerprint
 
 
 def worker_count(config: TrainConfig) -> int:
@@ -64,9 +81,10 @@ def has_gpus() -> bool:
     return cluster.resources().gpus >= 1
 
 
-def check(config: TrainConfig, inputs: TrainInputs, tower: Tower) -> None:
-    """Refuse (UserError) what could not be trained here."""
-    layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
+def check(config: TrainConfig, inputs: TrainInputs, tower: str) -> None:
+    """Refuse (UserError) what could not be trained here; `tower` is its fingerprint."""
+    shape = read_shape(config.tower)
+    layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
     workers = worker_count(config)
     least = config.engine.min_workers or workers
     cluster.require(gpus=least) if has_gpus() else cluster.require(cpus=least)
@@ -78,20 +96,20 @@ def check(config: TrainConfig, inputs: TrainInputs, tower: Tower) -> None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
     for made in filter(None, [inputs.features, inputs.start]):
         made.require_input("shards", inputs.shards)
-    if inputs.start and inputs.start.inputs["tower"] != tower.base_fingerprint:
+    if inputs.start and inputs.start.inputs["tower"] != tower:
         raise UserError(
             f"{inputs.start.uri} is a head for another tower than {config.tower.weights!r}: "
             "train a probe with the same --tower settings"
         )
-    if inputs.features and inputs.features.inputs["tower"] != tower.base_fingerprint:
+    if inputs.features and inputs.features.inputs["tower"] != tower:
         raise UserError(
             f"{inputs.features.uri} was made by another tower than {config.tower.weights!r}: "
             "make features with the same --tower settings, in another --out"
         )
-    check_size(inputs.shards, tower.size)
+    check_size(inputs.shards, shape.size)
     total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
     if inputs.start is not None:
-        head = build_prompt_model(None, tower.width, config.plan, config.head, config.seed)
+        head = build_prompt_model(None, shape.width, config.plan, config.head, config.seed)
         load_head(head, inputs.start)
 
 

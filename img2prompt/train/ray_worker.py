@@ -16,10 +16,8 @@ from img2prompt.distributed.internals import preemption_notice, quieten_worker_r
 from img2prompt.errors import UserError
 from img2prompt.model.cost import cost
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import (
-    load_learned_state,
-    open_tower,
-)
+from img2prompt.model.prompt_model import load_learned_state
+from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import join
 from img2prompt.train.batches import WorkerRank, total_steps
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, Position, Saver
@@ -150,10 +148,9 @@ def _log(job: TrainJob, place: WorkerRank, device: torch.device, done: int) -> S
     if place.rank > 0:
         return StepLog()
     config = job.config
-    tower = open_tower(config.tower, config.seed)
     half = compute_dtype(config.engine.precision, device) != torch.float32
     a_row = cost(
-        tower.vision.config,
+        read_shape(config.tower),
         config.plan,
         config.head,
         half=half,

@@ -32,8 +32,9 @@ from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import WEIGHTS, open_tower
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.prompt_model import WEIGHTS
+from img2prompt.model.towers.base import TowerShape
+from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import delete_folder, join
 from img2prompt.train.batches import rows_at_once
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, History, Position
@@ -91,16 +92,15 @@ def advance(
 
 def _begun(config: TrainConfig, inputs: TrainInputs, out: str, anyway: bool = False) -> Draft:
     """The run's folder, new or gone on with, once it is told what will be trained."""
-    tower = open_tower(config.tower, config.seed)
-    made_from = fingerprints(config, inputs, tower)
+    shape, made_from = read_shape(config.tower), fingerprints(config, inputs)
 
     if anyway:
         check_resumable(config, inputs, out, checkpoints(out))
         adopt(config, made_from, out)
-    able = functools.partial(check, config, inputs, tower)
+    able = functools.partial(check, config, inputs, made_from["tower"])
     draft = Draft.open(out, STAGE, config, made_from, able, free=FREE)
     if draft.finished() is None:
-        _announce(config, tower, inputs, worker_count(config))
+        _announce(config, shape, inputs, worker_count(config))
     return draft
 
 
@@ -136,23 +136,23 @@ def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
     )
 
 
-def _announce(config: TrainConfig, tower: Tower, inputs: TrainInputs, workers: int) -> None:
+def _announce(config: TrainConfig, shape: TowerShape, inputs: TrainInputs, workers: int) -> None:
     """Say what learns, how many rows there are, and what a row and a worker will cost."""
-    plan = layer_plan(tower.depth, config.plan.lora_rate, config.plan.nfz_rate)
+    plan = layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
     logger.info(
         "%s: %s; %d rows; %d worker(s); %s",
         config.name,
         plan,
         rows_in_share(inputs.shards.counts["train"], config.optim.share),
         workers,
-        estimate(config, tower).describe(*share_of_memory(config, workers)),
+        estimate(config, shape).describe(*share_of_memory(config, workers)),
     )
 
 
-def estimate(config: TrainConfig, tower: Tower) -> Cost:
-    """What a row of this run costs on this cluster."""
+def estimate(config: TrainConfig, shape: TowerShape) -> Cost:
+    """Predict the cost of a row of this run on this cluster."""
     return cost(
-        tower.vision.config,
+        shape,
         config.plan,
         config.head,
         half=_in_half(config.engine),

@@ -56,7 +56,7 @@ from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.build import open_tower
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
 

@@ -18,7 +18,8 @@ from img2prompt.model.cost import cost
 from img2prompt.model.loss import cosine_loss
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import build_prompt_model
-from img2prompt.model.towers.clip import Tower, fresh_tower
+from img2prompt.model.towers.base import Tower
+from img2prompt.model.towers.clip import ClipTower
 from img2prompt.train.engines.build import build_engine
 
 PLANS = {
@@ -68,7 +69,7 @@ def tower_of(options: Options, size: int) -> Tower:
         "image_size": size,
         "patch_size": options.patch,
     }
-    return fresh_tower(shape, seed=0)
+    return ClipTower.fresh(shape, seed=0)
 
 
 def seconds_of(step: Callable[[], object], options: Options) -> float:
@@ -167,8 +168,8 @@ def fit(options: Options, size: int, plan: PlanConfig, way: str) -> Fit:
     )
     tower = tower_of(options, size)
     half = compute_dtype("auto", device()) != torch.float32
-    price = cost(tower.vision.config, plan, HeadConfig(), half=half)
-    model = build_prompt_model(tower, tower.width, plan, config.head, config.seed)
+    price = cost(tower.shape, plan, HeadConfig(), half=half)
+    model = build_prompt_model(tower, tower.shape.width, plan, config.head, config.seed)
     engine = build_engine(model, config, options.warmup + options.steps, device())
     model.train()
     draw = torch.Generator().manual_seed(0)

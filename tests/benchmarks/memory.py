@@ -45,7 +45,7 @@ from img2prompt.data import images
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
-from img2prompt.model.towers.clip import fresh_tower, save_tower
+from img2prompt.model.towers.clip import ClipTower
 from img2prompt.prepare import clean, features, group, index, shard, targets
 
 ROWS_PER_GROUP = 500
@@ -168,7 +168,7 @@ def measure(options: Options, rows: int, folder: Path) -> dict[str, Peaks]:
 def write_tower(options: Options, folder: Path) -> str:
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 64, "image_size": options.size, "patch_size": 16}
-    save_tower(fresh_tower(shape, seed=0), folder / "tower", torch.float32)
+    ClipTower.fresh(shape, seed=0).save(folder / "tower", torch.float32)
     return str(folder / "tower")
 
 

@@ -45,7 +45,8 @@ from img2prompt.data.shards import ShardRows
 from img2prompt.distributed import cluster
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import build_prompt_model, open_tower
+from img2prompt.model.prompt_model import build_prompt_model
+from img2prompt.model.towers.build import open_tower
 from img2prompt.prepare import features
 from img2prompt.train import run as train
 from img2prompt.train.batches import WorkerRank
@@ -100,7 +101,7 @@ class Frozen(nn.Module):
         super().__init__()
         self._dtype = compute_dtype(config.engine.precision, CPU)
         tower = open_tower(config.tower)
-        probe = build_prompt_model(None, tower.width, config.plan, config.head, config.seed)
+        probe = build_prompt_model(None, tower.shape.width, config.plan, config.head, config.seed)
         self._tower, self.head = tower.to(self._dtype), probe.head
         self._optimizer = build_optimizer(probe, config.optim)
         steps = config.optim.epochs * steps_per_epoch(rows, config.optim.batch_size)

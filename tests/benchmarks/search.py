@@ -50,7 +50,7 @@ from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import ShardRows
 from img2prompt.distributed import cluster
-from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.build import read_shape
 from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
 from img2prompt.search import run as search
@@ -119,7 +119,7 @@ def grid_of(options: Options) -> SearchConfig:
 
 def inputs_of(options: Options) -> TrainInputs:
     """Shards and features of a part of the demo set."""
-    config, size = presets.demo_data(), open_tower(grid_of(options).base.tower).size
+    config, size = presets.demo_data(), read_shape(grid_of(options).base.tower).size
     changes = {"prompts": options.prompts, "size": size}
     scenes = [source.replace(changes) for source in config.sources]
     config = dataclasses.replace(config.replace({"shard.size": size}), sources=tuple(scenes))
@@ -216,7 +216,7 @@ def compare(options: Options, config: SearchConfig, rows: list[dict[str, Any]]) 
     """What each strategy finds in a share of the grid's epochs, over many orders; prints it."""
     grid = [row for row in rows if row["seed"] == config.base.seed]
     curves = {row["name"]: [epoch["val_cosine"] for epoch in row["epochs"]] for row in grid}
-    space = space_of(config, open_tower(config.base.tower).depth)
+    space = space_of(config, read_shape(config.base.tower).depth)
     whole, spread = sum(map(len, curves.values())), spread_of(rows)
     budget, best = int(options.share * whole), max(row["best"] for row in grid)
     a_pass = grid[0]["rows"] / len(grid[0]["epochs"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import search
 
-from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.build import read_shape
 from img2prompt.search.space import space_of
 from img2prompt.train.job import TrainInputs
 
@@ -16,7 +16,7 @@ OPTIONS = search.Options(rates=(0.0, 0.15, 0.3, 0.45), epochs=6, orders=6, reduc
 def planted(repeats: int) -> list[dict[str, Any]]:
     """Rows of a grid whose best plan is that with most trained layers; seeds differ by 0.01."""
     config = search.grid_of(OPTIONS)
-    space = space_of(config, open_tower(config.base.tower).depth)
+    space = space_of(config, read_shape(config.base.tower).depth)
     rows = []
     for repeat in range(repeats):
         for setting in space.settings:

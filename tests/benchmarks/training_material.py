@@ -14,7 +14,7 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
-from img2prompt.model.towers.clip import fresh_tower, save_tower
+from img2prompt.model.towers.clip import ClipTower
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 
@@ -65,7 +65,7 @@ def write_tower(material: Material, folder: Path) -> TowerConfig:
         "image_size": material.size,
         "patch_size": material.patch,
     }
-    save_tower(fresh_tower(shape, seed=0), folder)
+    ClipTower.fresh(shape, seed=0).save(folder)
     return TowerConfig(weights=str(folder))
 
 

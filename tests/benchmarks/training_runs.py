@@ -30,7 +30,8 @@ from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import ShardRows
 from img2prompt.model.loss import cosine_loss, cosines
 from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import PromptModel, build_prompt_model, open_tower
+from img2prompt.model.prompt_model import PromptModel, build_prompt_model
+from img2prompt.model.towers.build import open_tower
 from img2prompt.train.batches import WorkerRank
 from img2prompt.train.engines.build import build_engine
 from img2prompt.train.optim import build_optimizer, build_schedule
@@ -137,7 +138,7 @@ def _train(
 
 def model_of(config: TrainConfig) -> PromptModel:
     tower = open_tower(config.tower)
-    return build_prompt_model(tower, tower.width, config.plan, config.head, config.seed)
+    return build_prompt_model(tower, tower.shape.width, config.plan, config.head, config.seed)
 
 
 def _batches(

@@ -4,14 +4,15 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import CLIPVisionConfig
 
 from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.cost import Cost, cost
 from img2prompt.model.precision import shorten_frozen
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model
-from img2prompt.model.towers.clip import fresh_tower
+from img2prompt.model.towers.base import Tower, TowerShape
+from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.siglip import SiglipTower
 
 VISION = {
     "hidden_size": 48,
@@ -51,13 +52,26 @@ CPU_ATTENTION = {  # torch counts the kernels of GPUs alone; the CPU's makes the
 }
 
 
-def predictor(plan: PlanConfig, head: HeadConfig) -> PromptModel:
-    tower = fresh_tower(VISION, seed=0)
-    return build_prompt_model(tower, tower.width, plan, head, seed=0)
+@pytest.fixture(params=[ClipTower, SiglipTower], ids=["CLIP", "SigLIP"])
+def family(request: pytest.FixtureRequest) -> type[ClipTower] | type[SiglipTower]:
+    return request.param
+
+
+@pytest.fixture
+def tower(family: type[ClipTower] | type[SiglipTower]) -> Tower:
+    return family.fresh(VISION, seed=0)
+
+
+def model_on(tower: Tower, plan: PlanConfig, head: HeadConfig) -> PromptModel:
+    return build_prompt_model(tower, tower.shape.width, plan, head, seed=0)
+
+
+def clip_shape(**fields: int) -> TowerShape:
+    return ClipTower.shape_of(ClipTower.config_class(**fields))
 
 
 def estimate(plan: PlanConfig, head: HeadConfig, *, half: bool = False) -> Cost:
-    return cost(CLIPVisionConfig(**VISION), plan, head, half=half)
+    return cost(clip_shape(**VISION), plan, head, half=half)
 
 
 def pixels() -> torch.Tensor:
@@ -67,8 +81,11 @@ def pixels() -> torch.Tensor:
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_flops_are_those_that_torch_counts(plan: PlanConfig, head: HeadConfig) -> None:
-    model, expected = predictor(plan, head), estimate(plan, head)
+def test_flop_equal_those_that_torch_counts(
+    tower: Tower, plan: PlanConfig, head: HeadConfig
+) -> None:
+    expected = cost(tower.shape, plan, head, half=False)
+    model = model_on(tower, plan, head)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         outputs = model(pixels())
         forward = counter.get_total_flops()
@@ -79,8 +96,11 @@ def test_flops_are_those_that_torch_counts(plan: PlanConfig, head: HeadConfig) -
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_parameters_are_those_of_the_model(plan: PlanConfig, head: HeadConfig) -> None:
-    tensors, expected = list(predictor(plan, head).parameters()), estimate(plan, head)
+def test_parameters_equal_those_of_the_model(
+    tower: Tower, plan: PlanConfig, head: HeadConfig
+) -> None:
+    expected = cost(tower.shape, plan, head, half=False)
+    tensors = list(model_on(tower, plan, head).parameters())
     assert expected.parameters == sum(t.numel() for t in tensors)
     assert expected.learned == sum(t.numel() for t in tensors if t.requires_grad)
     assert expected.gradients == sum(t.nbytes for t in tensors if t.requires_grad)
@@ -106,9 +126,11 @@ def kept_by_autograd(model: PromptModel) -> Iterator[dict[int, int]]:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("plan", [p for p in PLANS.values() if not p.frozen_tower])
-def test_activations_are_those_that_autograd_keeps(plan: PlanConfig, half: bool) -> None:
+def test_activations_agree_with_what_autograd_keeps(
+    tower: Tower, plan: PlanConfig, half: bool
+) -> None:
     head = HEADS["wide"]
-    model, expected = predictor(plan, head), estimate(plan, head, half=half)
+    model, expected = model_on(tower, plan, head), cost(tower.shape, plan, head, half=half)
     if half:
         shorten_frozen(model, torch.bfloat16)
     precision = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
@@ -120,8 +142,9 @@ def test_activations_are_those_that_autograd_keeps(plan: PlanConfig, half: bool)
 
 
 @pytest.mark.parametrize("plan", PLANS.values())
-def test_frozen_matrices_are_held_in_16_bits(plan: PlanConfig) -> None:
-    model, expected = predictor(plan, HEADS["linear"]), estimate(plan, HEADS["linear"], half=True)
+def test_frozen_matrices_are_kept_in_16_bits(tower: Tower, plan: PlanConfig) -> None:
+    model = model_on(tower, plan, HEADS["linear"])
+    expected = cost(tower.shape, plan, HEADS["linear"], half=True)
     shorten_frozen(model, torch.bfloat16)
     short = [tensor for tensor in model.parameters() if tensor.dtype == torch.bfloat16]
     assert sum(tensor.numel() for tensor in short) == expected.shortened
@@ -142,29 +165,25 @@ def test_frozen_matrices_are_held_in_16_bits(plan: PlanConfig) -> None:
         (0, 24, 1157),
     ],
 )
-def test_the_published_tower_costs_what_is_known_of_it(
-    lora: int, trained: int, expected: float
-) -> None:
+def test_the_published_tower_has_its_known_cost(lora: int, trained: int, expected: float) -> None:
     """Within 1 %: the figures leave out what the LayerNorm of the lowest trained layer asks for."""
     plan = PlanConfig(lora_rate=lora / 24, nfz_rate=trained / 24)
-    tower = cost(CLIPVisionConfig(**L14), plan, HeadConfig(), half=True)
+    tower = cost(clip_shape(**L14), plan, HeadConfig(), half=True)
     assert tower.forward == pytest.approx(381.9e9 + lora * 0.1513e9, rel=1e-3)
     assert tower.forward + tower.backward == pytest.approx(expected * 1e9, rel=0.008)
 
 
 def test_the_published_tower_at_224_pixels() -> None:
-    small = cost(
-        CLIPVisionConfig(**L14 | {"image_size": 224}), PlanConfig(), HeadConfig(), half=True
-    )
+    small = cost(clip_shape(**L14 | {"image_size": 224}), PlanConfig(), HeadConfig(), half=True)
     assert small.forward == pytest.approx(162.0e9, rel=1e-3)
 
 
-def test_a_probe_on_cached_features_does_not_pay_for_the_tower() -> None:
-    vision = CLIPVisionConfig(**L14)
-    probe = cost(vision, PlanConfig(), HeadConfig(), half=False, cached=True)
+def test_a_probe_on_cached_features_has_no_cost_of_the_tower() -> None:
+    shape = clip_shape(**L14)
+    probe = cost(shape, PlanConfig(), HeadConfig(), half=False, cached=True)
     assert probe.parameters == probe.learned == 1024 * 384 + 384
     assert (probe.forward, probe.backward) == (2 * 1024 * 384, 2 * 1024 * 384)
-    whole = cost(vision, PlanConfig(), HeadConfig(), half=False)
+    whole = cost(shape, PlanConfig(), HeadConfig(), half=False)
     assert whole.learned == probe.learned
     assert whole.activations == probe.activations
     assert whole.forward > 100_000 * probe.forward
@@ -182,7 +201,7 @@ def test_memory_adds_up() -> None:
 
 
 @pytest.mark.parametrize(("stage", "shared"), list(enumerate([set(), {2}, {1, 2}, {0, 1, 2}])))
-def test_zero_shares_more_with_each_stage(stage: int, shared: set[int]) -> None:
+def test_each_zero_stage_divides_more(stage: int, shared: set[int]) -> None:
     found = estimate(PLANS["published layout"], HEADS["wide"])
     alone, among = found.memory(7).values(), found.memory(7, 4, stage).values()
     pairs = enumerate(zip(alone, among, strict=True))
@@ -190,13 +209,13 @@ def test_zero_shares_more_with_each_stage(stage: int, shared: set[int]) -> None:
     assert sum(whole == part for whole, part in zip(alone, among, strict=True)) == 4 - len(shared)
 
 
-def test_all_of_it_is_told_in_one_line() -> None:
+def test_the_description_is_one_line() -> None:
     plan = PlanConfig(lora_rate=0.6, nfz_rate=0.4, lora_rank=256)
-    told = cost(CLIPVisionConfig(**L14), plan, HeadConfig(width=16384), half=True).describe(32)
-    assert "165.83M of 355.97M parameters learn (46.6%)" in told
-    assert "GFLOP a row: 415.8 forward, 1022 with backward" in told
-    assert "about 22.7 GB a worker (weights 1.38, gradients 0.663, optimiser 1.33, " in told
-    assert "activations of 32 rows 19.3)" in told
+    line = cost(clip_shape(**L14), plan, HeadConfig(width=16384), half=True).describe(32)
+    assert "165.83M of 355.97M parameters learn (46.6%)" in line
+    assert "GFLOP a row: 415.8 forward, 1022 with backward" in line
+    assert "about 22.7 GB a worker (weights 1.38, gradients 0.663, optimiser 1.33, " in line
+    assert "activations of 32 rows 19.3)" in line
 
 
 def test_rates_that_overlap_are_refused() -> None:

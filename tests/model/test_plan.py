@@ -9,7 +9,8 @@ from img2prompt.config.train import PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.plan import LayerPlan, apply_plan, layer_plan
-from img2prompt.model.towers.clip import Tower, fresh_tower
+from img2prompt.model.towers.base import Tower
+from img2prompt.model.towers.clip import ClipTower
 
 VISION = {
     "hidden_size": 32,
@@ -95,7 +96,7 @@ def test_a_plan_is_readable() -> None:
 
 @pytest.fixture
 def tower() -> Tower:
-    return fresh_tower(VISION, seed=0).eval()
+    return ClipTower.fresh(VISION, seed=0).eval()
 
 
 def layer_of(name: str) -> int | None:
@@ -155,7 +156,7 @@ def test_the_output_is_unchanged_at_the_start(tower: Tower) -> None:
 
 @torch.no_grad()
 def test_the_update_is_scale_times_b_times_a(tower: Tower) -> None:
-    reference = fresh_tower(VISION, seed=0).eval()
+    reference = ClipTower.fresh(VISION, seed=0).eval()
     apply_plan(tower, PlanConfig(lora_rate=0.5, nfz_rate=0.0, lora_rank=3, lora_scale=0.7))
     tensors = dict(tower.vision.named_parameters())
     for number, name in product((2, 3), ATTENTION):
@@ -167,13 +168,13 @@ def test_the_update_is_scale_times_b_times_a(tower: Tower) -> None:
         torch.nn.init.normal_(up, std=0.3)
         reference.vision.get_parameter(f"{place}.weight").add_(0.7 * up @ down)
     torch.testing.assert_close(tower(pixels()), reference(pixels()), atol=2e-6, rtol=0)
-    assert (tower(pixels()) - fresh_tower(VISION, seed=0)(pixels())).abs().max() > 1e-3
+    assert (tower(pixels()) - ClipTower.fresh(VISION, seed=0)(pixels())).abs().max() > 1e-3
 
 
 def lora_matrices(config: PlanConfig, kind: str) -> torch.Tensor:
     """All numbers of the down- (`A`) or up-matrices (`B`) of a fresh tower."""
     torch.manual_seed(0)
-    wide = fresh_tower({**VISION, "hidden_size": 256}, seed=0)
+    wide = ClipTower.fresh({**VISION, "hidden_size": 256}, seed=0)
     apply_plan(wide, config)
     found = [t for name, t in wide.named_parameters() if f".lora_{kind}." in name]
     return torch.cat([t.detach().flatten() for t in found])
@@ -216,7 +217,7 @@ def test_dropout_is_of_training_alone_and_of_the_update_alone(tower: Tower) -> N
 @pytest.mark.parametrize("nfz_rate", [0.0, 0.25])
 @torch.no_grad()
 def test_merged_matrices_give_the_same_outputs(tower: Tower, nfz_rate: float) -> None:
-    plain = fresh_tower(VISION, seed=0).eval()
+    plain = ClipTower.fresh(VISION, seed=0).eval()
     names, before = set(plain.vision.state_dict()), plain(pixels())
     config = PlanConfig(lora_rate=0.5, nfz_rate=nfz_rate, lora_scale=0.7, lora_dropout=0.1)
     apply_plan(tower, config)

@@ -6,7 +6,7 @@ from img2prompt.errors import UserError
 from img2prompt.model import precision
 from img2prompt.model.precision import compute_dtype, shorten_frozen
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model
-from img2prompt.model.towers.clip import fresh_tower
+from img2prompt.model.towers.clip import ClipTower
 
 CPU = torch.device("cpu")
 TOWER = {
@@ -53,7 +53,7 @@ def outcome(model: PromptModel) -> list[torch.Tensor]:
 
 def test_frozen_matrices_in_16_bits_change_no_number() -> None:
     plan = PlanConfig(lora_rate=0.5, nfz_rate=0.25, lora_rank=4)
-    model = build_prompt_model(fresh_tower(TOWER, seed=0), 32, plan, HeadConfig(width=8), seed=0)
+    model = build_prompt_model(ClipTower.fresh(TOWER, 0), 32, plan, HeadConfig(width=8), 0)
     expected = outcome(model)
     model.zero_grad()
     learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}

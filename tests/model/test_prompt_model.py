@@ -12,7 +12,6 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import HeadConfig, PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import (
-    DEMO_SHAPE,
     WEIGHTS,
     PromptModel,
     build_prompt_model,
@@ -20,10 +19,10 @@ from img2prompt.model.prompt_model import (
     load_head,
     load_learned_state,
     load_prompt_model,
-    open_tower,
     read_learned_state,
 )
-from img2prompt.model.towers.clip import Tower, fresh_tower, save_tower
+from img2prompt.model.towers.build import DEMO_SHAPE, open_tower
+from img2prompt.model.towers.clip import ClipTower
 
 VISION = {
     "hidden_size": 32,
@@ -39,7 +38,7 @@ PLAN = PlanConfig(lora_rate=0.34, nfz_rate=0.34, lora_rank=4)
 def predictor(
     plan: PlanConfig = PLAN, width: int = 8, seed: int = 0, tower_seed: int = 0
 ) -> PromptModel:
-    tower = fresh_tower(VISION, tower_seed)
+    tower = ClipTower.fresh(VISION, tower_seed)
     return build_prompt_model(tower, 32, plan, HeadConfig(width=width), seed)
 
 
@@ -136,7 +135,7 @@ def test_another_plan_does_not_fit() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    save_tower(fresh_tower(VISION, 7), tmp_path / "tower", torch.float32)
+    ClipTower.fresh(VISION, 7).save(tmp_path / "tower", torch.float32)
     return str(tmp_path / "tower")
 
 
@@ -148,7 +147,7 @@ def run_of(folder: Path, config: TrainConfig, model: PromptModel, fingerprint: s
 
 def trained(config: TrainConfig) -> tuple[PromptModel, str]:
     tower = open_tower(config.tower, config.seed)
-    model = build_prompt_model(tower, tower.width, config.plan, config.head, config.seed)
+    model = build_prompt_model(tower, tower.shape.width, config.plan, config.head, config.seed)
     return changed(model).eval(), tower.base_fingerprint
 
 
@@ -196,8 +195,8 @@ def test_another_base_tower_is_refused(tmp_path: Path, checkpoint: str) -> None:
     config = config_of(checkpoint)
     model, fingerprint = trained(config)
     run = run_of(tmp_path, config, model, fingerprint)
-    other = fresh_tower(VISION, 8)
-    save_tower(other, checkpoint, torch.float32)
+    other = ClipTower.fresh(VISION, 8)
+    other.save(checkpoint, torch.float32)
     with pytest.raises(UserError) as caught:
         load_prompt_model(run)
     for part in (run.uri, checkpoint, fingerprint, other.base_fingerprint):
@@ -211,7 +210,8 @@ def test_a_fresh_tower_is_drawn_again_from_the_runs_seed(tmp_path: Path) -> None
     run = run_of(tmp_path, config, model, fingerprint)
     loaded = load_prompt_model(run)
     assert loaded.tower is not None
-    assert (loaded.tower.width, loaded.tower.depth, loaded.tower.size) == (160, 7, 64)
+    shape = loaded.tower.shape
+    assert (shape.width, shape.depth, shape.size) == (160, 7, 64)
     assert DEMO_SHAPE["hidden_size"] == 160
     assert all(
         torch.equal(tensor, model.state_dict()[name])
@@ -229,14 +229,14 @@ def test_the_published_model_learns_165_8_of_356_0_million(monkeypatch) -> None:
     tower = 24 * layer + 3 * patch**2 * d + d + tokens * d + 2 * d + 2 * d
     assert (learned, tower + lora + head) == (165_830_016, 355_969_408)
 
-    monkeypatch.setattr("img2prompt.model.towers.clip.fingerprint", lambda tensors: "")
+    monkeypatch.setattr("img2prompt.model.towers.vit.fingerprint", lambda tensors: "")
     shape = {"image_size": 336, "patch_size": patch, "hidden_size": d, "intermediate_size": f}
     config = presets.lora_published()
     with torch.device("meta"):
         vision = CLIPVisionModel(
             CLIPVisionConfig(**shape, num_hidden_layers=24, num_attention_heads=16)
         )
-        model = build_prompt_model(Tower(vision), d, config.plan, config.head, config.seed)
+        model = build_prompt_model(ClipTower(vision), d, config.plan, config.head, config.seed)
     assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
     sizes = [tensor.numel() for tensor in model.parameters()]
     assert sum(t.numel() for t in model.parameters() if t.requires_grad) == learned

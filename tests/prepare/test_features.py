@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from transformers import CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig
@@ -18,7 +19,7 @@ from img2prompt.data.vectors import matrix
 from img2prompt.distributed import actors
 from img2prompt.distributed.progress import TIMINGS
 from img2prompt.errors import UserError
-from img2prompt.model.towers.clip import fresh_tower, normalise, save_tower
+from img2prompt.model.towers.clip import ClipTower
 from img2prompt.prepare import features
 from img2prompt.storage import read_bytes
 
@@ -59,8 +60,10 @@ def by_hand(shards: Artifact, split: str, tower: str, view: str) -> np.ndarray:
     if view == "flip":
         pixels = torch.from_numpy(pixels.numpy()[:, :, ::-1].copy())
     model = CLIPVisionModel.from_pretrained(tower).eval()
+    mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
+    normalised = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
     with torch.no_grad():
-        return model(pixel_values=normalise(pixels)).pooler_output.numpy()
+        return model(pixel_values=normalised).pooler_output.numpy()
 
 
 @pytest.mark.parametrize("view", ["plain", "flip"])
@@ -142,11 +145,11 @@ def test_another_tower_is_another_input(
     prepared, embedded, config: FeaturesConfig, tmp_path: Path
 ) -> None:
     vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
-    save_tower(fresh_tower({**vision, "image_size": 32}, 1), tmp_path / "tower")
+    ClipTower.fresh({**vision, "image_size": 32}, 1).save(tmp_path / "tower")
     other = config.replace({"tower.weights": str(tmp_path / "tower")})
     with pytest.raises(UserError, match=r"inputs\.tower"):
         features.run(other, prepared.shards, embedded.uri)
-    save_tower(fresh_tower({**vision, "image_size": 64}, 1), tmp_path / "tower")
+    ClipTower.fresh({**vision, "image_size": 64}, 1).save(tmp_path / "tower")
     with pytest.raises(UserError, match="pictures of 32 pixels, the tower reads 64"):
         features.run(other, prepared.shards, str(tmp_path / "out"))
 

@@ -9,7 +9,7 @@ from tiny import FINETUNE, config_of
 from img2prompt.artifact import Draft
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
-from img2prompt.model.prompt_model import open_tower
+from img2prompt.model.towers.build import read_shape
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
 
@@ -24,7 +24,7 @@ def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_
     def announce(config: TrainConfig, gpus: bool = False) -> str:
         monkeypatch.setattr(train, "has_gpus", lambda: gpus)
         caplog.clear()
-        train._announce(config, open_tower(config.tower), inputs, workers=2)
+        train._announce(config, read_shape(config.tower), inputs, workers=2)
         return caplog.messages[-1]
 
     return announce

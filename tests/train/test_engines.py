@@ -13,7 +13,7 @@ from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, ru
 from img2prompt.config.train import EngineConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.order import worker_share
 from img2prompt.errors import UserError
-from img2prompt.model.towers.clip import fresh_tower, save_tower
+from img2prompt.model.towers.clip import ClipTower
 from img2prompt.train.batches import WorkerRank, check_batch, parts, rows_at_once
 from img2prompt.train.checkpoint import Checkpoint, History, Position
 from img2prompt.train.engines.base import MOMENTS, Engine, trainable
@@ -312,7 +312,7 @@ def test_recomputing_runs_the_layers_again(tiny_tower: str) -> None:
         model.train()
         seen: list[int] = []
         assert model.tower is not None
-        for layer in model.tower.vision.encoder.layers:
+        for layer in model.tower.layers:
             layer.mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
         engine.backward(engine.forward(torch.from_numpy(TRAIN.pixels[:4])).square().mean())
         calls.append(len(seen))
@@ -356,7 +356,7 @@ def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
     """One step of a LoRA layer and a trained one, and a validation."""
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     shape |= {"num_hidden_layers": 2, "image_size": 32, "patch_size": 16}
-    save_tower(fresh_tower(shape, seed=0), tmp_path, torch.float32)
+    ClipTower.fresh(shape, seed=0).save(tmp_path, torch.float32)
     plan, rows = PlanConfig(lora_rate=0.5, nfz_rate=0.5, lora_rank=4), MemoryRows(16, seed=1)
     config = config_of(str(tmp_path), plan, optim__epochs=1)
     expected = run_loop(config, rows, rows)

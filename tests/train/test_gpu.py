@@ -7,7 +7,7 @@ from tiny import MemoryRows, config_of, run_loop
 
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.text import PromptEncoder
-from img2prompt.model.towers.clip import load_tower
+from img2prompt.model.towers.build import open_tower
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,7 +22,7 @@ def config(tiny_tower: str):
 
 
 def test_features_equal_those_of_the_cpu(config) -> None:
-    tower = load_tower(config.tower)
+    tower = open_tower(config.tower)
     pixels = torch.from_numpy(MemoryRows(16, seed=0).pixels)
     with torch.inference_mode():
         expected = tower(pixels)

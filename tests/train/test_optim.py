@@ -6,7 +6,7 @@ from torch import nn
 
 from img2prompt.config.train import HeadConfig, OptimConfig, PlanConfig
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model
-from img2prompt.model.towers.clip import fresh_tower
+from img2prompt.model.towers.clip import ClipTower
 from img2prompt.train.optim import build_optimizer, build_schedule, parameter_groups, rate_factor
 
 VISION = {
@@ -21,7 +21,7 @@ OPTIM = OptimConfig(lr=1e-4, head_lr=3e-3, weight_decay=0.02)
 
 
 def predictor(plan: PlanConfig, width: int = 8) -> PromptModel:
-    return build_prompt_model(fresh_tower(VISION, 0), 16, plan, HeadConfig(width=width), seed=0)
+    return build_prompt_model(ClipTower.fresh(VISION, 0), 16, plan, HeadConfig(width=width), seed=0)
 
 
 @pytest.mark.parametrize(

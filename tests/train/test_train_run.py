@@ -22,10 +22,9 @@ from img2prompt.model.prompt_model import (
     WEIGHTS,
     learned_state,
     load_prompt_model,
-    open_tower,
     read_learned_state,
 )
-from img2prompt.model.towers.clip import save_tower
+from img2prompt.model.towers.build import open_tower
 from img2prompt.storage import exists, join, read_bytes
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs, build_model, open_rows
@@ -239,7 +238,7 @@ def another_tower(tower: str, folder: Path) -> str:
     """Checkpoint of a tower of the same shape."""
     other = open_tower(TowerConfig(weights=tower))
     other.vision.post_layernorm.bias += 1
-    save_tower(other, folder / "other", torch.float32)
+    other.save(folder / "other", torch.float32)
     return str(folder / "other")
 
 

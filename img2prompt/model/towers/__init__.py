@@ -1,1 +1,1 @@
-"""Vision towers, one family a file, and strict loading of their weights."""
+"""Vision towers: the seam, one family a file, and strict reading of their weights."""

@@ -1,30 +1,29 @@
-"""Strict loading of CLIP vision weights.
+"""Strict reading of a vision checkpoint: a folder with `config.json` and weight files.
 
 Every tensor of the tower must be in the checkpoint, with its size, and nothing unknown beside it:
 a loader that skips what does not fit leaves random position embeddings behind, as the published
-one did at another resolution. Read are whole CLIP checkpoints and vision-only ones, with the
-prefix `vision_model.` (all of transformers 4, and towers with a projection) or without it (what
-transformers 5 writes for CLIPVisionModel).
+one did at another resolution. Whole image-text checkpoints are read as well as vision-only ones,
+with the prefix `vision_model.` (all of transformers 4, and towers with a projection) or without it
+(vision models of transformers 5).
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo-tower"
+CONFIG = "config.json"
 PREFIX = "vision_model."
 POSITIONS = "embeddings.position_embedding.weight"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -33,26 +32,22 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def load_tower_weights(config: TowerConfig) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
-    """The vision config and float32 tensors, named as in transformers' CLIPVisionModel.
+def read_tensors(folder: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
+    """Read the tensors named in `expected`, as float32 and under these names.
 
-    Raises UserError when the checkpoint is absent or unreadable, when tensors are missing, unknown
-    or wrongly sized (all of them are listed), or when the resolution is another one and
-    `resize_positions` is off.
+    Tensors of the text side and those named in `others` are skipped.
+
+    Raises:
+        UserError: the checkpoint has no readable weights, or tensors are missing, unknown or
+            wrongly sized (all of them are listed).
     """
-    folder = find_checkpoint(config)
-    vision_config = _read_config(folder)
-    found = _read_tensors(folder)
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in found) else ""
-    expected = {prefix + name: shape for name, shape in _shapes(vision_config).items()}
-    _check_tensors(folder, expected, {name: tuple(t.shape) for name, t in found.items()})
-    tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in found.items()}
-    side, patch = sides(vision_config)
-    if config.image_size not in (0, side):
-        _check_resolution(config, side, patch)
-        tensors[POSITIONS] = resize_positions(tensors[POSITIONS], config.image_size // patch)
-        vision_config.image_size = config.image_size
-    return vision_config, tensors
+    tensors = {
+        name: tensor for name, tensor in _read_files(folder).items() if not _skipped(name, others)
+    }
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _check_tensors(folder, {prefix + name: shape for name, shape in expected.items()}, stored)
+    return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -65,21 +60,53 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1 + G * G, D) -> (1 + grid * grid, D), the class token's untouched.
+def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
+    """Interpolate the position embeddings (G * G, D) of a grid to (grid * grid, D).
 
-    Bicubic, as transformers' `interpolate_pos_encoding` (from DINO, arXiv 2104.14294).
+    With a class token, its row comes first and is kept. Bicubic, as transformers'
+    `interpolate_pos_encoding` (from DINO, arXiv 2104.14294).
     """
-    old_grid = round((len(positions) - 1) ** 0.5)
-    square = positions[1:].T.reshape(1, -1, old_grid, old_grid)
+    first, rest = positions[: int(class_token)], positions[int(class_token) :]
+    old_grid = round(len(rest) ** 0.5)
+    square = rest.T.reshape(1, -1, old_grid, old_grid)
     resized = functional.interpolate(square, size=(grid, grid), mode="bicubic")
-    return torch.cat([positions[:1], resized.flatten(2)[0].T])
+    return torch.cat([first, resized.flatten(2)[0].T])
 
 
 def find_checkpoint(config: TowerConfig) -> Path:
-    """Folder of the weights: the demo's, a local one, or a hub name in the local cache."""
+    """Folder of config and weights: the demo's, a local one, or a hub name in the local cache."""
+    folder = _local_folder(config)
+    if folder is not None:
+        return folder
+    for suffix in ("safetensors", "bin"):
+        folder = _from_hub(config, [CONFIG, f"*.{suffix}", f"*.{suffix}.index.json"])
+        if any(folder.glob(f"*.{suffix}")):
+            return folder
+    raise UserError(
+        f"{folder} holds no weights: fetch {config.weights!r} again with --tower.download"
+    )
+
+
+def find_config(config: TowerConfig) -> Path:
+    """Folder with the `config.json` of a checkpoint; no weights are fetched from the hub."""
+    return _local_folder(config) or _from_hub(config, [CONFIG])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; anything else is a UserError."""
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a checkpoint folder") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds a {type(fields).__name__}; allowed: a JSON object")
+    return fields
+
+
+def _local_folder(config: TowerConfig) -> Path | None:
+    """None for a hub name."""
     if config.weights == "demo":
-        if not (DEMO / "config.json").exists():
+        if not (DEMO / CONFIG).exists():
             raise UserError(
                 f"the demo tower is not in {DEMO}: make it with `python jobs/tower.py`, "
                 "or give --tower.weights a checkpoint folder"
@@ -89,67 +116,25 @@ def find_checkpoint(config: TowerConfig) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists() or config.weights.startswith((".", "/", "~")):
-        raise UserError(f"tower.weights is {config.weights!r}, and no such folder is there")
-    return _from_hub(config.weights, download=config.download)
+        raise UserError(f"tower.weights is {config.weights!r}, and that folder does not exist")
+    return None
 
 
-def _from_hub(name: str, *, download: bool) -> Path:
+def _from_hub(config: TowerConfig, patterns: Sequence[str]) -> Path:
     try:
-        for suffix in ("safetensors", "bin"):
-            patterns = ["config.json", f"*.{suffix}", f"*.{suffix}.index.json"]
-            folder = Path(
-                snapshot_download(name, local_files_only=not download, allow_patterns=patterns)
-            )
-            if any(folder.glob(f"*.{suffix}")):
-                return folder
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tower.weights is {name!r}: no such folder, and not in the local Hugging Face cache "
-            f"({type(error).__name__}). Give a checkpoint folder, or fetch it from the hub with "
-            "--tower.download"
-        ) from error
-    raise UserError(f"{folder} holds no weights: fetch {name!r} again with --tower.download")
-
-
-def _read_config(folder: Path) -> CLIPVisionConfig:
-    path = folder / "config.json"
-    found = _read_json(path)
-    fields = found.get("vision_config", found)
-    kind = found.get("model_type")
-    if kind not in ("clip", "clip_vision_model") or not isinstance(fields, dict):
-        raise UserError(f"{path} has model_type {kind!r}; allowed: clip, clip_vision_model")
-    try:
-        config = CLIPVisionConfig.from_dict({**fields, "dtype": "float32"})
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no CLIP vision config: {error}") from error
-    sides = (config.image_size, config.patch_size)
-    if not all(isinstance(side, int) for side in sides) or config.num_channels != 3:
-        raise UserError(
-            f"{path} has image_size {sides[0]}, patch_size {sides[1]} and num_channels "
-            f"{config.num_channels}; allowed: one number (square), one number, and 3"
+        folder = snapshot_download(
+            config.weights, local_files_only=not config.download, allow_patterns=list(patterns)
         )
-    return config
-
-
-def sides(config: CLIPVisionConfig) -> tuple[int, int]:
-    """Sides of a picture and of a patch in pixels."""
-    side, patch = config.image_size, config.patch_size
-    assert isinstance(side, int)
-    assert isinstance(patch, int)
-    return side, patch
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give a checkpoint folder") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; allowed: a JSON object")
-    return found
+        raise UserError(
+            f"tower.weights is {config.weights!r}: no such folder, and not in the local Hugging "
+            f"Face cache ({type(error).__name__}). Give a checkpoint folder, or fetch it from the "
+            "hub with --tower.download"
+        ) from error
+    return Path(folder)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_files(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
@@ -165,7 +150,7 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.exists():
-            shards = _read_json(index).get("weight_map")
+            shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise UserError(f"{index} names no files: it needs a `weight_map`")
             return [folder / str(shard) for shard in sorted(set(shards.values()))]
@@ -173,8 +158,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors but those of a text side, which may be larger than the tower."""
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if not _is_beside(name)]  # noqa: SIM118
+        names = [name for name in file.keys() if not _skipped(name)]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}
 
 
@@ -182,40 +168,24 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise TypeError("it holds other things than tensors by name")
-    return {name: tensor for name, tensor in tensors.items() if not _is_beside(name)}
+    return tensors
 
 
-def _is_beside(name: str) -> bool:
-    """Parts of a CLIP checkpoint that are not the vision tower's."""
-    others = ("logit_scale", "text_projection.weight", "visual_projection.weight")
+def _skipped(name: str, others: Collection[str] = ()) -> bool:
+    """Whether a tensor is of the text side, an index that newer versions leave out, or named."""
     return name in others or name.startswith("text_model.") or name.endswith(".position_ids")
 
 
-def _shapes(config: CLIPVisionConfig) -> Shapes:
-    with torch.device("meta"):
-        tensors = CLIPVisionModel(config).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _check_tensors(folder: Path, expected: Shapes, found: Shapes) -> None:
-    lines = [f"missing: {name} {expected[name]}" for name in expected if name not in found]
-    lines += [f"unknown: {name} {found[name]}" for name in found if name not in expected]
+def _check_tensors(folder: Path, expected: Shapes, stored: Shapes) -> None:
+    lines = [f"missing: {name} {expected[name]}" for name in expected if name not in stored]
+    lines += [f"unknown: {name} {stored[name]}" for name in stored if name not in expected]
     lines += [
-        f"wrong size: {name} is {found[name]}, its config.json needs {expected[name]}"
+        f"wrong size: {name} is {stored[name]}, its config.json needs {expected[name]}"
         for name in expected
-        if name in found and found[name] != expected[name]
+        if name in stored and stored[name] != expected[name]
     ]
     if lines:
-        raise UserError(f"{folder} is not a CLIP vision tower:\n  " + "\n  ".join(lines))
-
-
-def _check_resolution(config: TowerConfig, side: int, patch: int) -> None:
-    if config.image_size % patch:
         raise UserError(
-            f"tower.image_size is {config.image_size}; allowed: a multiple of the patch, {patch}"
-        )
-    if not config.resize_positions:
-        raise UserError(
-            f"tower.image_size is {config.image_size}, and {config.weights} was made for {side}: "
-            "leave it at 0, or add --tower.resize-positions to interpolate position embeddings"
+            f"{folder} does not hold the vision tower that its config.json describes:\n  "
+            + "\n  ".join(lines)
         )

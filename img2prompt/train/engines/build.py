@@ -8,7 +8,7 @@ from torch import nn
 
 from img2prompt.config.train import EngineConfig, TrainConfig
 from img2prompt.model.precision import compute_dtype, shorten_frozen
-from img2prompt.model.towers.clip import Tower
+from img2prompt.model.towers.base import Tower
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.engines.plain import PlainEngine
 
@@ -30,7 +30,7 @@ def compile_layers(module: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = 32
     for part in module.modules():
         if isinstance(part, Tower):
-            for layer in part.vision.encoder.layers:
+            for layer in part.layers:
                 layer.compile(dynamic=False)
 
 
@@ -42,11 +42,9 @@ def build_engine(
     if dtype != torch.float32:
         shorten_frozen(module, dtype)
     if config.engine.recompute:
-        from transformers import PreTrainedModel
-
         for part in module.modules():
-            if isinstance(part, PreTrainedModel):
-                part.activation_checkpointing_enable()
+            if isinstance(part, Tower):
+                part.recompute_activations()
     if compiles(config.engine, device):
         compile_layers(module)
     if config.engine.kind == "plain":

@@ -17,7 +17,9 @@ from transformers import (
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers import weights
-from img2prompt.model.towers.weights import fingerprint, load_tower_weights, resize_positions
+from img2prompt.model.towers.build import open_tower
+from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.weights import fingerprint, resize_positions
 
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 VISION = {**LAYERS, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -25,6 +27,14 @@ TEXT = {**LAYERS, "num_attention_heads": 2, "vocab_size": 99, "eos_token_id": 2,
 POSITIONS = "embeddings.position_embedding.weight"
 
 State = dict[str, Tensor]
+
+
+def load(config: TowerConfig) -> tuple[CLIPVisionConfig, State]:
+    """Config and weights of a tower."""
+    tower = open_tower(config)
+    assert isinstance(tower, ClipTower)
+    assert isinstance(tower.vision.config, CLIPVisionConfig)
+    return tower.vision.config, tower.vision.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +117,7 @@ def test_every_layout_gives_the_same_tensors(
     layout: Callable, tmp_path: Path, vision: CLIPVisionModel, state: State
 ) -> None:
     layout(tmp_path, vision)
-    config, tensors = load_tower_weights(TowerConfig(weights=str(tmp_path)))
+    config, tensors = load(TowerConfig(weights=str(tmp_path)))
     assert tensors.keys() == state.keys()
     assert all(torch.equal(tensors[name], state[name]) for name in state)
     assert {name: getattr(config, name) for name in VISION} == VISION
@@ -119,7 +129,7 @@ def test_half_precision_is_loaded_as_float32(
 ) -> None:
     half = {name: tensor.to(dtype) for name, tensor in state.items()}
     folder = write(tmp_path, half, dtype=str(dtype).removeprefix("torch."))
-    config, tensors = load_tower_weights(TowerConfig(weights=str(folder)))
+    config, tensors = load(TowerConfig(weights=str(folder)))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert config.dtype == torch.float32
     assert all(torch.equal(tensors[name], half[name].float()) for name in half)
@@ -134,7 +144,7 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path: Path, state: State) ->
     tensors["vision_model.adapter.weight"] = torch.zeros(2, 3)
     tensors["post_layernorm.bias"] = torch.zeros(32)
     with pytest.raises(UserError) as error:
-        load_tower_weights(TowerConfig(weights=str(write(tmp_path, tensors))))
+        load(TowerConfig(weights=str(write(tmp_path, tensors))))
     lines = str(error.value).splitlines()
     assert str(tmp_path) in lines[0]
     assert sorted(line.strip() for line in lines[1:]) == [
@@ -149,7 +159,7 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path: Path, state: State) ->
 def test_positions_of_another_size_are_not_skipped(tmp_path: Path, state: State) -> None:
     folder = write(tmp_path, state, image_size=56)
     with pytest.raises(UserError, match=r"wrong size: .*position_embedding.* \(5, 32\).* \(17, 32"):
-        load_tower_weights(TowerConfig(weights=str(folder)))
+        load(TowerConfig(weights=str(folder)))
 
 
 @pytest.mark.parametrize("side", [14, 42, 56, 70])
@@ -158,7 +168,7 @@ def test_another_resolution_is_interpolated_as_transformers_does(
 ) -> None:
     folder = write(tmp_path, state)
     config = TowerConfig(weights=str(folder), image_size=side, resize_positions=True)
-    vision_config, tensors = load_tower_weights(config)
+    vision_config, tensors = load(config)
     assert vision_config.image_size == side
     count = (side // 14) ** 2 + 1
     embeddings = vision.embeddings
@@ -173,7 +183,7 @@ def test_another_resolution_is_interpolated_as_transformers_does(
 def test_rows_and_columns_keep_their_places() -> None:
     rows = torch.arange(3.0).repeat_interleave(3)
     positions = torch.cat([torch.full((1, 2), 9.0), torch.stack([rows, torch.zeros(9)], 1)])
-    resized = resize_positions(positions, 6)
+    resized = resize_positions(positions, 6, class_token=True)
     grid = resized[1:, 0].reshape(6, 6)
     assert torch.allclose(grid, grid[:, :1].expand(6, 6))
     assert (grid.diff(dim=0) > 0).all()
@@ -184,11 +194,11 @@ def test_another_resolution_must_be_asked_for_and_fit_the_patch(
     tmp_path: Path, state: State
 ) -> None:
     folder = str(write(tmp_path, state))
-    assert load_tower_weights(TowerConfig(weights=folder, image_size=28))[0].image_size == 28
+    assert load(TowerConfig(weights=folder, image_size=28))[0].image_size == 28
     with pytest.raises(UserError, match=r"image_size is 56, .* made for 28.*resize-positions"):
-        load_tower_weights(TowerConfig(weights=folder, image_size=56))
+        load(TowerConfig(weights=folder, image_size=56))
     with pytest.raises(UserError, match="image_size is 50; allowed: a multiple of the patch, 14"):
-        load_tower_weights(TowerConfig(weights=folder, image_size=50, resize_positions=True))
+        load(TowerConfig(weights=folder, image_size=50, resize_positions=True))
 
 
 def test_fingerprint_sees_names_shapes_and_values(state: State) -> None:
@@ -209,10 +219,13 @@ def test_fingerprint_sees_names_shapes_and_values(state: State) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "siglip"}, r"model_type 'siglip'; allowed: clip, clip_vision_model"),
+        (
+            {"model_type": "dinov2"},
+            r"model_type 'dinov2'; allowed: clip, clip_vision_model, siglip, siglip_vision_model",
+        ),
         ({"model_type": "clip_text_model"}, "model_type 'clip_text_model'"),
-        ({"hidden_size": "wide"}, "is no CLIP vision config"),
-        ({"num_attention_heads": 5}, "is no CLIP vision config"),
+        ({"hidden_size": "wide"}, "is not a valid CLIP vision config"),
+        ({"num_attention_heads": 5}, "num_attention_heads 5|is not a valid CLIP vision config"),
         ({"image_size": [28, 56]}, r"image_size \[28, 56\].*allowed: one number"),
         ({"num_channels": 1}, "num_channels 1"),
     ],
@@ -222,7 +235,7 @@ def test_a_foreign_config_is_refused(
 ) -> None:
     folder = write(tmp_path, state, **changes)
     with pytest.raises(UserError, match=message):
-        load_tower_weights(TowerConfig(weights=str(folder)))
+        load(TowerConfig(weights=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +255,7 @@ def test_unreadable_files_are_named(name: str, content: bytes, tmp_path: Path) -
     write_config(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path)):
-        load_tower_weights(TowerConfig(weights=str(tmp_path)))
+        load(TowerConfig(weights=str(tmp_path)))
 
 
 class Stowaway:
@@ -254,17 +267,17 @@ def test_a_bin_file_may_hold_tensors_only(content: object, tmp_path: Path) -> No
     write_config(tmp_path)
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read as weights"):
-        load_tower_weights(TowerConfig(weights=str(tmp_path)))
+        load(TowerConfig(weights=str(tmp_path)))
 
 
 def test_absent_weights_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder is there"):
-        load_tower_weights(TowerConfig(weights=str(tmp_path / "gone")))
+    with pytest.raises(UserError, match="that folder does not exist"):
+        load(TowerConfig(weights=str(tmp_path / "gone")))
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        load_tower_weights(TowerConfig(weights=str(tmp_path)))
+        load(TowerConfig(weights=str(tmp_path)))
     write_config(tmp_path)
     with pytest.raises(UserError, match=r"holds no weights; allowed: model\.safetensors"):
-        load_tower_weights(TowerConfig(weights=str(tmp_path)))
+        load(TowerConfig(weights=str(tmp_path)))
 
 
 def test_an_absent_demo_says_how_to_make_it(
@@ -272,7 +285,7 @@ def test_an_absent_demo_says_how_to_make_it(
 ) -> None:
     monkeypatch.setattr(weights, "DEMO", tmp_path)
     with pytest.raises(UserError, match=r"python jobs/tower\.py"):
-        load_tower_weights(TowerConfig())
+        load(TowerConfig())
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
@@ -287,13 +300,13 @@ def test_a_hub_name_is_found_in_the_local_cache(
     (repository / "refs" / "main").write_text("0123abc")
     config = TowerConfig(weights="someone/tower")
     with pytest.raises(UserError, match=r"holds no weights.*--tower\.download"):
-        load_tower_weights(config)
+        load(config)
     saved = prefixed(state)
     if file == "model.safetensors":
         save_file(saved, snapshot / file)
     else:
         torch.save(saved, snapshot / file)
-    assert fingerprint(load_tower_weights(config)[1]) == fingerprint(state)
+    assert fingerprint(load(config)[1]) == fingerprint(state)
 
 
 @pytest.mark.parametrize("name", ["someone/absent", "absent", "not/a/name", "bad name!"])
@@ -302,4 +315,4 @@ def test_an_absent_hub_name_offers_folder_or_download(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"Give a checkpoint folder, or .*--tower\.download"):
-        load_tower_weights(TowerConfig(weights=name))
+        load(TowerConfig(weights=name))

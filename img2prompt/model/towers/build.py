@@ -1,0 +1,60 @@
+"""Open the tower that a config names, or only its shape. A new family is one entry in FAMILIES."""
+
+from pathlib import Path
+
+from img2prompt.config.tower import TowerConfig
+from img2prompt.errors import UserError
+from img2prompt.model.towers.base import Tower, TowerShape
+from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.siglip import SiglipTower
+from img2prompt.model.towers.vit import VitTower
+from img2prompt.model.towers.weights import CONFIG, find_checkpoint, find_config, read_json
+
+FAMILIES: tuple[type[VitTower], ...] = (ClipTower, SiglipTower)
+
+FRESH = "fresh"
+"""Value of `tower.weights` for an untrained tower of the demo's shape."""
+DEMO_SHAPE = {
+    "hidden_size": 160,
+    "intermediate_size": 640,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 5,
+    "image_size": 64,
+    "patch_size": 8,
+}
+"""CLIP config of the demo tower: 2.2M parameters, 4.4 MB in float16."""
+
+
+def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
+    """Load the tower that a config names; `fresh` is drawn from `seed`.
+
+    Raises:
+        UserError: the weights are absent, incomplete, or of another family, shape or resolution.
+    """
+    if config.weights == FRESH:
+        return ClipTower.fresh(DEMO_SHAPE, seed)
+    folder = find_checkpoint(config)
+    return _family(folder).load(folder, config)
+
+
+def read_shape(config: TowerConfig) -> TowerShape:
+    """Read the sizes of the tower that a config names, from its `config.json` alone.
+
+    Raises:
+        UserError: the checkpoint is absent, or of another family or resolution.
+    """
+    if config.weights == FRESH:
+        return ClipTower.shape_of(ClipTower.config_class(**DEMO_SHAPE))
+    folder = find_config(config)
+    return _family(folder).read_shape(folder, config)
+
+
+def _family(folder: Path) -> type[VitTower]:
+    """The family that the `model_type` of a checkpoint names."""
+    path = folder / CONFIG
+    model_type = read_json(path).get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise UserError(f"{path} has model_type {model_type!r}; allowed: {known}")
