@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from img2prompt.artifact import CONFIG, METRICS, Artifact
+from img2prompt.artifact import METRICS, Artifact
 from img2prompt.config.chain import ChainConfig
+from img2prompt.config.predict import PredictConfig
 from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.predict import evaluate, predict
@@ -20,8 +21,7 @@ from img2prompt.prepare.run import PreparedData
 from img2prompt.storage import delete_folder, join, read_bytes, write_bytes
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
-
-SAMPLES = "samples"
+from img2prompt.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class ChainResult:
 
 
 def check(config: ChainConfig, out: str) -> None:
-    """Raise UserError for missing pictures before a cluster is started and a model trained."""
+    """Raise UserError for missing pictures and bad names before a cluster starts."""
+    workspace = Workspace(out)
+    workspace.run(config.probe.name)
+    workspace.run(config.finetune.name)
+    workspace.evaluation(config.evaluate.name)
+    workspace.predictions(_predict_config(config).name)
     prepare.check(config.prepare, out)
     if config.predict.pictures:
         predict.list_pictures(config.predict.pictures)
@@ -42,29 +47,33 @@ def check(config: ChainConfig, out: str) -> None:
 
 def run(config: ChainConfig, out: str) -> ChainResult:
     """Make, or find finished, everything under `out`; the config is kept when all stages agree."""
+    workspace = Workspace(out)
     prepared = prepare.run(config.prepare, out)
-    embedded = features.run(config.features, prepared.shards, join(out, "features"))
+    embedded = features.run(config.features, prepared.shards, workspace.features)
     inputs = TrainInputs(prepared.shards, embedded)
-    probe = train.run(config.probe, inputs, _run_folder(out, config.probe.name))
+    probe = train.run(config.probe, inputs, workspace.run(config.probe.name))
     start = probe if config.finetune.start_from else None
     inputs = TrainInputs(prepared.shards, start=start)
-    tuned = train.run(config.finetune, inputs, _run_folder(out, config.finetune.name))
+    tuned = train.run(config.finetune, inputs, workspace.run(config.finetune.name))
     runs = {config.probe.name: probe, config.finetune.name: tuned}
     scoring = dataclasses.replace(config.evaluate, runs=tuple(runs))
-    evaluation = evaluate.run(scoring, prepared, embedded, runs, join(out, config.evaluate.name))
-    write_bytes(join(out, METRICS), read_bytes(evaluation.path(METRICS)))
-    predicting = dataclasses.replace(config.predict, run=config.finetune.name)
+    folder = workspace.evaluation(config.evaluate.name)
+    evaluation = evaluate.run(scoring, prepared, embedded, runs, folder)
+    write_bytes(workspace.metrics, read_bytes(evaluation.path(METRICS)))
+    predicting = _predict_config(config)
     if not predicting.pictures:
-        folder = _write_samples(prepared, config.samples, join(out, SAMPLES))
+        folder = _write_samples(prepared, config.samples, workspace.samples)
         predicting = dataclasses.replace(predicting, pictures=folder)
-        predicting = dataclasses.replace(predicting, name=f"{SAMPLES}-{predicting.name}")
-    predictions = predict.run(predicting, tuned, prepared, join(out, predicting.name))
-    write_bytes(join(out, CONFIG), config.to_json().encode())
+    folder = workspace.predictions(predicting.name)
+    predictions = predict.run(predicting, tuned, prepared, folder)
+    write_bytes(workspace.config, config.to_json().encode())
     return ChainResult(prepared, evaluation, predictions)
 
 
-def _run_folder(out: str, name: str) -> str:
-    return join(out, "runs", name)
+def _predict_config(config: ChainConfig) -> PredictConfig:
+    """Predict with the fine-tuned run; samples, when no pictures are given, in their own folder."""
+    name = config.predict.name if config.predict.pictures else f"samples-{config.predict.name}"
+    return dataclasses.replace(config.predict, run=config.finetune.name, name=name)
 
 
 def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from img2prompt.config.base import Config
 from img2prompt.errors import UserError
-from img2prompt.storage import read_bytes
+from img2prompt.storage import absolute, read_bytes
+from img2prompt.workspace import Workspace
 
 C = TypeVar("C", bound=Config)
 J = TypeVar("J", bound="Options[Any]")
@@ -31,6 +32,10 @@ class Options(Generic[C]):
     config: Annotated[C, tyro.conf.arg(name="")]
     out: str = "out/demo"
     """Folder of everything that belongs together, local or a URI such as s3://bucket/run."""
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.out)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _absolute(out: str) -> str:
             f"--out is {out!r}, relative to a copy of your folder that goes with the cluster; give "
             "an absolute path that every node sees, or a URI such as s3://bucket/run"
         )
-    return out if "://" in out else str(Path(out).absolute())
+    return absolute(out)
 
 
 def _start(presets: Mapping[str, Callable[[], C]], default: str, arguments: list[str]) -> C:

@@ -44,7 +44,7 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
                 f"{uri} cannot be opened ({error}); allowed: a local path, or a URI that pyarrow "
                 "reads, such as s3://bucket/folder"
             ) from error
-    return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    return pafs.LocalFileSystem(), absolute(uri)
 
 
 def _endpoint(uri: str) -> str:
@@ -59,6 +59,14 @@ def _endpoint(uri: str) -> str:
 def join(uri: str, *names: str) -> str:
     """Path of something inside a folder, for local paths and URIs alike."""
     return posixpath.join(uri, *names)
+
+
+def absolute(uri: str) -> str:
+    """Return a local path as an absolute one, which all processes of a machine share.
+
+    A URI is returned as it is.
+    """
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def exists(uri: str) -> bool:

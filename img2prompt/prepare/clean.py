@@ -24,10 +24,10 @@ from img2prompt.data.text.language import LanguageFilter
 from img2prompt.data.text.normalise import normalise, prompt_id, reject_reason
 from img2prompt.errors import UserError
 from img2prompt.storage import read_bytes
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "clean"
 SCHEMA = pa.schema([("id", pa.string()), ("prompt_id", pa.string()), ("prompt", pa.string())])
 
 _PROMPTS_KEPT = 1 << 16  # judgements; the pictures of a prompt often stand close together
@@ -48,7 +48,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     inputs = {"index": index.fingerprint}
     if blocked:
         inputs["blocked_words"] = hashlib.sha256(blocked).hexdigest()[:16]
-    draft = Draft.open(out, STAGE, config, inputs, renewable=True)
+    draft = Draft.open(out, Stage.CLEAN, config, inputs, renewable=True)
     if finished := draft.finished():
         return finished
     judge = _Judge(config, blocked)

@@ -18,8 +18,8 @@ from img2prompt.data.vectors import vector_column
 from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.distributed.progress import Progress
 from img2prompt.model.prompt_model import open_tower
+from img2prompt.workspace import Stage
 
-STAGE = "features"
 FREE = ("workers", "batch_size", "tower.download")
 """Settings that a run may go on with changed: they say how features are made."""
 
@@ -33,7 +33,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
         check_size(shards, tower.size)
         actor_count(config.workers)
 
-    draft = Draft.open(out, STAGE, config, inputs, check, free=FREE)
+    draft = Draft.open(out, Stage.FEATURES, config, inputs, check, free=FREE)
     if finished := draft.finished():
         return finished
     done = draft.receipts()

@@ -28,10 +28,10 @@ from img2prompt.data.similar.split import HELD_OUT, assign, components, leak_rep
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed import cluster
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "groups"
 LEAKS = "leaks.json"
 SPREAD_ROWS = 200_000
 """From so many prompts on (7 seconds on two cores), comparing is worth sharing with workers."""
@@ -57,7 +57,7 @@ def run(config: GroupConfig, targets: Artifact, out: str) -> Artifact:
     `pictures_by_split` (of kept prompts), and the largest `train_to_val` and `train_to_test`
     cosine.
     """
-    draft = Draft.open(out, STAGE, config, {"targets": targets.fingerprint})
+    draft = Draft.open(out, Stage.GROUPS, config, {"targets": targets.fingerprint})
     if finished := draft.finished():
         return finished
     prompts = targets.read_tables("rows", ["prompt_id", "prompt", "pictures", "target"])

@@ -29,13 +29,11 @@ from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.errors import UserError
-from img2prompt.storage import delete_folder, join
+from img2prompt.storage import delete_folder
+from img2prompt.workspace import IndexFolder, Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "index"
-LISTED = "listed"
-"""Folder of the portions, while the index is made."""
 ROWS_PER_FILE = 100_000
 _SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string()))
 """Of a portion: rejected rows have a reason, and no more than an id beside it."""
@@ -58,13 +56,13 @@ def run(config: PrepareConfig, out: str) -> Artifact:
     Raises:
         UserError: a source cannot be read, or no row is usable.
     """
-    own, listed = IndexConfig(sources=config.sources), join(out, LISTED)
+    own, listed = IndexConfig(sources=config.sources), IndexFolder(out).portions
     sources = [resolve(s) if isinstance(s, PictureSource) else s for s in own.sources]
     inputs = {s.name: identity(s) for s in sources if isinstance(s, PictureSource)}
-    draft = Draft.open(out, STAGE, own, inputs, renewable=True)
+    draft = Draft.open(out, Stage.INDEX, own, inputs, renewable=True)
     made = draft.finished()
     if made is None:
-        parts = Draft.open(listed, LISTED, own, inputs, renewable=True)
+        parts = Draft.open(listed, Stage.PORTIONS, own, inputs, renewable=True)
         _list(parts, sources)
         made = _gather(parts, draft)
     delete_folder(listed)

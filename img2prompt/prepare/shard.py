@@ -32,10 +32,10 @@ from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.errors import UserError
 from img2prompt.storage import join
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "shards"
 STEPS = ("read", "decode", "encode", "write")
 COPIES = "rejected/copies.parquet"
 DIGESTS = pa.schema([("id", pa.string()), ("digest", pa.string())])
@@ -62,7 +62,7 @@ def run(
         "targets": targets.fingerprint,
         "groups": groups.fingerprint,
     }
-    draft = Draft.open(out, STAGE, config, inputs)
+    draft = Draft.open(out, Stage.SHARDS, config, inputs)
     if finished := draft.finished():
         return finished
     parts = _parts(_rows(index, clean, targets, groups), config)

@@ -24,8 +24,8 @@ from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.model.text import PromptEncoder, Tokens, check_model, tokenise
 from img2prompt.storage import join, read_table
+from img2prompt.workspace import Stage
 
-STAGE = "targets"
 PROMPTS_PER_FILE = 20_000
 SCHEMA = pa.schema(
     [
@@ -63,7 +63,7 @@ def run(config: TargetsConfig, clean: Artifact, out: str) -> Artifact:
     Counts `prompts`, `pictures` and `cut`.
     """
     inputs = {"clean": clean.fingerprint}
-    draft = Draft.open(out, STAGE, config, inputs, lambda: check_model(config.encoder))
+    draft = Draft.open(out, Stage.TARGETS, config, inputs, lambda: check_model(config.encoder))
     if finished := draft.finished():
         return finished
     prompts = _distinct(clean)

@@ -18,10 +18,9 @@ from img2prompt.search.rows import BEST, REPORT, SPACE, TRIALS, ranked
 from img2prompt.search.space import Setting, choose, space_of, trial_config
 from img2prompt.search.trials import METRIC
 from img2prompt.search.watch import SearchWatch, show_report
-from img2prompt.storage import join
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import SearchFolder, Stage, Workspace
 
-STAGE = "search"
 FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")
 """Settings that a search may go on with changed: they do not say what comes out of a trial."""
 
@@ -34,7 +33,7 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     Raises UserError when no setting leaves a layer to learn or fits the memory, when the cluster is
     too small for one trial, and when every trial fails.
     """
-    folder = join(out, config.name)
+    folder = Workspace(out).search(config.name)
     tower = open_tower(config.base.tower, config.base.seed)
     space = space_of(config, tower.depth)
     price = functools.partial(prices.price, tower=tower, counts=inputs.shards.counts)
@@ -42,13 +41,13 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     kept, left_out = prices.within_memory(config, costs)
     check = functools.partial(tuning.require_room, config)
     fingerprints = _fingerprints(inputs, tower)
-    draft = Draft.open(folder, STAGE, config, fingerprints, check, free=FREE)
+    draft = Draft.open(folder, Stage.SEARCH, config, fingerprints, check, free=FREE)
     if finished := draft.finished():
         if not _may_go_on(config, finished):
             return finished
         draft.reopen()
     space, costs = space.only(kept), {setting: costs[setting] for setting in kept}
-    runs = prices.runs_in(join(folder, "trials")) + prices.runs_in(join(out, "runs"))
+    runs = prices.runs_in(SearchFolder(folder).trials) + prices.runs_in(Workspace(out).runs)
     rate = prices.rate_of(config, tower, inputs.shards.counts, runs)
     report = prices.report(config, space, costs, left_out, rate)
     show_report(report)
