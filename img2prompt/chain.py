@@ -1,4 +1,4 @@
-"""Every stage, one after the other: raw pictures -> scores, submission and readable prompts."""
+"""The demo pipeline: every stage in turn, from raw pictures to scores and readable prompts."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ from img2prompt.workspace import Workspace
 
 @dataclass(frozen=True)
 class ChainResult:
-    """What a chain has made."""
+    """Results of a chain."""
 
     prepared: PreparedData
     evaluation: Artifact
@@ -34,7 +34,11 @@ class ChainResult:
 
 
 def check(config: ChainConfig, out: str) -> None:
-    """Raise UserError for missing pictures and bad names before a cluster starts."""
+    """Check names and inputs before a cluster starts and a model trains.
+
+    Raises:
+        UserError: a name is not allowed, or pictures are missing.
+    """
     workspace = Workspace(out)
     workspace.run(config.probe.name)
     workspace.run(config.finetune.name)
@@ -46,7 +50,10 @@ def check(config: ChainConfig, out: str) -> None:
 
 
 def run(config: ChainConfig, out: str) -> ChainResult:
-    """Make, or find finished, everything under `out`; the config is kept when all stages agree."""
+    """Run the stages that are not finished under `out`.
+
+    The config and the scores are saved in `out` itself, the config when no stage refused it.
+    """
     workspace = Workspace(out)
     prepared = prepare.run(config.prepare, out)
     embedded = features.run(config.features, prepared.shards, workspace.features)
@@ -71,15 +78,18 @@ def run(config: ChainConfig, out: str) -> ChainResult:
 
 
 def _predict_config(config: ChainConfig) -> PredictConfig:
-    """Predict with the fine-tuned run; samples, when no pictures are given, in their own folder."""
+    """Return the config of the prediction by the fine-tuned run.
+
+    Predictions of samples have a folder of their own.
+    """
     name = config.predict.name if config.predict.pictures else f"samples-{config.predict.name}"
     return dataclasses.replace(config.predict, run=config.finetune.name, name=name)
 
 
 def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
-    """Pictures from all over the test split as files, with ids and prompts in `prompts.csv`.
+    """Write pictures from all over the test split as files, with their prompts in `prompts.csv`.
 
-    Files are numbered: an id may hold what no file name or submission can.
+    Files are numbered, because an id may contain characters that no file name or submission may.
     """
     delete_folder(folder)
     rows = _some_rows(prepared.shards, count)
@@ -98,33 +108,33 @@ def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
 
 
 def _some_rows(shards: Artifact, count: int) -> pa.Table:
-    """Test rows at even distances: neighbours are alike, as shards keep the order of archives."""
+    """Read evenly spaced test rows: neighbours are alike, as shards keep the order of archives."""
     names = shards.names("test/")
     ends = np.cumsum([shards.files[name].rows for name in names])
-    found = []
-    for place in np.unique(np.linspace(0, ends[-1] - 1, count).astype(int)):
-        file = int(np.searchsorted(ends, place, side="right"))
-        row = int(place - ends[file] + shards.files[names[file]].rows)
-        found.append(
+    tables = []
+    for number in np.unique(np.linspace(0, ends[-1] - 1, count).astype(int)):
+        file = int(np.searchsorted(ends, number, side="right"))
+        row = int(number - ends[file] + shards.files[names[file]].rows)
+        tables.append(
             read_rows(shards.path(names[file]), row, row + 1, ["id", "prompt_id", "image"])
         )
-    return pa.concat_tables(found)
+    return pa.concat_tables(tables)
 
 
 def samples_summary(chain: ChainResult, folder: str) -> list[list[object]]:
-    """Rows for a table: each sample's own prompt above the nearest known one.
+    """Return the rows of a table: each sample's own prompt, then the nearest known prompt.
 
-    Both with their cosine to the predicted vector.
+    Both have their cosine to the predicted vector.
     """
-    truth = csv.DictReader(io.StringIO(read_bytes(join(folder, "prompts.csv")).decode()))
-    known = {row["imgId"]: row["prompt"] for row in truth}
+    listed = csv.DictReader(io.StringIO(read_bytes(join(folder, "prompts.csv")).decode()))
+    prompts = {row["imgId"]: row["prompt"] for row in listed}
     vectors = chain.predictions.read_tables("vectors-")
     predicted = dict(zip(vectors["id"].to_pylist(), matrix(vectors["vector"]), strict=True))
     texts = chain.prepared.targets.read_tables("rows", ["prompt", "target"])
     targets = dict(zip(texts["prompt"].to_pylist(), matrix(texts["target"]), strict=True))
     rows: list[list[object]] = []
-    for name, nearest, similarity in predict.summary(chain.predictions, limit=len(known)):
-        own = known[str(name)]
+    for name, nearest, similarity in predict.summary(chain.predictions, limit=len(prompts)):
+        own = prompts[str(name)]
         rows.append([own, "true", float(cosine(predicted[str(name)][None], targets[own][None])[0])])
         rows.append([f"  {nearest}", "nearest", similarity])
     return rows

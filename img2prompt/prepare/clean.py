@@ -1,5 +1,5 @@
-"""Which rows are fit to learn from: rows-*.parquet and rejected-*.parquet, one of each per file of
-the index.
+"""index/ -> clean/: the rows that are fit to learn from. One `rows-*.parquet` and one
+`rejected-*.parquet`, with reasons, for each file of the index.
 
 Only text and numbers are read, no picture. Two pictures of one prompt are both kept; of one picture
 only the first fit row is, because with two prompts it could land in two splits. Memory is that of
@@ -34,7 +34,11 @@ _PROMPTS_KEPT = 1 << 16  # judgements; the pictures of a prompt often stand clos
 
 
 def check(config: CleanConfig) -> None:
-    """Raise UserError for blocked words that cannot be read, or unknown languages."""
+    """Check settings before the index is made.
+
+    Raises:
+        UserError: the blocked words cannot be read, or a language is unknown.
+    """
     _Judge(config, _read_blocked(config.blocked_words))
 
 
@@ -42,7 +46,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     """Judge every row of the index; counts `rows` and `rejected` by kind.
 
     Raises:
-        UserError: no row is fit, the blocked words cannot be read, or the languages are unknown.
+        UserError: no row is fit, the blocked words cannot be read, or a language is unknown.
     """
     blocked = _read_blocked(config.blocked_words)
     inputs = {"index": index.fingerprint}

@@ -1,4 +1,4 @@
-"""Raw pictures and prompts -> shards: five stages, one after the other."""
+"""Raw pictures and prompts -> shards: the driver of the five stages that make a data set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from img2prompt.workspace import Workspace
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The folders of a data set, in the order in which they are made."""
+    """The finished folders of a data set, in the order of the stages."""
 
     index: Artifact
     clean: Artifact
@@ -24,7 +24,11 @@ class PreparedData:
 
     @classmethod
     def load(cls, out: str) -> "PreparedData":
-        """Open a data set that was prepared before."""
+        """Open the data set under `out`.
+
+        Raises:
+            UserError: a folder is absent or unfinished, or was made from another input.
+        """
         workspace = Workspace(out)
         prepared = cls(
             index=workspace.open_index(),
@@ -41,8 +45,11 @@ class PreparedData:
 
 
 def check(config: PrepareConfig, out: str) -> None:
-    """Raise UserError for what can be known to be missing before a cluster is started and pictures
-    are listed, which may take hours."""
+    """Check the inputs before a cluster starts and pictures are listed, which may take hours.
+
+    Raises:
+        UserError: a source, the blocked words or the prompt encoder is missing.
+    """
     index.check(config)
     clean.check(config.clean)
     if not exists(join(Workspace(out).targets, MANIFEST)):
@@ -50,7 +57,7 @@ def check(config: PrepareConfig, out: str) -> None:
 
 
 def run(config: PrepareConfig, out: str) -> PreparedData:
-    """Make, or find finished, every folder under `out`; the config is kept as `prepare.json`."""
+    """Run the stages that are not finished under `out`; save the config as `prepare.json`."""
     workspace = Workspace(out)
     listed = index.run(config, workspace.index)
     cleaned = clean.run(config.clean, listed, workspace.clean)
@@ -64,7 +71,7 @@ def run(config: PrepareConfig, out: str) -> PreparedData:
 
 
 def summary(prepared: PreparedData) -> list[list[object]]:
-    """Rows for a table: what each stage kept, and what it rejected."""
+    """Return the rows of a table: rows that each stage kept and rejected."""
     index_counts, clean_counts = prepared.index.counts, prepared.clean.counts
     group_counts, shard_counts = prepared.groups.counts, prepared.shards.counts
     near = clean_counts["rows"] - sum(group_counts["pictures_by_split"].values())

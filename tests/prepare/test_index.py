@@ -133,7 +133,7 @@ def test_a_killed_index_goes_on_with_the_portions_that_are_not_finished(tmp_path
     Draft.open(str(out), "index", own, whole.inputs)
     parts = Draft.open(IndexFolder(str(out)).portions, Stage.PORTIONS, own, whole.inputs)
     for number, source in enumerate(map(resolve, (first, second))):
-        index._make(parts, index._name(number), source, next(portions(source)))
+        index._list_portion(parts, index._name(number), source, next(portions(source)))
     assert index._is_settled(parts, index._name(0))
     assert not index._is_settled(parts, index._name(1))  # b.png may be there by now
     Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
@@ -179,7 +179,7 @@ def test_an_unfinished_index_of_changed_sources_is_begun_anew(
         index.run(config, str(out))
     csv_source(tmp_path, ["z,a.png,a hen"])
     made = index.run(config, str(out))
-    assert "is begun anew, since it differs in: inputs.mine" in caplog.text
+    assert "starts over, because it differs in: inputs.mine" in caplog.text
     assert made.read_tables("rows")["id"].to_pylist() == ["mine/z"]
     assert sorted(path.stem for path in out.glob("*.parquet")) == ["rejected-00000", "rows-00000"]
 
