@@ -1,1 +1,23 @@
 """Predict the prompt behind a generated picture, on Ray."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from img2prompt.notebook import LoadedRun
+
+
+def load(out: str, run: str = "lora") -> "LoadedRun":
+    """Load a finished training run to predict in this process, without Ray.
+
+        import img2prompt
+        answers = img2prompt.load("out/demo", run="lora").predict(["picture.png"])
+        answers.vectors  # (1, 384)
+
+    `out` is the `--out` of the jobs, `run` a name under its `runs/`.
+
+    Raises:
+        UserError: the run or its shards are absent or unfinished, or its tower is missing.
+    """
+    from img2prompt.notebook import load_run  # torch takes seconds to import
+
+    return load_run(out, run)

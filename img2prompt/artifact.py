@@ -1,9 +1,10 @@
 """A stage's output: a folder with data files, one receipt a file, and a manifest.
 
-Writing goes through `Draft`, reading through `Artifact`. Files appear whole or not at all. A file's
-receipt follows the file, and the manifest is marked done last. So a killed stage finds what is
-finished by its receipts, a finished one is skipped, and one whose config or inputs changed is
-refused. The done-marker-last idea is datatrove's (`executor/base.py`); fingerprints are ours.
+Stages write through `Draft` and read through `Artifact`. Files appear whole or not at all. A file's
+receipt is written after the file, and the manifest is marked done last. So a killed stage resumes
+after the files that have receipts, a finished stage is skipped, and a stage whose config or inputs
+changed is refused. Writing a done marker last is datatrove's idea (`executor/base.py`); the
+fingerprints are ours.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 RECEIPTS = "receipts"
 READERS = 16
-"""Receipts that are read at once."""
+"""Threads that read receipts."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ def _digest(data: bytes | pa.Buffer) -> str:
 
 
 def fingerprint_of(value: Any) -> str:
-    """16 hex digits of a JSON-able value."""
+    """Return 16 hex digits that identify a JSON-able value."""
     return _digest(json.dumps(value, sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder."""
+    """A finished folder, to read from."""
 
     uri: str
     stage: str
@@ -72,22 +73,28 @@ class Artifact:
 
     @classmethod
     def load(cls, uri: str, stage: str) -> "Artifact":
-        """Open a finished folder; an absent, unfinished or foreign one is a UserError."""
-        found = _read_manifest(uri)
-        if found is None:
+        """Open a finished folder.
+
+        Raises:
+            UserError: the folder is absent, unfinished or of another stage.
+        """
+        manifest = _read_manifest(uri)
+        if manifest is None:
             raise UserError(f"{uri} holds no finished {stage}: run the job that makes it first")
-        if found["stage"] != stage:
-            raise UserError(f"{uri} holds {found['stage']!r}, not {stage!r}: give another folder")
-        if not found["done"]:
-            raise UserError(f"{uri} was not finished: run its {stage} job again, it goes on")
-        files = {name: Receipt(**receipt) for name, receipt in found["files"].items()}
-        return cls(uri, stage, found["config"], found["inputs"], files, found["counts"])
+        if manifest["stage"] != stage:
+            raise UserError(
+                f"{uri} holds {manifest['stage']!r}, not {stage!r}: give another folder"
+            )
+        if not manifest["done"]:
+            raise UserError(f"{uri} was not finished: run its {stage} job again, it resumes")
+        files = {name: Receipt(**receipt) for name, receipt in manifest["files"].items()}
+        return cls(uri, stage, manifest["config"], manifest["inputs"], files, manifest["counts"])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal exactly when stage, config, inputs and data are equal.
+        """16 hex digits, equal exactly when stage, config, inputs and data are equal.
 
-        Reports (JSON and HTML) may hold times and are left out.
+        JSON and HTML files are left out: these reports may contain times.
         """
         digests = {
             name: receipt.digest
@@ -97,25 +104,34 @@ class Artifact:
         return fingerprint_of([self.stage, self.config, self.inputs, digests])
 
     def require_input(self, name: str, parent: "Artifact") -> None:
-        """Refuse (UserError) when this was made from another `parent` than the one in use."""
+        """Check that this artifact was made from `parent`.
+
+        Raises:
+            UserError: it was made from another version of that input.
+        """
         if self.inputs.get(name) != parent.fingerprint:
             raise UserError(
                 f"{self.uri} was made from other {name} than {parent.uri} holds now: "
-                f"delete it and make it again, or give another --out"
+                "delete it and make it again, or give another --out"
             )
 
     def names(self, prefix: str = "") -> list[str]:
-        """Data files under a prefix, in order."""
+        """Return the names of data files that begin with a prefix, sorted."""
         return sorted(name for name in self.files if name.startswith(prefix))
 
     def path(self, name: str) -> str:
+        """Return the URI of a file."""
         return join(self.uri, name)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return read_table(self.path(name), columns)
 
     def read_tables(self, prefix: str = "", columns: list[str] | None = None) -> pa.Table:
-        """All tables under a prefix, one after the other."""
+        """Read the tables whose names begin with a prefix, concatenated in order of their names.
+
+        Raises:
+            UserError: there is no such table.
+        """
         names = [name for name in self.names(prefix) if name.endswith(".parquet")]
         if not names:
             raise UserError(f"{self.uri} has no file under {prefix!r}; it holds {self.names()}")
@@ -124,7 +140,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Draft:
-    """A folder that a stage is writing. Plain data, so it travels to workers."""
+    """A folder that a stage writes to. Plain data, so it can be sent to workers."""
 
     uri: str
     stage: str
@@ -143,43 +159,48 @@ class Draft:
         free: Sequence[str] = (),
         renewable: bool = False,
     ) -> "Draft":
-        """Begin or go on; a folder of another stage, config or input is a UserError.
+        """Start a folder, or resume the one of an earlier start.
 
-        `inputs` maps a name to a fingerprint. `check` is called unless the folder is finished, and
-        before a new one is begun: what it raises leaves nothing behind. `free` are dotted settings
-        that say how a run is made and not what comes out: they are no part of the artifact, and may
-        change between a kill and the next start. An unfinished folder of another config or input
-        that is `renewable` is deleted and begun anew, with a warning.
+        `inputs` are fingerprints by name. `check` is called unless the folder is finished, before
+        anything is written. `free` are dotted settings that do not change the result: they are not
+        part of the artifact, and may change before a killed stage resumes. `renewable` restarts an
+        unfinished folder of another config or input, with a warning, instead of refusing it.
+
+        Raises:
+            UserError: the folder has another stage, config or input.
         """
         draft = cls(uri, stage, without(json.loads(config.to_json()), free), dict(inputs))
-        found = _read_manifest(uri)
-        if found is None or not found["done"]:
+        manifest = _read_manifest(uri)
+        if manifest is None or not manifest["done"]:
             check()
-        others = draft._differences(found, free) if found else []
-        if found and renewable and draft._forgets(found, others):
-            logger.warning("%s is begun anew, since it differs in: %s", uri, "; ".join(others))
+        changes = draft._differences(manifest, free) if manifest else []
+        if manifest and changes and renewable and draft._is_unfinished(manifest):
+            logger.warning("%s starts over, because it differs in: %s", uri, "; ".join(changes))
             delete_folder(join(uri, RECEIPTS))
             delete_folder(uri)
-            found = None
-        if found is None or _is_bare(uri):
+            manifest = None
+        if manifest is None or _is_bare(uri):
             delete_folder(join(uri, RECEIPTS))
             write_bytes(join(uri, CONFIG), config.to_json().encode())
             draft._write_manifest(done=False, files={}, counts={})
-        elif others:
+        elif changes:
             raise UserError(
                 f"{uri} holds another run. It differs in:\n  "
-                + "\n  ".join(others)
+                + "\n  ".join(changes)
                 + "\nGive another --out or --name, or delete that folder to make it again."
             )
         return draft
 
     def finished(self) -> Artifact | None:
-        """The artifact, when an earlier run published it."""
-        found = _read_manifest(self.uri)
-        return Artifact.load(self.uri, self.stage) if found and found["done"] else None
+        """Return the artifact if an earlier start published it."""
+        manifest = _read_manifest(self.uri)
+        return Artifact.load(self.uri, self.stage) if manifest and manifest["done"] else None
 
     def receipts(self) -> dict[str, Receipt]:
-        """Finished files by name. Thousands of them are read at once: a store takes its time."""
+        """Return the receipts of finished files by name.
+
+        They are read in parallel: an object store answers slowly, and a stage has thousands.
+        """
         fs, path = open_uri(join(self.uri, RECEIPTS))
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
         infos = [info for info in fs.get_file_info(selector) if info.path.endswith(".json")]
@@ -206,11 +227,14 @@ class Draft:
         return self.write_bytes(name, sink.getvalue(), rows=table.num_rows)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table that this draft has written."""
+        """Read a table that this draft has written."""
         return read_table(join(self.uri, name), columns)
 
     def publish(self, **counts: Any) -> Artifact:
-        """Mark the folder done. Every data file must have been written through this draft."""
+        """Mark the folder done, with its counts, and return it.
+
+        Every data file must have been written through this draft.
+        """
         write_bytes(join(self.uri, METRICS), json.dumps(counts, indent=2).encode())
         self._write_manifest(done=True, files=self.receipts(), counts=counts)
         delete_folder(join(self.uri, RECEIPTS))
@@ -223,7 +247,7 @@ class Draft:
         delete_folder(join(self.uri, RECEIPTS))
 
     def reopen(self) -> None:
-        """Take a published folder as unfinished; its files must be written again."""
+        """Mark a published folder unfinished; its files must be written again."""
         self._write_manifest(done=False, files={}, counts={})
 
     def _write_manifest(
@@ -240,34 +264,36 @@ class Draft:
         data = json.dumps(manifest, indent=2).encode()
         write_bytes(join(self.uri, MANIFEST), data)
 
-    def _forgets(self, found: Mapping[str, Any], others: Sequence[str]) -> bool:
-        """Whether a folder is this stage's, unfinished and of another config or input."""
-        return bool(others) and not found["done"] and found["stage"] == self.stage
+    def _is_unfinished(self, manifest: Mapping[str, Any]) -> bool:
+        """Return True for an unfinished folder of this stage."""
+        return not manifest["done"] and manifest["stage"] == self.stage
 
-    def _differences(self, found: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-        """What another manifest says otherwise, but for the settings that are free."""
-        config = without(found["config"], free)
+    def _differences(self, manifest: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+        """Return a line for each difference to another manifest, `free` settings left out."""
+        config = without(manifest["config"], free)
         return differences(
-            {"stage": found["stage"], "config": config, "inputs": found["inputs"]},
+            {"stage": manifest["stage"], "config": config, "inputs": manifest["inputs"]},
             {"stage": self.stage, "config": self.config, "inputs": dict(self.inputs)},
         )
 
 
 def _is_bare(uri: str) -> bool:
-    """Whether a folder was begun but holds no work yet, so that it may be begun otherwise."""
+    """Return True for a folder without data files, which may start over with another config."""
     fs, path = open_uri(uri)
-    found = fs.get_file_info(pafs.FileSelector(path))
-    names = {info.base_name for info in found if not info.base_name.endswith(ASIDE)}
+    infos = fs.get_file_info(pafs.FileSelector(path))
+    names = {info.base_name for info in infos if not info.base_name.endswith(ASIDE)}
     return names <= {MANIFEST, CONFIG}
 
 
 def _read_manifest(uri: str) -> dict[str, Any] | None:
+    """Read the manifest of a folder; None if there is none."""
     fs, path = open_uri(join(uri, MANIFEST))
     if fs.get_file_info(path).type == pafs.FileType.NotFound:
         return None
     try:
         with fs.open_input_stream(path) as stream:
-            found = json.loads(stream.read())
-        return {key: found[key] for key in ("stage", "done", "config", "inputs", "counts", "files")}
+            manifest = json.loads(stream.read())
+        keys = ("stage", "done", "config", "inputs", "counts", "files")
+        return {key: manifest[key] for key in keys}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{join(uri, MANIFEST)} is not a manifest ({error!r})") from None

@@ -1,4 +1,4 @@
-"""Every stage, one after the other: raw pictures -> scores, submission and readable prompts."""
+"""The demo pipeline: every stage in turn, from raw pictures to scores and readable prompts."""
 
 import csv
 import dataclasses
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from img2prompt.artifact import CONFIG, METRICS, Artifact
+from img2prompt.artifact import METRICS, Artifact
 from img2prompt.config.chain import ChainConfig
+from img2prompt.config.predict import PredictConfig
 from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.predict import evaluate, predict
@@ -20,13 +21,12 @@ from img2prompt.prepare.run import PreparedData
 from img2prompt.storage import delete_folder, join, read_bytes, write_bytes
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
-
-SAMPLES = "samples"
+from img2prompt.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class ChainResult:
-    """What a chain has made."""
+    """Results of a chain."""
 
     prepared: PreparedData
     evaluation: Artifact
@@ -34,43 +34,62 @@ class ChainResult:
 
 
 def check(config: ChainConfig, out: str) -> None:
-    """Raise UserError for missing pictures before a cluster is started and a model trained."""
+    """Check names and inputs before a cluster starts and a model trains.
+
+    Raises:
+        UserError: a name is not allowed, or pictures are missing.
+    """
+    workspace = Workspace(out)
+    workspace.run(config.probe.name)
+    workspace.run(config.finetune.name)
+    workspace.evaluation(config.evaluate.name)
+    workspace.predictions(_predict_config(config).name)
     prepare.check(config.prepare, out)
     if config.predict.pictures:
         predict.list_pictures(config.predict.pictures)
 
 
 def run(config: ChainConfig, out: str) -> ChainResult:
-    """Make, or find finished, everything under `out`; the config is kept when all stages agree."""
+    """Run the stages that are not finished under `out`.
+
+    The config and the scores are saved in `out` itself, the config when no stage refused it.
+    """
+    workspace = Workspace(out)
     prepared = prepare.run(config.prepare, out)
-    embedded = features.run(config.features, prepared.shards, join(out, "features"))
+    embedded = features.run(config.features, prepared.shards, workspace.features)
     inputs = TrainInputs(prepared.shards, embedded)
-    probe = train.run(config.probe, inputs, _run_folder(out, config.probe.name))
+    probe = train.run(config.probe, inputs, workspace.run(config.probe.name))
     start = probe if config.finetune.start_from else None
     inputs = TrainInputs(prepared.shards, start=start)
-    tuned = train.run(config.finetune, inputs, _run_folder(out, config.finetune.name))
+    tuned = train.run(config.finetune, inputs, workspace.run(config.finetune.name))
     runs = {config.probe.name: probe, config.finetune.name: tuned}
     scoring = dataclasses.replace(config.evaluate, runs=tuple(runs))
-    evaluation = evaluate.run(scoring, prepared, embedded, runs, join(out, config.evaluate.name))
-    write_bytes(join(out, METRICS), read_bytes(evaluation.path(METRICS)))
-    predicting = dataclasses.replace(config.predict, run=config.finetune.name)
+    folder = workspace.evaluation(config.evaluate.name)
+    evaluation = evaluate.run(scoring, prepared, embedded, runs, folder)
+    write_bytes(workspace.metrics, read_bytes(evaluation.path(METRICS)))
+    predicting = _predict_config(config)
     if not predicting.pictures:
-        folder = _write_samples(prepared, config.samples, join(out, SAMPLES))
+        folder = _write_samples(prepared, config.samples, workspace.samples)
         predicting = dataclasses.replace(predicting, pictures=folder)
-        predicting = dataclasses.replace(predicting, name=f"{SAMPLES}-{predicting.name}")
-    predictions = predict.run(predicting, tuned, prepared, join(out, predicting.name))
-    write_bytes(join(out, CONFIG), config.to_json().encode())
+    folder = workspace.predictions(predicting.name)
+    predictions = predict.run(predicting, tuned, prepared, folder)
+    write_bytes(workspace.config, config.to_json().encode())
     return ChainResult(prepared, evaluation, predictions)
 
 
-def _run_folder(out: str, name: str) -> str:
-    return join(out, "runs", name)
+def _predict_config(config: ChainConfig) -> PredictConfig:
+    """Return the config of the prediction by the fine-tuned run.
+
+    Predictions of samples have a folder of their own.
+    """
+    name = config.predict.name if config.predict.pictures else f"samples-{config.predict.name}"
+    return dataclasses.replace(config.predict, run=config.finetune.name, name=name)
 
 
 def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
-    """Pictures from all over the test split as files, with ids and prompts in `prompts.csv`.
+    """Write pictures from all over the test split as files, with their prompts in `prompts.csv`.
 
-    Files are numbered: an id may hold what no file name or submission can.
+    Files are numbered, because an id may contain characters that no file name or submission may.
     """
     delete_folder(folder)
     rows = _some_rows(prepared.shards, count)
@@ -89,33 +108,33 @@ def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
 
 
 def _some_rows(shards: Artifact, count: int) -> pa.Table:
-    """Test rows at even distances: neighbours are alike, as shards keep the order of archives."""
+    """Read evenly spaced test rows: neighbours are alike, as shards keep the order of archives."""
     names = shards.names("test/")
     ends = np.cumsum([shards.files[name].rows for name in names])
-    found = []
-    for place in np.unique(np.linspace(0, ends[-1] - 1, count).astype(int)):
-        file = int(np.searchsorted(ends, place, side="right"))
-        row = int(place - ends[file] + shards.files[names[file]].rows)
-        found.append(
+    tables = []
+    for number in np.unique(np.linspace(0, ends[-1] - 1, count).astype(int)):
+        file = int(np.searchsorted(ends, number, side="right"))
+        row = int(number - ends[file] + shards.files[names[file]].rows)
+        tables.append(
             read_rows(shards.path(names[file]), row, row + 1, ["id", "prompt_id", "image"])
         )
-    return pa.concat_tables(found)
+    return pa.concat_tables(tables)
 
 
 def samples_summary(chain: ChainResult, folder: str) -> list[list[object]]:
-    """Rows for a table: each sample's own prompt above the nearest known one.
+    """Return the rows of a table: each sample's own prompt, then the nearest known prompt.
 
-    Both with their cosine to the predicted vector.
+    Both have their cosine to the predicted vector.
     """
-    truth = csv.DictReader(io.StringIO(read_bytes(join(folder, "prompts.csv")).decode()))
-    known = {row["imgId"]: row["prompt"] for row in truth}
+    listed = csv.DictReader(io.StringIO(read_bytes(join(folder, "prompts.csv")).decode()))
+    prompts = {row["imgId"]: row["prompt"] for row in listed}
     vectors = chain.predictions.read_tables("vectors-")
     predicted = dict(zip(vectors["id"].to_pylist(), matrix(vectors["vector"]), strict=True))
     texts = chain.prepared.targets.read_tables("rows", ["prompt", "target"])
     targets = dict(zip(texts["prompt"].to_pylist(), matrix(texts["target"]), strict=True))
     rows: list[list[object]] = []
-    for name, nearest, similarity in predict.summary(chain.predictions, limit=len(known)):
-        own = known[str(name)]
+    for name, nearest, similarity in predict.summary(chain.predictions, limit=len(prompts)):
+        own = prompts[str(name)]
         rows.append([own, "true", float(cosine(predicted[str(name)][None], targets[own][None])[0])])
         rows.append([f"  {nearest}", "nearest", similarity])
     return rows

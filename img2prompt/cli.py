@@ -1,4 +1,8 @@
-"""The command line of all jobs: a preset, dotted options on top, one call, readable errors."""
+"""The command line of all jobs: a preset, dotted options that change it, and readable errors.
+
+Jobs import torch and Ray inside `job()`, after their options and inputs are checked: `--help` and
+a misspelt option then take half a second instead of ten.
+"""
 
 import dataclasses
 import os
@@ -15,35 +19,40 @@ from rich.text import Text
 
 from img2prompt.config.base import Config
 from img2prompt.errors import UserError
-from img2prompt.storage import read_bytes
+from img2prompt.storage import absolute, read_bytes
+from img2prompt.workspace import Workspace
 
 C = TypeVar("C", bound=Config)
 J = TypeVar("J", bound="Options[Any]")
 
-LONGEST = 180
-"""Characters of a table's cell; prompts may be pages long."""
+MAX_CELL = 180
+"""Characters of a table's cell that are shown; prompts may be pages long."""
 
 
 @dataclass(frozen=True)
 class Options(Generic[C]):
-    """What a job runs and where."""
+    """Options of a job: its config and its folder."""
 
     config: Annotated[C, tyro.conf.arg(name="")]
     out: str = "out/demo"
-    """Folder of everything that belongs together, local or a URI such as s3://bucket/run."""
+    """Folder of the data set, its runs and results; local or a URI such as s3://bucket/run."""
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.out)
 
 
 @dataclass(frozen=True)
 class TrainOptions(Options[C]):
-    """A training run, which may be there already."""
+    """Options of a training job."""
 
     resume_anyway: bool = False
-    """Let an unfinished run go on although its config was another: what differs is logged and kept
-    with the run. Its model, batch size, data and base checkpoint must be the same."""
+    """Resume an unfinished run with another config. Differences are logged and saved with the run.
+    Its model, batch size, data and base checkpoint must be the same."""
 
 
 def parse(
-    what: str,
+    description: str,
     presets: Mapping[str, Callable[[], C]],
     default: str = "",
     arguments: list[str] | None = None,
@@ -51,72 +60,75 @@ def parse(
 ) -> J:
     """Read `[preset] [--out DIR] [--dotted.option value]` from the command line.
 
-    `--config FILE` takes a complete JSON config in place of a preset. With a `default`, or where
-    there is one preset only, its name may be left out.
+    `--config FILE` takes a complete JSON config in place of a preset. The preset's name may be
+    omitted if there is a `default` or only one preset.
 
     Raises:
-        UserError: no such preset or file. For a bad option tyro says what is allowed and exits.
+        UserError: the preset or file does not exist.
+        SystemExit: a bad option, for which tyro prints the allowed values; or `--help`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     default = next(iter(presets)) if len(presets) == 1 else default
     if not default and arguments in (["-h"], ["--help"]):
-        print(f"{what}\n\n{_usage(presets, default)}")
+        print(f"{description}\n\n{_usage(presets, default)}")
         sys.exit(0)
-    config = _start(presets, default, arguments)
-    job_type: Any = kind[type(config)]  # type: ignore[index]
-    job = tyro.cli(
-        job_type,
-        description=f"{what}\n\n{_usage(presets, default)}",
+    config = _base_config(presets, default, arguments)
+    options_type: Any = kind[type(config)]  # type: ignore[index]
+    options = tyro.cli(
+        options_type,
+        description=f"{description}\n\n{_usage(presets, default)}",
         args=arguments,
         default=kind(config),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    return dataclasses.replace(job, out=_absolute(job.out))
+    return dataclasses.replace(options, out=_absolute(options.out))
 
 
 def _absolute(out: str) -> str:
-    """The folder as workers see it, who run elsewhere.
+    """Return the folder as an absolute path, for workers that run in other folders.
 
-    A submitted job runs in a copy of the user's folder, so there a relative one is a UserError.
+    Raises:
+        UserError: the path is relative in a submitted job, which runs in a copy of the user's
+            folder.
     """
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if submitted and "://" not in out and not Path(out).is_absolute():
         raise UserError(
-            f"--out is {out!r}, relative to a copy of your folder that goes with the cluster; give "
-            "an absolute path that every node sees, or a URI such as s3://bucket/run"
+            f"--out is {out!r}, relative to a copy of your folder that the cluster deletes; "
+            "give an absolute path that every node sees, or a URI such as s3://bucket/run"
         )
-    return out if "://" in out else str(Path(out).absolute())
+    return absolute(out)
 
 
-def _start(presets: Mapping[str, Callable[[], C]], default: str, arguments: list[str]) -> C:
-    """The config that the options change; its name is taken out of the arguments."""
+def _base_config(presets: Mapping[str, Callable[[], C]], default: str, arguments: list[str]) -> C:
+    """Return the config that options change; remove its name from the arguments."""
     if "--config" in arguments:
         return _from_file(arguments, type(next(iter(presets.values()))()))
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments.pop(0) if named else default
     if name not in presets:
-        wrong = f"{name!r} is no preset" if named else "no preset is named"
-        raise UserError(f"{wrong}\n{_usage(presets, default)}")
+        problem = f"{name!r} is no preset" if named else "no preset is named"
+        raise UserError(f"{problem}\n{_usage(presets, default)}")
     return presets[name]()
 
 
 def _usage(presets: Mapping[str, Callable[[], Config]], default: str) -> str:
-    """How to start a job, and its presets with the first line of what each says of itself."""
+    """Describe how to start a job, and its presets with the first line of their docstrings."""
     script = Path(sys.argv[0]).name
     lines = [f"usage: {script} [preset] [options], or {script} --config FILE [options]"]
     for name, make in presets.items():
-        mark = " (taken when none is named)" if name == default else ""
+        mark = " (default)" if name == default else ""
         lines.append(f"  {name}{mark}: {(make.__doc__ or '').split(chr(10))[0]}")
     return "\n".join(lines)
 
 
 def _from_file(arguments: list[str], kind: type[C]) -> C:
-    """Take `--config FILE` out of the arguments and read the file."""
-    place = arguments.index("--config")
-    if place + 1 == len(arguments):
-        raise UserError("--config needs the path of a JSON file that a run has left")
-    path = arguments[place + 1]
-    del arguments[place : place + 2]
+    """Read the file of `--config FILE`; remove both from the arguments."""
+    position = arguments.index("--config")
+    if position + 1 == len(arguments):
+        raise UserError("--config needs the path of a JSON file, such as a run's config.json")
+    path = arguments[position + 1]
+    del arguments[position : position + 2]
     try:
         return kind.from_json(read_bytes(path).decode(), where=path)
     except (OSError, UnicodeDecodeError) as error:
@@ -124,17 +136,20 @@ def _from_file(arguments: list[str], kind: type[C]) -> C:
 
 
 def main(job: Callable[[], None]) -> None:
-    """Run a job; what the user can mend is told without a traceback, and the exit status is 2."""
+    """Run a job; print a UserError without a traceback and exit with status 2."""
     try:
         job()
     except UserError as error:
-        told = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True, highlight=False).print(told, soft_wrap=True)
+        message = Text.assemble(("error: ", "bold red"), str(error))
+        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
         sys.exit(2)
 
 
 def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
-    """Print a table, numbers to the right; brackets are text, as prompts are full of them."""
+    """Print a table with all columns but the first right-aligned.
+
+    Brackets are printed as text, not read as rich's markup: prompts are full of them.
+    """
     table = Table()
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number == 0 else "right")
@@ -148,5 +163,5 @@ def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
 def _cell(value: object) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.4f}")
-    told = f"{value:,}" if isinstance(value, int) else str(value)
-    return Text(told if len(told) <= LONGEST else f"{told[: LONGEST - 1]}…")
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return Text(text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 1]}…")

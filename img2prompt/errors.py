@@ -1,9 +1,9 @@
-"""The one error that users are meant to read."""
+"""The error that users are meant to read."""
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used.
+    """A value, file or cluster that the user gave cannot be used.
 
-    The text names the file, row or value, says what is allowed, and what to do. Jobs print it
-    without a traceback; every other exception is a mistake of ours and keeps its traceback.
+    The message names the file, row or value, the allowed range, and what to do. Jobs print it
+    without a traceback; any other exception is a bug and keeps its traceback.
     """

@@ -1,7 +1,7 @@
-"""Named complete configs. Each is a function that returns one; a variant changes a few fields.
+"""Presets: functions that return a complete config. A variant changes a few fields of another.
 
-`demo` is the embedded default: drawn scenes and the tower inside this package. `l14-336` is the
-real size, `openai/clip-vit-large-patch14-336` from the local hub cache (or `--tower.weights PATH`).
+`demo` needs no download: drawn scenes and the tower in this package. `l14-336` is the real size,
+`openai/clip-vit-large-patch14-336` from the local hub cache (or `--tower.weights PATH`).
 """
 
 from img2prompt.config.chain import ChainConfig
@@ -24,7 +24,7 @@ def demo_data() -> PrepareConfig:
 
 
 def tower_data() -> PrepareConfig:
-    """What the demo tower is trained on: the other world of scenes."""
+    """Scenes to train the demo tower on, of another world than the demo's."""
     return demo_data().replace(
         {
             "name": "tower",
@@ -48,10 +48,12 @@ def pictures_small_data() -> PrepareConfig:
 
 
 def demo_features() -> FeaturesConfig:
+    """Features of the demo tower."""
     return FeaturesConfig()
 
 
 def l14_336_features() -> FeaturesConfig:
+    """Features of CLIP ViT-L/14-336."""
     return FeaturesConfig(tower=L14_336)
 
 
@@ -65,7 +67,7 @@ def probe_demo() -> TrainConfig:
 
 
 def lora_demo() -> TrainConfig:
-    """The published layout on the demo tower, from the probe's head."""
+    """The published layout on the demo tower, starting with the probe's head."""
     return TrainConfig(
         name="lora",
         start_from="probe",
@@ -98,11 +100,12 @@ def lora_l14_336() -> TrainConfig:
 
 
 def lora_published() -> TrainConfig:
-    """The published model: CLIP ViT-L/14-336, LoRA of rank 256 and a wide head, from no probe.
+    """The published model: CLIP ViT-L/14-336, LoRA of rank 256 and a wide head, without a probe.
 
     Source: the 1st place of Kaggle's "Stable Diffusion - Image to Prompts". 165.8M of 356.0M
-    parameters learn. The `rank=4` of its code is a divisor, 1024 // 4 = 256. Five epochs, the first
-    of them warm-up, from a rate of 1e-4; batch, decay and schedule are ours, theirs unpublished.
+    parameters learn. `rank=4` in its code is a divisor: 1024 // 4 = 256. Five epochs, the first of
+    them warm-up, and the learning rate 1e-4 are published; batch size, weight decay and schedule
+    are not, and are ours.
     """
     return TrainConfig(
         name="published",
@@ -126,7 +129,7 @@ def tower_training() -> TrainConfig:
 
 
 def demo_chain() -> ChainConfig:
-    """The embedded default: drawn scenes, the tower in this package, a few minutes on two cores."""
+    """Drawn scenes and the tower in this package; a few minutes on two cores."""
     return ChainConfig(
         prepare=demo_data(), features=demo_features(), probe=probe_demo(), finetune=lora_demo()
     )

@@ -1,7 +1,7 @@
-"""Files on any filesystem that pyarrow knows: a local disk, `s3://`, `gs://`.
+"""Files on any filesystem that pyarrow supports: a local disk, `s3://`, `gs://`.
 
-A file that is written appears whole or not at all: on a local disk it is written aside and renamed,
-object stores publish an object when it is closed.
+A written file appears whole or not at all: on a local disk it is written under another name and
+then renamed; object stores publish an object when it is closed.
 """
 
 import errno
@@ -17,24 +17,28 @@ import pyarrow.parquet as pq
 from img2prompt.errors import UserError
 
 ENDPOINT = "AWS_ENDPOINT_URL"
-"""Variable that names another S3 than Amazon's (MinIO, R2, Ceph), as in Amazon's own tools."""
+"""Environment variable with the URL of another S3 service than Amazon's (MinIO, R2, Ceph); the AWS
+tools read it too."""
 
 ASIDE = ".aside"
-"""Ending of files that are being written; a killed writer leaves one."""
+"""Suffix of files that are being written; a killed writer leaves one behind."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a full quota, a file above the process's limit."""
+"""Error numbers of a full disk, a full quota, and a file above the process's size limit."""
 
 
 def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem behind a local path or URI (`s3://`, `gs://`), and the path in it.
+    """Return the pyarrow filesystem of a local path or URI (`s3://`, `gs://`), and the path in it.
 
-    S3 is that of AWS_ENDPOINT_URL when that is set, which pyarrow does not look at by itself.
+    S3 is the service at AWS_ENDPOINT_URL when that is set; pyarrow does not read it by itself.
+
+    Raises:
+        UserError: the URI has options, or a scheme that pyarrow does not support.
     """
     if "://" in uri and "?" in uri and not uri.startswith("fsspec+"):
         raise UserError(
-            f"{uri} has options after '?', which what lies inside it would lose; name another S3 "
-            f"than Amazon's in {ENDPOINT}, and write a '?' in a name as %3F"
+            f"{uri} has options after '?', which paths inside it would lose; set {ENDPOINT} for "
+            "another S3 than Amazon's, and write a '?' in a name as %3F"
         )
     if "://" in uri:
         try:
@@ -44,11 +48,11 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
                 f"{uri} cannot be opened ({error}); allowed: a local path, or a URI that pyarrow "
                 "reads, such as s3://bucket/folder"
             ) from error
-    return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    return pafs.LocalFileSystem(), absolute(uri)
 
 
 def _endpoint(uri: str) -> str:
-    """What a URI needs to be looked for elsewhere than at Amazon."""
+    """Return the URI options for another S3 service than Amazon's."""
     endpoint = os.environ.get(ENDPOINT, "")
     if not uri.startswith("s3://") or not endpoint:
         return ""
@@ -57,8 +61,16 @@ def _endpoint(uri: str) -> str:
 
 
 def join(uri: str, *names: str) -> str:
-    """Path of something inside a folder, for local paths and URIs alike."""
+    """Return the path of a file or folder inside a folder, for local paths and URIs alike."""
     return posixpath.join(uri, *names)
+
+
+def absolute(uri: str) -> str:
+    """Return a local path as an absolute one, which all processes of a machine share.
+
+    A URI is returned as it is.
+    """
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def exists(uri: str) -> bool:
@@ -73,16 +85,19 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file as a table."""
+    """Read a Parquet file."""
     fs, path = open_uri(uri)
     return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file so that a reader sees all of it or nothing; a full disk is a UserError.
+    """Write a file so that a reader sees all of it or nothing.
 
-    Of two writers at once (a task that was started again while the first one's node was only out of
-    reach) the last one's file stays, whole.
+    When two processes write it at once, the last one's file remains, whole. That happens when Ray
+    restarts a task because a node could not be reached, and the first task is still running.
+
+    Raises:
+        UserError: the disk or the quota is full.
     """
     fs, path = open_uri(uri)
     fs.create_dir(posixpath.dirname(path), recursive=True)
@@ -98,8 +113,8 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
             raise
         size = len(data) if isinstance(data, bytes) else data.size
         raise UserError(
-            f"{uri}: no room for {size} bytes ({error}). Free space there and run the same command "
-            "again: it goes on with what is finished"
+            f"{uri}: no room for {size} bytes ({error}). Free space and run the same command "
+            "again; it keeps the finished files"
         ) from error
     finally:
         if local:
@@ -107,14 +122,14 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Delete a file; an absent one is fine."""
+    """Delete a file, if it exists."""
     fs, path = open_uri(uri)
     if fs.get_file_info(path).type == pafs.FileType.File:
         fs.delete_file(path)
 
 
 def delete_folder(uri: str) -> None:
-    """Delete a folder with all that is in it; an absent one is fine."""
+    """Delete a folder and its contents, if it exists."""
     fs, path = open_uri(uri)
     if fs.get_file_info(path).type == pafs.FileType.Directory:
         fs.delete_dir(path)

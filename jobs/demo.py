@@ -1,26 +1,28 @@
 """The whole chain: prepare, features, probe, fine-tune, evaluate, predict."""
 
-from img2prompt import chain, cli, presets
-from img2prompt.distributed import cluster
-from img2prompt.predict import evaluate
-from img2prompt.prepare import run as prepare
-from img2prompt.storage import join
+from img2prompt import cli, presets
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.CHAINS, default="demo")
     config, out = options.config, options.out
+
+    from img2prompt import chain
+    from img2prompt.distributed import cluster
+    from img2prompt.predict import evaluate
+    from img2prompt.prepare import run as prepare
+
     chain.check(config, out)
     with cluster.connect(dashboard=True, download=config.features.tower.download):
-        made = chain.run(config, out)
-    cli.show(f"data in {out}", ["", "count", "remark"], prepare.summary(made.prepared))
+        result = chain.run(config, out)
+    cli.show(f"data in {out}", ["", "count", "remark"], prepare.summary(result.prepared))
     if not config.predict.pictures:
-        rows = chain.samples_summary(made, join(out, chain.SAMPLES))
-        cli.show(f"prompts in {made.predictions.uri}", ["prompt", "", "cosine"], rows)
+        rows = chain.samples_summary(result, options.workspace.samples)
+        cli.show(f"prompts in {result.predictions.uri}", ["prompt", "", "cosine"], rows)
     cli.show(
-        f"scores on held-out {config.evaluate.split} pictures, in {made.evaluation.uri}",
+        f"scores on held-out {config.evaluate.split} pictures, in {result.evaluation.uri}",
         ["system", "mean cosine", "95 % interval", "pictures"],
-        evaluate.summary(made.evaluation),
+        evaluate.summary(result.evaluation),
     )
 
 

@@ -1,23 +1,22 @@
 """Score runs on held-out pictures, beside the mean vector and nearest neighbours."""
 
 from img2prompt import cli, presets
-from img2prompt.artifact import Artifact
-from img2prompt.distributed import cluster
-from img2prompt.predict import evaluate
-from img2prompt.prepare import features
-from img2prompt.prepare import run as prepare
-from img2prompt.storage import join
-from img2prompt.train import preflight
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.EVALUATE)
-    config, out = options.config, options.out
-    runs = {n: Artifact.load(join(out, "runs", n), preflight.STAGE) for n in config.runs}
-    embedded = Artifact.load(join(out, "features"), features.STAGE)
-    prepared = prepare.PreparedData.load(out)
+    config, workspace = options.config, options.workspace
+    folder = workspace.evaluation(config.name)
+    runs = {name: workspace.open_run(name) for name in config.runs}
+    embedded = workspace.open_features()
+
+    from img2prompt.distributed import cluster
+    from img2prompt.predict import evaluate
+    from img2prompt.prepare.run import PreparedData
+
+    prepared = PreparedData.load(options.out)
     with cluster.connect():
-        evaluation = evaluate.run(config, prepared, embedded, runs, join(out, config.name))
+        evaluation = evaluate.run(config, prepared, embedded, runs, folder)
     cli.show(
         f"{config.split} pictures, in {evaluation.uri}",
         ["system", "mean cosine", "95 % interval", "pictures"],

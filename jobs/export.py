@@ -1,20 +1,18 @@
 """Export a run as plain files: a Hugging Face checkpoint of the merged tower, and the head."""
 
 from img2prompt import cli, presets
-from img2prompt.artifact import Artifact
-from img2prompt.predict import export
-from img2prompt.prepare import shard
-from img2prompt.storage import join
-from img2prompt.train import preflight
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.EXPORT)
-    config, out = options.config, options.out
-    trained = Artifact.load(join(out, "runs", config.run), preflight.STAGE)
-    shards = Artifact.load(join(out, "shards"), shard.STAGE)
-    made = export.run(config, trained, shards, join(out, config.name))
-    cli.show(f"{config.run} in {made.uri}", ["file"], [[name] for name in made.names()])
+    config, workspace = options.config, options.workspace
+    folder = workspace.export(config.name)
+    trained, shards = workspace.open_run(config.run), workspace.open_shards()
+
+    from img2prompt.predict import export
+
+    exported = export.run(config, trained, shards, folder)
+    cli.show(f"{config.run} in {exported.uri}", ["file"], [[name] for name in exported.names()])
 
 
 if __name__ == "__main__":

@@ -1,30 +1,30 @@
 """Predict the prompts of a folder of pictures: vectors, submission.csv and readable prompts."""
 
 from img2prompt import cli, presets
-from img2prompt.artifact import Artifact
-from img2prompt.distributed import cluster
-from img2prompt.predict import predict
-from img2prompt.prepare import run as prepare
-from img2prompt.storage import join
-from img2prompt.train import preflight
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.PREDICT)
-    config, out = options.config, options.out
-    trained = Artifact.load(join(out, "runs", config.run), preflight.STAGE)
-    prepared = prepare.PreparedData.load(out)
+    config, workspace = options.config, options.workspace
+    folder = workspace.predictions(config.name)
+    trained = workspace.open_run(config.run)
+
+    from img2prompt.distributed import cluster
+    from img2prompt.predict import predict
+    from img2prompt.prepare.run import PreparedData
+
+    prepared = PreparedData.load(options.out)
     predict.list_pictures(config.pictures)
     with cluster.connect():
-        predictions = predict.run(config, trained, prepared, join(out, config.name))
+        predictions = predict.run(config, trained, prepared, folder)
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",
         ["picture", "nearest prompt", "cosine"],
         predict.summary(predictions),
     )
-    if refused := predict.rejected_summary(predictions):
+    if rejected := predict.rejected_summary(predictions):
         title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
-        cli.show(title, ["picture", "reason"], refused)
+        cli.show(title, ["picture", "reason"], rejected)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Prepare pictures and prompts: index, clean, embed, group, and write training shards."""
 
 from img2prompt import cli, presets
-from img2prompt.distributed import cluster
-from img2prompt.prepare import run as prepare
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.PREPARE, default="demo")
-    prepare.check(options.config, options.out)
+    config, out = options.config, options.out
+
+    from img2prompt.distributed import cluster
+    from img2prompt.prepare import run as prepare
+
+    prepare.check(config, out)
     with cluster.connect():
-        prepared = prepare.run(options.config, options.out)
-    title = f"{options.config.name} in {options.out}"
-    cli.show(title, ["", "count", "remark"], prepare.summary(prepared))
+        prepared = prepare.run(config, out)
+    cli.show(f"{config.name} in {out}", ["", "count", "remark"], prepare.summary(prepared))
 
 
 if __name__ == "__main__":

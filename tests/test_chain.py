@@ -105,7 +105,7 @@ def test_samples_are_test_pictures_with_their_prompts(chained) -> None:
     rows = chained.made.prepared.shards.read_tables("test/").to_pylist()
     last = len(rows) - 1
     shards = [rows[place] for place in (0, last // 3, 2 * last // 3, last)]
-    folder = Path(chained.out) / chain.SAMPLES
+    folder = Path(chained.out) / "samples"
     with open(folder / "prompts.csv", newline="") as file:
         listed = list(csv.DictReader(file))
     assert [row["id"] for row in listed] == [row["id"] for row in shards]

@@ -78,6 +78,40 @@ def cells(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
+WITHOUT = """
+import runpy, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "ray", "transformers", "deepspeed"):
+            raise AssertionError(f"{name} is imported")
+
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--help"], 0, "usage: train.py [preset] [options]"),
+        (["lora-demo", "--help"], 0, "--plan.lora-rate"),
+        (["lora-demo", "--optim.speed", "3"], 2, "--optim.speed"),
+        (["lora-demo", "--name", ".."], 2, "run '..': allowed are letters"),
+        (["lora-demo"], 2, "shards holds no finished shards"),
+    ],
+)
+def test_options_and_inputs_are_checked_before_torch_and_ray_are_imported(
+    tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    out = [] if "--help" in arguments else ["--out", str(tmp_path)]
+    script = [sys.executable, "-c", WITHOUT, "jobs/train.py", *arguments, *out]
+    done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert message in done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
     """What `--help` of every job prints, from one process: their imports take seconds."""
@@ -203,9 +237,16 @@ def test_export_lists_its_files(done) -> None:
         ("search", [], "OUT/shards holds no finished shards: run the job"),
         ("evaluate", ["--runs", "lora"], "OUT/runs/lora holds no finished train: run the job"),
         ("predict", ["--pictures", "x"], "OUT/runs/lora holds no finished train: run the job"),
+        ("train", ["lora-demo", "--name", ".."], "run '..': allowed are letters, digits"),
+        ("tower", ["--name", ".hidden"], "run '.hidden': allowed are letters, digits"),
+        ("search", ["--name", ".."], "name '..': allowed are letters, digits"),
+        ("evaluate", ["--name", "shards"], "name 'shards': allowed are letters, digits"),
+        ("predict", ["--name", "../x", "--pictures", "x"], "name '../x': allowed are letters"),
+        ("export", ["--run", ".."], "run '..': allowed are letters, digits"),
+        ("demo", ["--evaluate.name", ".."], "name '..': allowed are letters, digits"),
     ],
 )
-def test_what_is_missing_is_told_before_a_cluster_starts(
+def test_missing_input_is_reported_before_a_cluster_starts(
     tmp_path: Path, monkeypatch, capsys, name: str, arguments: list[str], message: str
 ) -> None:
     def connect(**options: object) -> None:

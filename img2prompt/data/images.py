@@ -90,15 +90,20 @@ def decode(data: bytes, max_megapixels: float = 100.0, min_side: int = 1) -> np.
     if reason:
         raise BadPicture(reason)
     try:
-        rgb = _decode_plain(image, data)
-        orientation = _orientation(image)
-        if orientation in _UPRIGHT:
-            rgb = np.array(Image.fromarray(rgb).transpose(_UPRIGHT[orientation]))
-        return rgb
+        return _turn(_decode_plain(image, data), _orientation(image))
     except BadPicture:
         raise
     except Exception as error:  # decoders fail in many ways on foreign bytes
         raise BadPicture(f"damaged {image.format} of {len(data)} bytes: {error}") from error
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """Return the pixels (H, W, 3) uint8 of a Pillow picture, upright and on white as by `decode`.
+
+    Raises:
+        BadPicture: its pixels are of a kind that is not read.
+    """
+    return _turn(np.array(_on_white(image)), _orientation(image))
 
 
 def resize(image: np.ndarray, size: int, fit: Literal["crop", "whole"]) -> np.ndarray:
@@ -153,6 +158,13 @@ def _open(file: BinaryIO) -> Image.Image:
             f"not a picture of 1 x 1 pixels or more (it starts with {start}); "
             f"allowed: {', '.join(FORMATS)}"
         ) from error
+
+
+def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels (H, W, 3) upright."""
+    if orientation not in _UPRIGHT:
+        return rgb
+    return np.array(Image.fromarray(rgb).transpose(_UPRIGHT[orientation]))
 
 
 def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray:

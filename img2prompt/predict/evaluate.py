@@ -19,8 +19,8 @@ from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval
 from img2prompt.predictors.neighbours import knn_targets
 from img2prompt.prepare.run import PreparedData
+from img2prompt.workspace import Stage
 
-STAGE = "evaluation"
 SCORES = "scores.parquet"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
@@ -40,7 +40,7 @@ def run(
         **{f"run {name}": run.fingerprint for name, run in runs.items()},
     }
     check = functools.partial(_check, prepared.shards, features, runs)
-    draft = Draft.open(out, STAGE, config, inputs, check)
+    draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
     predicted = _baselines(config, prepared.shards, features)

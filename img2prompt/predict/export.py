@@ -17,8 +17,8 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.predict import ExportConfig
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.workspace import Stage
 
-STAGE = "export"
 TOWER = "tower"
 HEAD = "head.safetensors"
 
@@ -29,7 +29,7 @@ def run(config: ExportConfig, trained: Artifact, shards: Artifact, out: str) -> 
     Raises UserError for other shards than the run's, and when its base checkpoint is not there.
     """
     trained.require_input("shards", shards)
-    draft = Draft.open(out, STAGE, config, {"run": trained.fingerprint})
+    draft = Draft.open(out, Stage.EXPORT, config, {"run": trained.fingerprint})
     if finished := draft.finished():
         return finished
     predictor = load_prompt_model(trained)

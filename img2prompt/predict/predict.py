@@ -42,10 +42,10 @@ from img2prompt.predict.submission import check_id, write_submission
 from img2prompt.predictors.neighbours import NearestPrompts
 from img2prompt.prepare.run import PreparedData
 from img2prompt.storage import open_uri, read_bytes
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "predictions"
 SUBMISSION = "submission.csv"
 PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
@@ -66,7 +66,7 @@ def run(config: PredictConfig, trained: Artifact, prepared: PreparedData, out: s
     }
     trained.require_input("shards", prepared.shards)
     check = functools.partial(_check_tower, trained)
-    draft = Draft.open(out, STAGE, config, inputs, check, free=("batch_size",))
+    draft = Draft.open(out, Stage.PREDICTIONS, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
     places = {name: files.inside(config.pictures, info.base_name) for name, info in found.items()}

@@ -1,1 +1,1 @@
-"""Raw pictures and prompts -> shards and features; one stage a file, each with its `run`."""
+"""Raw pictures and prompts -> shards and features. One stage a file, each with its `run`."""

@@ -1,5 +1,5 @@
-"""Which rows are fit to learn from: rows-*.parquet and rejected-*.parquet, one of each per file of
-the index.
+"""index/ -> clean/: the rows that are fit to learn from. One `rows-*.parquet` and one
+`rejected-*.parquet`, with reasons, for each file of the index.
 
 Only text and numbers are read, no picture. Two pictures of one prompt are both kept; of one picture
 only the first fit row is, because with two prompts it could land in two splits. Memory is that of
@@ -26,17 +26,21 @@ from img2prompt.data.text.language import LanguageFilter
 from img2prompt.data.text.normalise import normalise, prompt_id, reject_reason
 from img2prompt.errors import UserError
 from img2prompt.storage import read_bytes
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "clean"
 SCHEMA = pa.schema([("id", pa.string()), ("prompt_id", pa.string()), ("prompt", pa.string())])
 
 _PROMPTS_KEPT = 1 << 16  # judgements; the pictures of a prompt often stand close together
 
 
 def check(config: CleanConfig) -> None:
-    """Raise UserError for blocked words that cannot be read, or unknown languages."""
+    """Check settings before the index is made.
+
+    Raises:
+        UserError: the blocked words cannot be read, or a language is unknown.
+    """
     _Judge(config, _read_blocked(config.blocked_words))
 
 
@@ -44,13 +48,13 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     """Judge every row of the index; counts `rows` and `rejected` by kind.
 
     Raises:
-        UserError: no row is fit, the blocked words cannot be read, or the languages are unknown.
+        UserError: no row is fit, the blocked words cannot be read, or a language is unknown.
     """
     blocked = _read_blocked(config.blocked_words)
     inputs = {"index": index.fingerprint}
     if blocked:
         inputs["blocked_words"] = hashlib.sha256(blocked).hexdigest()[:16]
-    draft = Draft.open(out, STAGE, config, inputs, renewable=True)
+    draft = Draft.open(out, Stage.CLEAN, config, inputs, renewable=True)
     if finished := draft.finished():
         return finished
     judge = _Judge(config, blocked)

@@ -1,8 +1,8 @@
-"""shards/ -> features/: the frozen tower, once over every picture.
+"""shards/ -> features/: features of every picture from the frozen tower.
 
-One file for each shard, with its rows in the same order (once for each view, one view after the
-other), written as soon as it is complete; a killed run goes on with the shards that have no file
-yet. `timings.json` says where the time of the last run went.
+One file for each shard, with its rows in the same order: all rows of the first view, then all of
+the next. A file is written as soon as it is complete; a killed run resumes with the shards that
+have no file yet. `timings.json` contains the seconds of each step of the last run.
 """
 
 import functools
@@ -18,14 +18,18 @@ from img2prompt.data.vectors import vector_column
 from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.distributed.progress import Progress
 from img2prompt.model.towers.build import open_tower
+from img2prompt.workspace import Stage
 
-STAGE = "features"
 FREE = ("workers", "batch_size", "tower.download")
-"""Settings that a run may go on with changed: they say how features are made."""
+"""Settings that do not change the features; a killed run may resume with others."""
 
 
 def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
-    """Embed all shards and publish."""
+    """Embed all shards; counts `pictures` and `rows` (pictures times views).
+
+    Raises:
+        UserError: the shards have another size than the tower, or the cluster is too small.
+    """
     tower = open_tower(config.tower)
     inputs = {"shards": shards.fingerprint, "tower": tower.base_fingerprint}
 
@@ -33,7 +37,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
         check_size(shards, tower.shape.size)
         actor_count(config.workers)
 
-    draft = Draft.open(out, STAGE, config, inputs, check, free=FREE)
+    draft = Draft.open(out, Stage.FEATURES, config, inputs, check, free=FREE)
     if finished := draft.finished():
         return finished
     done = draft.receipts()
@@ -57,7 +61,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
 
 
 def _table(ids: list[str], vectors: np.ndarray, views: Sequence[str]) -> pa.Table:
-    """Rows of vectors (N, V, D), all of one view before the next."""
+    """Return the rows of vectors (N, V, D), view by view."""
     by_view = vectors.transpose(1, 0, 2).reshape(-1, vectors.shape[2])
     return pa.table(
         {

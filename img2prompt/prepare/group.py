@@ -1,11 +1,12 @@
-"""Near duplicates and the split: rows-00000.parquet (one row per prompt), leaks.json.
+"""targets/ -> groups/: near duplicates and the split.
 
-Of near duplicates the first in the order of the targets is kept. Similar kept prompts share a group
-and with it a split; a dropped prompt has the group and split of its keeper. Only kept prompts are
-for training and scoring: a dropped one may be near prompts of other splits.
+`rows-00000.parquet` has one row per prompt, `leaks.json` the most similar prompts across splits.
+Among near duplicates the first one in the order of the targets is kept. Similar kept prompts share
+a group, and with it a split. A dropped prompt has the group and split of its keeper. Only kept
+prompts are used for training and scoring: a dropped one may be near prompts of other splits.
 
-Memory: the driver holds the vectors (1.5 KB a prompt) up to four times, 6.5 KB a prompt in the leak
-report, which is 12 GB for 1.8 million (computed from the arrays, not measured).
+Memory: the driver has up to four copies of the vectors (1.5 KB a prompt), and 6.5 KB a prompt in
+the leak report: 12 GB for 1.8 million prompts (computed from the arrays, not measured).
 """
 
 import json
@@ -28,13 +29,13 @@ from img2prompt.data.similar.split import HELD_OUT, assign, components, leak_rep
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed import cluster
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "groups"
 LEAKS = "leaks.json"
 SPREAD_ROWS = 200_000
-"""From so many prompts on (7 seconds on two cores), comparing is worth sharing with workers."""
+"""Prompts from which on workers share the comparisons; fewer take 7 seconds on two cores."""
 
 SCHEMA = pa.schema(
     [
@@ -46,43 +47,46 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-"""`keeper`: prompt_id of the kept prompt that stands for this one (its own when kept). `score`:
-cosine to it."""
+"""`keeper`: prompt_id of the kept prompt that represents this one (its own when it is kept).
+`score`: cosine to the keeper."""
 
 
 def run(config: GroupConfig, targets: Artifact, out: str) -> Artifact:
-    """De-duplicate, group and split the prompts of the targets, in their order.
+    """Remove near duplicates among the prompts of the targets, group them and split the groups.
 
     Counts `prompts`, `kept`, `dropped`, `groups`, `largest_group` (kept prompts), `kept_by_split`,
     `pictures_by_split` (of kept prompts), and the largest `train_to_val` and `train_to_test`
     cosine.
     """
-    draft = Draft.open(out, STAGE, config, {"targets": targets.fingerprint})
+    draft = Draft.open(out, Stage.GROUPS, config, {"targets": targets.fingerprint})
     if finished := draft.finished():
         return finished
     prompts = targets.read_tables("rows", ["prompt_id", "prompt", "pictures", "target"])
     vectors = matrix(prompts["target"])
-    prompts = prompts.drop_columns(["target"])  # as large again
-    place = partial(_placed, prompts=len(vectors))
-    found = place(keep_first)(vectors, config.duplicate_cosine)
-    logger.info("groups: %d of %d prompts kept", len(found.kept), len(vectors))
-    labels = place(components)(vectors[found.kept], config.split_cosine)
-    pictures = prompts["pictures"].to_numpy()[found.kept]
+    prompts = prompts.drop_columns(["target"])  # a second copy of the vectors
+    on_cluster = partial(_on_cluster, prompts=len(vectors))
+    unique = on_cluster(keep_first)(vectors, config.duplicate_cosine)
+    logger.info("groups: %d of %d prompts kept", len(unique.kept), len(vectors))
+    labels = on_cluster(components)(vectors[unique.kept], config.split_cosine)
+    pictures = prompts["pictures"].to_numpy()[unique.kept]
     split = assign(labels, pictures, config.val_fraction, config.test_fraction, config.seed)
-    draft.write_table("rows-00000.parquet", _table(prompts["prompt_id"], found, labels, split))
-    texts = prompts["prompt"].take(pa.array(found.kept))
-    leaks = _leaks(place(leak_report), vectors, texts, found.kept, split)
+    draft.write_table("rows-00000.parquet", _table(prompts["prompt_id"], unique, labels, split))
+    texts = prompts["prompt"].take(pa.array(unique.kept))
+    leaks = _leaks(on_cluster(leak_report), vectors, texts, unique.kept, split)
     draft.write_bytes(LEAKS, json.dumps(leaks, indent=2).encode())
-    counts = _counts(found, labels, split, pictures)
+    counts = _counts(unique, labels, split, pictures)
     logger.info("groups: %s", counts)
     return draft.publish(
         **counts, **{f"train_to_{name}": leaks[name]["largest_cosine"] for name in HELD_OUT}
     )
 
 
-def _placed(compare: Callable[..., Any], prompts: int) -> Callable[..., Any]:
-    """A function that compares vectors, where that is fastest: here when they are few or a GPU is
-    at hand, on a worker with a GPU, or its jobs on all CPU workers. The answer is the same."""
+def _on_cluster(compare: Callable[..., Any], prompts: int) -> Callable[..., Any]:
+    """Return a function that compares vectors where that is fastest, with the same result.
+
+    In this process when there are few vectors or it has a GPU; else on a worker with a GPU; else
+    its tasks on all CPU workers.
+    """
     if prompts < SPREAD_ROWS or torch.cuda.is_available() or not ray.is_initialized():
         return compare
     if cluster.resources().gpus:
@@ -94,34 +98,37 @@ def _placed(compare: Callable[..., Any], prompts: int) -> Callable[..., Any]:
 def over_workers(
     function: Callable[[MatchTask], Any],
 ) -> Callable[[Iterable[MatchTask]], Iterator[Any]]:
-    """Call a function for many jobs in Ray tasks; what it holds is sent once to each machine."""
+    """Return a function that calls `function` in a Ray task for each match task.
+
+    `function`, with the vectors that it holds, is sent once to each machine.
+    """
     shared = ray.put(function)
 
-    def run(jobs: Iterable[MatchTask]) -> Iterator[Any]:
-        started = (_call.remote(shared, job) for job in jobs)
+    def call_all(tasks: Iterable[MatchTask]) -> Iterator[Any]:
+        started = (_call.remote(shared, task) for task in tasks)
         return run_bounded(started, cluster.resources().cpus)
 
-    return run
+    return call_all
 
 
 @ray.remote
-def _call(function: Callable[[MatchTask], Any], job: MatchTask) -> Any:
-    return function(job)
+def _call(function: Callable[[MatchTask], Any], task: MatchTask) -> Any:
+    return function(task)
 
 
 def _table(
-    prompt_ids: pa.ChunkedArray, found: KeepFirst, labels: np.ndarray, split: np.ndarray
+    prompt_ids: pa.ChunkedArray, unique: KeepFirst, labels: np.ndarray, split: np.ndarray
 ) -> pa.Table:
-    """All prompts; `labels` and `split` are those of the kept ones."""
-    numbers = np.arange(len(found.keeper))
-    place = np.searchsorted(found.kept, found.keeper)
+    """Return a row for every prompt; `labels` and `split` have one entry for each kept prompt."""
+    numbers = np.arange(len(unique.keeper))
+    keeper = np.searchsorted(unique.kept, unique.keeper)
     columns = [
         prompt_ids,
-        prompt_ids.take(pa.array(found.keeper)),
-        found.score,
-        found.keeper == numbers,
-        labels[place],
-        split[place],
+        prompt_ids.take(pa.array(unique.keeper)),
+        unique.score,
+        unique.keeper == numbers,
+        labels[keeper],
+        split[keeper],
     ]
     return pa.table(columns, schema=SCHEMA)
 
@@ -133,7 +140,7 @@ def _leaks(
     kept: np.ndarray,
     split: np.ndarray,
 ) -> dict[str, Any]:
-    """How near the kept training prompts come to those of each held-out split."""
+    """Compare the kept training prompts with those of each held-out split."""
     rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     prompts = {name: texts.take(pa.array(rows[name])).to_pylist() for name in SPLITS}
     return {
@@ -148,13 +155,13 @@ def _leaks(
 
 
 def _counts(
-    found: KeepFirst, labels: np.ndarray, split: np.ndarray, pictures: np.ndarray
+    unique: KeepFirst, labels: np.ndarray, split: np.ndarray, pictures: np.ndarray
 ) -> Mapping[str, Any]:
     sizes = np.bincount(labels)
     return {
-        "prompts": len(found.keeper),
-        "kept": len(found.kept),
-        "dropped": len(found.keeper) - len(found.kept),
+        "prompts": len(unique.keeper),
+        "kept": len(unique.kept),
+        "dropped": len(unique.keeper) - len(unique.kept),
         "groups": len(sizes),
         "largest_group": int(sizes.max()),
         "kept_by_split": {name: int((split == name).sum()) for name in SPLITS},

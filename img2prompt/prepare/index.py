@@ -1,10 +1,11 @@
-"""Which pictures exist and which prompt made each: rows-*, rejected-*.parquet.
+"""Sources -> index/: which pictures exist, and which prompt made each.
 
-Picture headers are read, no picture is copied. A source is listed in portions, each a Ray task of
-its own that leaves one file in `listed/`; a killed run goes on with the portions that have none.
-Portions in which pictures or archives could not be read are listed again: a disk may be mounted by
-now. Then the rows are gathered in their order, and every further row of an id is rejected; the
-order of the tasks does not show. If sources changed, an unfinished index is begun anew.
+`rows-*.parquet` and `rejected-*.parquet`. Picture headers are read, no picture is copied. A source
+is listed in portions. Each portion is a Ray task that writes one file to `listed/`; a killed run
+resumes with the portions that have no file. Portions with unreadable pictures or archives are
+listed again, because a disk may be mounted by then. Then the rows are gathered in the order of the
+sources, whatever the order of the tasks, and repeated ids are rejected. If the sources changed, an
+unfinished index starts over.
 """
 
 import logging
@@ -30,24 +31,26 @@ from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.errors import UserError
-from img2prompt.storage import delete_folder, join
+from img2prompt.storage import delete_folder
+from img2prompt.workspace import IndexFolder, Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "index"
-LISTED = "listed"
-"""Folder of the portions, while the index is made."""
 ROWS_PER_FILE = 100_000
 _SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string()))
-"""Of a portion: rejected rows have a reason, and no more than an id beside it."""
-_ROWS_AT_ONCE = 4096
+"""Columns of a portion; rejected rows have only an id and a reason."""
+_ROWS_PER_WRITE = 4096
 _EXAMPLES = 3
 _UNREAD = ("missing", "unreadable", "damaged")
-"""How reasons begin that may be gone when it is tried again."""
+"""First words of reasons that may not apply at a second try."""
 
 
 def check(config: PrepareConfig) -> None:
-    """Raise UserError for a source that is not there or of no known format."""
+    """Check the sources before they are listed.
+
+    Raises:
+        UserError: a source does not exist, or its format is unknown.
+    """
     for source in config.sources:
         if isinstance(source, PictureSource):
             resolve(source)
@@ -59,31 +62,31 @@ def run(config: PrepareConfig, out: str) -> Artifact:
     Raises:
         UserError: a source cannot be read, or no row is usable.
     """
-    own, listed = IndexConfig(sources=config.sources), join(out, LISTED)
+    own, listed = IndexConfig(sources=config.sources), IndexFolder(out).portions
     sources = [resolve(s) if isinstance(s, PictureSource) else s for s in own.sources]
     inputs = {s.name: identity(s) for s in sources if isinstance(s, PictureSource)}
-    draft = Draft.open(out, STAGE, own, inputs, renewable=True)
-    made = draft.finished()
-    if made is None:
-        parts = Draft.open(listed, LISTED, own, inputs, renewable=True)
-        _list(parts, sources)
-        made = _gather(parts, draft)
+    draft = Draft.open(out, Stage.INDEX, own, inputs, renewable=True)
+    index = draft.finished()
+    if index is None:
+        parts = Draft.open(listed, Stage.PORTIONS, own, inputs, renewable=True)
+        _list_sources(parts, sources)
+        index = _gather(parts, draft)
     delete_folder(listed)
-    return made
+    return index
 
 
-def _list(draft: Draft, sources: Iterable[Source]) -> None:
-    """Make the portions that are not settled."""
+def _list_sources(draft: Draft, sources: Iterable[Source]) -> None:
+    """List the portions that are missing or had unreadable pictures."""
     done = {name for name in draft.receipts() if _is_settled(draft, name)}
-    listed = ((source, portion) for source in sources for portion in portions(source))
-    make, cpus = ray.remote(_make).options(num_cpus=1), cluster.resources().cpus
+    all_portions = ((source, portion) for source in sources for portion in portions(source))
+    list_one = ray.remote(_list_portion).options(num_cpus=1)
     started = (
-        make.remote(draft, _name(number), source, portion)
-        for number, (source, portion) in enumerate(listed)
+        list_one.remote(draft, _name(number), source, portion)
+        for number, (source, portion) in enumerate(all_portions)
         if _name(number) not in done
     )
     progress = Progress("index", total=None)
-    for rows in run_bounded(started, cpus):
+    for rows in run_bounded(started, cluster.resources().cpus):
         progress.add(rows)
 
 
@@ -99,11 +102,11 @@ def _is_settled(draft: Draft, name: str) -> bool:
     return not any(reason.startswith(_UNREAD) for reason in reasons)
 
 
-def _make(draft: Draft, name: str, source: Source, portion: list[Any]) -> int:
-    """Write all that a portion gives; returns how many rows that is."""
+def _list_portion(draft: Draft, name: str, source: Source, portion: list[Any]) -> int:
+    """Write the rows of a portion; return their number."""
     sink, count = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
-        for rows in in_pieces(list_portion(source, portion), _ROWS_AT_ONCE):
+        for rows in in_pieces(list_portion(source, portion), _ROWS_PER_WRITE):
             writer.write_table(pa.Table.from_pylist(list(map(_line, rows)), schema=_SCHEMA))
             count += len(rows)
     draft.write_bytes(name, sink.getvalue(), count)
@@ -117,19 +120,19 @@ def _line(row: Row | Rejected) -> dict[str, Any]:
 
 
 def _gather(parts: Draft, draft: Draft) -> Artifact:
-    """Write and publish the portions in their order, with the first row of each id."""
-    draft.clear()  # an earlier gathering may have had more
+    """Write the portions to the index in their order, with the first row of each id; publish it."""
+    draft.clear()  # a killed run may have written more files
     rows = _Pieces(draft, "rows", INDEX_SCHEMA)
     rejected = _Pieces(draft, "rejected", REJECTED_SCHEMA)
     kinds: Counter[str] = Counter()
     examples: list[str] = []
     for table in _with_repeats(parts):
         rows.add(table.filter(table["reason"].is_null()))
-        lines = table.filter(table["reason"].is_valid())
-        rejected.add(lines)
-        kinds.update(reason.partition(":")[0] for reason in lines["reason"].to_pylist())
-        told = lines.slice(0, _EXAMPLES - len(examples)).to_pylist()
-        examples += [f"\n  {row['id']}: {row['reason']}" for row in told]
+        refused = table.filter(table["reason"].is_valid())
+        rejected.add(refused)
+        kinds.update(reason.partition(":")[0] for reason in refused["reason"].to_pylist())
+        shown = refused.slice(0, _EXAMPLES - len(examples)).to_pylist()
+        examples += [f"\n  {row['id']}: {row['reason']}" for row in shown]
     rows.write()
     rejected.write()
     counts = dict(kinds.most_common())
@@ -153,13 +156,13 @@ def _with_repeats(parts: Draft) -> Iterator[pa.Table]:
             for row, row_id, new in zip(usable, names, ids.add(names), strict=True):
                 if not new:
                     reasons[row] = f"repeated id: {row_id!r}; allowed: one row an id"
-            place = table.schema.get_field_index("reason")
-            yield table.set_column(place, "reason", pa.array(reasons, pa.string()))
+            column = table.schema.get_field_index("reason")
+            yield table.set_column(column, "reason", pa.array(reasons, pa.string()))
 
 
 @dataclass
 class _Pieces:
-    """Rows on their way to `<name>-00000.parquet` and so on; little more than one is in memory."""
+    """Writes rows to `<name>-00000.parquet` and so on; memory is about that of one file."""
 
     draft: Draft
     name: str
@@ -175,7 +178,7 @@ class _Pieces:
             self.write(ROWS_PER_FILE)
 
     def write(self, least: int = 1) -> None:
-        """Write the pieces that have so many rows; the first one also when it has none."""
+        """Write files while `least` rows are left, and at least one file, which may be empty."""
         whole = pa.concat_tables([self.schema.empty_table(), *self.waiting])
         while len(whole) >= least or not self._files:
             piece, whole = whole.slice(0, ROWS_PER_FILE), whole.slice(ROWS_PER_FILE)

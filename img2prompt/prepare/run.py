@@ -1,4 +1,4 @@
-"""Raw pictures and prompts -> shards: five stages, one after the other."""
+"""Raw pictures and prompts -> shards: the driver of the five stages that make a data set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from img2prompt.config.prepare import PrepareConfig, TargetsConfig
 from img2prompt.model.text import check_model
 from img2prompt.prepare import clean, group, index, shard, targets
 from img2prompt.storage import exists, join, write_bytes
+from img2prompt.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The folders of a data set, in the order in which they are made."""
+    """The finished folders of a data set, in the order of the stages."""
 
     index: Artifact
     clean: Artifact
@@ -23,45 +24,54 @@ class PreparedData:
 
     @classmethod
     def load(cls, out: str) -> "PreparedData":
-        """Open a data set that was prepared before."""
-        found = cls(
-            index=Artifact.load(join(out, "index"), index.STAGE),
-            clean=Artifact.load(join(out, "clean"), clean.STAGE),
-            targets=Artifact.load(join(out, "targets"), targets.STAGE),
-            groups=Artifact.load(join(out, "groups"), group.STAGE),
-            shards=Artifact.load(join(out, "shards"), shard.STAGE),
+        """Open the data set under `out`.
+
+        Raises:
+            UserError: a folder is absent or unfinished, or was made from another input.
+        """
+        workspace = Workspace(out)
+        prepared = cls(
+            index=workspace.open_index(),
+            clean=workspace.open_clean(),
+            targets=workspace.open_targets(),
+            groups=workspace.open_groups(),
+            shards=workspace.open_shards(),
         )
-        found.clean.require_input("index", found.index)
-        found.targets.require_input("clean", found.clean)
-        found.groups.require_input("targets", found.targets)
-        found.shards.require_input("groups", found.groups)
-        return found
+        prepared.clean.require_input("index", prepared.index)
+        prepared.targets.require_input("clean", prepared.clean)
+        prepared.groups.require_input("targets", prepared.targets)
+        prepared.shards.require_input("groups", prepared.groups)
+        return prepared
 
 
 def check(config: PrepareConfig, out: str) -> None:
-    """Raise UserError for what can be known to be missing before a cluster is started and pictures
-    are listed, which may take hours."""
+    """Check the inputs before a cluster starts and pictures are listed, which may take hours.
+
+    Raises:
+        UserError: a source, the blocked words or the prompt encoder is missing.
+    """
     index.check(config)
     clean.check(config.clean)
-    if not exists(join(out, "targets", MANIFEST)):
+    if not exists(join(Workspace(out).targets, MANIFEST)):
         check_model(config.encoder)
 
 
 def run(config: PrepareConfig, out: str) -> PreparedData:
-    """Make, or find finished, every folder under `out`; the config is kept as `prepare.json`."""
-    listed = index.run(config, join(out, "index"))
-    cleaned = clean.run(config.clean, listed, join(out, "clean"))
-    encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, join(out, "targets"))
-    grouped = group.run(config.group, encoded, join(out, "groups"))
+    """Run the stages that are not finished under `out`; save the config as `prepare.json`."""
+    workspace = Workspace(out)
+    listed = index.run(config, workspace.index)
+    cleaned = clean.run(config.clean, listed, workspace.clean)
+    encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, workspace.targets)
+    grouped = group.run(config.group, encoded, workspace.groups)
     shards = shard.run(
-        config.shard, config.clean, listed, cleaned, encoded, grouped, join(out, "shards")
+        config.shard, config.clean, listed, cleaned, encoded, grouped, workspace.shards
     )
-    write_bytes(join(out, "prepare.json"), config.to_json().encode())
+    write_bytes(workspace.prepare_config, config.to_json().encode())
     return PreparedData(listed, cleaned, encoded, grouped, shards)
 
 
 def summary(prepared: PreparedData) -> list[list[object]]:
-    """Rows for a table: what each stage kept, and what it rejected."""
+    """Return the rows of a table: rows that each stage kept and rejected."""
     index_counts, clean_counts = prepared.index.counts, prepared.clean.counts
     group_counts, shard_counts = prepared.groups.counts, prepared.shards.counts
     near = clean_counts["rows"] - sum(group_counts["pictures_by_split"].values())

@@ -1,13 +1,13 @@
 """index/ + clean/ + targets/ + groups/ -> shards/{train,val,test}/: the one copy of the pictures.
 
 Each file is one Ray task: read, decode, resize, encode, write. Rows stay in the order of the index,
-so that an archive is read from front to back and each of its bytes about once; training mixes them
-(`data/order.py`). Files that have a receipt are not made again. A picture that cannot be read
-becomes a row of `rejected/` with its reason, and so does each further copy of a picture: a file
-with the same bytes under another name, which could stand in two splits or for two prompts.
+so that an archive is read from front to back and each of its bytes about once; training shuffles
+them (`data/order.py`). Files that have a receipt are not made again. A picture that cannot be read
+becomes a row of `rejected/` with its reason. So does a copy, a file with the same bytes as an
+earlier one: it could be in another split, or have another prompt.
 
-Memory: the driver holds the vectors of all prompts (1.5 KB each), one file of the index, 16 bytes
-for each picture and the ids of copies; a worker one shard.
+Memory: the driver has the vectors of all prompts (1.5 KB each), one file of the index, 16 bytes
+for each picture and the ids of copies; a worker has one shard.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.errors import UserError
 from img2prompt.storage import join
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "shards"
 STEPS = ("read", "decode", "encode", "write")
 COPIES = "rejected/copies.parquet"
 DIGESTS = pa.schema([("id", pa.string()), ("digest", pa.string())])
-"""128 bits of the bytes of each picture's file, as 32 hex digits; `digests/` has a file a shard."""
+"""A 128-bit hash of each picture's file, as 32 hex digits; `digests/` has one file per shard."""
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
     """Write and publish the shards of all splits; counts rows by split and `rejected` by kind.
 
     Raises:
-        UserError: not one picture of a split can be read.
+        UserError: a split has no picture that can be read.
     """
     inputs = {
         "index": index.fingerprint,
@@ -62,16 +62,17 @@ def run(
         "targets": targets.fingerprint,
         "groups": groups.fingerprint,
     }
-    draft = Draft.open(out, STAGE, config, inputs)
+    draft = Draft.open(out, Stage.SHARDS, config, inputs)
     if finished := draft.finished():
         return finished
     parts = _parts(_rows(index, clean, targets, groups), config)
-    _write(draft, config, limits, parts, targets, sum(groups.counts["pictures_by_split"].values()))
+    pictures = sum(groups.counts["pictures_by_split"].values())
+    _write_shards(draft, config, limits, parts, targets, pictures)
     _reject_copies(draft, config, cluster.resources().cpus)
     return _publish(draft)
 
 
-def _write(
+def _write_shards(
     draft: Draft,
     config: ShardConfig,
     limits: CleanConfig,
@@ -79,17 +80,17 @@ def _write(
     targets: Artifact,
     pictures: int,
 ) -> None:
-    """Make the files that have no receipt yet, and say where the time went."""
+    """Write the shards that have no receipt yet, and the seconds of each step."""
     done = draft.receipts()
     vectors = matrix(targets.read_tables("rows", columns=["target"])["target"])
-    make, cpus = ray.remote(_make).options(num_cpus=1), cluster.resources().cpus
+    write, cpus = ray.remote(_write_shard).options(num_cpus=1), cluster.resources().cpus
     started = (
-        make.remote(draft, name, _with_targets(part, vectors), config, limits)
+        write.remote(draft, name, _with_targets(part, vectors), config, limits)
         for name, part in parts
         if name not in done
     )
-    looked_at = sum(r.rows for name, r in done.items() if not name.startswith("digests/"))
-    progress = Progress("shards", pictures - looked_at)
+    already_read = sum(r.rows for name, r in done.items() if not name.startswith("digests/"))
+    progress = Progress("shards", pictures - already_read)
     times = StepTimes("shards", dict.fromkeys(STEPS, int(cpus)))
     for rows, seconds in run_bounded(started, cpus):
         progress.add(rows)
@@ -100,9 +101,9 @@ def _write(
 def _rows(
     index: Artifact, clean: Artifact, targets: Artifact, groups: Artifact
 ) -> Iterator[pa.Table]:
-    """Pictures that are used, in the order of the index: where each lies, its prompt and split.
+    """Return the pictures that are used, in the order of the index, with prompt and split.
 
-    `answer` is the number of its target. One table for each file of the index.
+    One table for each file of the index. `answer` is the row of the picture's target.
     """
     prompts = groups.read_tables("rows", columns=["prompt_id", "kept", "split"])
     prompts = prompts.filter(prompts["kept"]).drop_columns(["kept"])
@@ -120,7 +121,7 @@ def _rows(
 
 
 def _parts(tables: Iterator[pa.Table], config: ShardConfig) -> Iterator[tuple[str, pa.Table]]:
-    """Files by name, each of neighbouring rows of one split; the last of a split may be shorter."""
+    """Cut rows into shards by name; the last shard of a split may be shorter than the others."""
     waiting: dict[str, pa.Table] = {}
     written = dict.fromkeys(SPLITS, 0)
 
@@ -146,10 +147,10 @@ def _with_targets(rows: pa.Table, vectors: np.ndarray) -> pa.Table:
     return rows.append_column("target", vector_column(vectors[rows["answer"].to_numpy()]))
 
 
-def _make(
+def _write_shard(
     draft: Draft, name: str, rows: pa.Table, config: ShardConfig, limits: CleanConfig
 ) -> tuple[int, dict[str, float]]:
-    """Write one shard; returns the rows it looked at and the seconds of each step."""
+    """Write one shard; return its number of rows, rejected ones included, and seconds by step."""
     times = StepTimes(name, dict.fromkeys(STEPS, 1))
     encoded: list[bytes | None] = []
     digests: dict[str, str] = {}
@@ -184,7 +185,7 @@ def _make(
 def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
     """Keep the first of pictures whose files are equal, in the order train, val, test.
 
-    The copies are written to COPIES before they leave their shards, so that a kill loses none.
+    The copies are written to COPIES before they are removed from shards, so a kill loses none.
     """
     done, seen = draft.receipts(), HashedSet()
     names = [name for split in SPLITS for name in sorted(done) if name.startswith(f"{split}/")]
@@ -196,12 +197,12 @@ def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
             again = table.filter(pa.array(~first)).to_pylist()
             copies[name] = {row["id"]: row["digest"] for row in again}
     if COPIES not in done:
-        draft.write_table(COPIES, rejected_table(_told(draft, names, copies)))
+        draft.write_table(COPIES, rejected_table(_rejected_copies(draft, names, copies)))
     rows = {name: done[f"digests/{name}"].rows - len(again) for name, again in copies.items()}
     progress = Progress("shards with copies", total=sum(rows.values()))
-    clear = ray.remote(_clear).options(num_cpus=1)
+    remove = ray.remote(_remove_copies).options(num_cpus=1)
     started = (
-        clear.remote(draft, name, set(again), config)
+        remove.remote(draft, name, set(again), config)
         for name, again in copies.items()
         if done[name].rows != rows[name]
     )
@@ -209,19 +210,19 @@ def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
         progress.add(kept)
 
 
-def _clear(draft: Draft, name: str, copies: set[str], config: ShardConfig) -> int:
-    """Write a shard again without its copies; how many rows it keeps."""
+def _remove_copies(draft: Draft, name: str, copies: set[str], config: ShardConfig) -> int:
+    """Write a shard again without its copies; return its number of rows."""
     table = draft.read_table(name)
     kept = pa.array([row_id not in copies for row_id in table["id"].to_pylist()])
-    # In one chunk: how a table lies in chunks would show in the bytes of its file.
+    # In one chunk, because the chunks of a table change the bytes of its file.
     draft.write_table(name, table.filter(kept).combine_chunks(), config.rows_per_group)
     return kept.true_count
 
 
-def _told(
+def _rejected_copies(
     draft: Draft, names: Sequence[str], copies: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Rejected]:
-    """A rejected row for each copy, which names the picture that is kept."""
+    """Return a rejected row for each copy, which names the picture that is kept."""
     wanted = {digest for again in copies.values() for digest in again.values()}
     kept: dict[str, str] = {}
     for name in names if copies else ():
@@ -246,6 +247,6 @@ def _publish(draft: Draft) -> Artifact:
     if not all(counts.values()):
         raise UserError(
             f"a split has no picture: {counts}, rejected {kinds}; the reasons are in "
-            f"{join(draft.uri, 'rejected')}. Mend or add pictures, then delete {draft.uri}"
+            f"{join(draft.uri, 'rejected')}. Repair or add pictures, then delete {draft.uri}"
         )
     return draft.publish(**counts, rejected=kinds)

@@ -1,8 +1,8 @@
-"""One MiniLM vector per distinct prompt: rows-*.parquet.
+"""clean/ -> targets/: one MiniLM vector per distinct prompt, in rows-*.parquet.
 
-Prompts with many pictures come first: that order is also the one in which near duplicates are kept.
-Tasks on CPUs tokenise, actors (one per GPU, or per CPU where there is none) encode. A killed run
-goes on with the files that have no receipt yet.
+Prompts with many pictures come first; near duplicates are kept in this order too. Tasks on CPUs
+tokenise, actors (one per GPU, or per CPU without GPUs) encode. A killed run resumes with the files
+that have no receipt yet.
 """
 
 import contextlib
@@ -23,9 +23,8 @@ from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.model.text import PromptEncoder, Tokens, check_model, tokenise
-from img2prompt.storage import join, read_table
+from img2prompt.workspace import Stage
 
-STAGE = "targets"
 PROMPTS_PER_FILE = 20_000
 SCHEMA = pa.schema(
     [
@@ -36,11 +35,12 @@ SCHEMA = pa.schema(
         ("cut", pa.bool_()),
     ]
 )
-"""`pictures`: how many rows have this prompt. `cut`: longer than the encoder reads."""
+"""`pictures`: number of rows with this prompt. `cut`: the prompt is longer than the encoder reads,
+so its end has no effect on the target."""
 
 
 class _Encoder:
-    """A batch goes through with its name and the seconds that its tokenising took."""
+    """Encodes batches, in an actor or in this process."""
 
     def __init__(self, folder: str) -> None:
         self._encoder = PromptEncoder(folder, "cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +48,11 @@ class _Encoder:
     def encode(
         self, name: str, tokenised: tuple[Tokens, float]
     ) -> tuple[str, np.ndarray, np.ndarray, dict[str, float]]:
-        """Name, vectors (N, 384), which prompts are cut (N,), and the seconds of the steps."""
+        """Encode one batch, given with the seconds that tokenising it took.
+
+        Returns:
+            name, vectors (N, 384), which prompts are cut (N,), and the seconds by step.
+        """
         tokens, seconds = tokenised
         began = time.perf_counter()
         with _one_thread():
@@ -58,12 +62,15 @@ class _Encoder:
 
 
 def run(config: TargetsConfig, clean: Artifact, out: str) -> Artifact:
-    """Encode the distinct prompts, by pictures (most first), then prompt_id.
+    """Encode the distinct prompts, ordered by pictures (most first), then by prompt_id.
 
     Counts `prompts`, `pictures` and `cut`.
+
+    Raises:
+        UserError: the folder of the encoder has no model.
     """
     inputs = {"clean": clean.fingerprint}
-    draft = Draft.open(out, STAGE, config, inputs, lambda: check_model(config.encoder))
+    draft = Draft.open(out, Stage.TARGETS, config, inputs, lambda: check_model(config.encoder))
     if finished := draft.finished():
         return finished
     prompts = _distinct(clean)
@@ -76,14 +83,12 @@ def run(config: TargetsConfig, clean: Artifact, out: str) -> Artifact:
     return draft.publish(
         prompts=len(prompts),
         pictures=int(prompts["pictures"].to_numpy().sum()),
-        cut=sum(
-            int(read_table(join(out, name), ["cut"])["cut"].to_numpy().sum()) for name in parts
-        ),
+        cut=sum(int(draft.read_table(name, ["cut"])["cut"].to_numpy().sum()) for name in parts),
     )
 
 
 def _distinct(clean: Artifact) -> pa.Table:
-    """prompt_id, prompt, pictures; in the declared order. Memory is that of the distinct ones."""
+    """Count the pictures of each distinct prompt; memory is that of the distinct prompts."""
     counted = pa.table({"prompt_id": [], "prompt": [], "pictures": []}, SCHEMA.remove(4).remove(3))
     for name in clean.names("rows"):
         rows = clean.read_table(name, columns=["prompt_id", "prompt"])
@@ -95,7 +100,7 @@ def _distinct(clean: Artifact) -> pa.Table:
 
 
 def _encode_parts(draft: Draft, config: TargetsConfig, parts: dict[str, pa.Table]) -> None:
-    """Write each part with its vectors as soon as it has them."""
+    """Encode the parts, and write each one as soon as it has its vectors."""
     if not parts:
         return
     workers = min(_most_encoders(), len(parts))
@@ -114,31 +119,31 @@ def _encode_parts(draft: Draft, config: TargetsConfig, parts: dict[str, pa.Table
 
 
 def _most_encoders() -> int:
-    there = cluster.resources()
-    tokenising = 1  # CPU beside those of the encoders
-    return int(there.gpus) or max(1, int(there.cpus) - tokenising)
+    resources = cluster.resources()
+    tokenising = 1  # CPU that is left for the tokenising tasks
+    return int(resources.gpus) or max(1, int(resources.cpus) - tokenising)
 
 
 def _encode_here(folder: str, parts: dict[str, pa.Table], workers: int) -> Generator[Any]:
-    """In this process: an actor takes longer to start than one file takes to encode."""
+    """Encode in this process: one file takes less time than the start of an actor."""
     encoder = _Encoder(folder)
     for name, part in parts.items():
         yield encoder.encode(name, _tokenise(part["prompt"].to_pylist(), folder))
 
 
 def _encode_by_actors(folder: str, parts: dict[str, pa.Table], workers: int) -> Generator[Any]:
-    """Each part goes through a tokenising task and one of the encoders, in turn."""
+    """Encode each part with a tokenising task and one of the actors, which take turns."""
     gpus = cluster.resources().gpus
-    made = ray.remote(_Encoder).options(
+    actor = ray.remote(_Encoder).options(
         num_gpus=1 if gpus else 0,
         num_cpus=0 if gpus else 1,
         max_restarts=3,
         max_task_retries=3,
     )
-    encoders: list[Any] = [made.remote(folder) for _ in range(workers)]
-    start = ray.remote(_tokenise).options(num_cpus=1)
+    encoders: list[Any] = [actor.remote(folder) for _ in range(workers)]
+    tokenise_part = ray.remote(_tokenise).options(num_cpus=1)
     under_way = (
-        encoder.encode.remote(name, start.remote(part["prompt"].to_pylist(), folder))
+        encoder.encode.remote(name, tokenise_part.remote(part["prompt"].to_pylist(), folder))
         for (name, part), encoder in zip(parts.items(), itertools.cycle(encoders), strict=False)
     )
     try:
@@ -150,7 +155,7 @@ def _encode_by_actors(folder: str, parts: dict[str, pa.Table], workers: int) -> 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums come out the same to the last bit however many cores there are."""
+    """Use one thread in torch, so that sums are equal to the last bit on any number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from img2prompt.artifact import Artifact
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
-from img2prompt.storage import join
-from img2prompt.train import heads, preflight
+from img2prompt.train import heads
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import Stage, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ def best_heads(
     if not config.base.start_from:
         return {}
     grid = config.head_grid(sorted(set(widths)))
-    made = heads.run(grid, inputs, join(out, "runs", grid.name))
+    made = heads.run(grid, inputs, Workspace(out).run(grid.name))
     configs = {head.name: head for head in grid.heads()}
     best: dict[int, StartHead] = {}
     for row in heads.table(made.uri):
         if row["end"] == "failed" or row["width"] in best or len(best) == config.heads:
             continue
-        run = Artifact.load(made.path(row["name"]), preflight.STAGE)
+        run = Artifact.load(made.path(row["name"]), Stage.TRAIN)
         best[row["width"]] = StartHead(configs[row["name"]], run)
         logger.info(
             "head %s, val cosine %.4f: trials of this width start from it", row["name"], row["best"]

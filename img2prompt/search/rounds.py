@@ -21,8 +21,8 @@ from img2prompt.search.schedule import Rungs
 from img2prompt.search.space import Setting, Space, trial_config
 from img2prompt.search.trials import METRIC, TrialJob, TrialOutcome
 from img2prompt.search.watch import SearchWatch
-from img2prompt.storage import join
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import SearchFolder
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class SearchRounds:
             head, run = (start.config, start.run) if start else (None, None)
             config = trial_config(self.config, setting, share, repeat, head)
             own = TrainInputs(self.inputs.shards, start=run)
-            job = TrialJob(config, own, join(self.folder, "trials", config.name))
+            job = TrialJob(config, own, SearchFolder(self.folder).trial(config.name))
             self._trials[key] = SearchTrial(setting, share, job)
         return self._trials[key]
 

@@ -17,10 +17,9 @@ from img2prompt.search.rows import BEST, REPORT, SPACE, TRIALS, ranked
 from img2prompt.search.space import Setting, choose, space_of, trial_config
 from img2prompt.search.trials import METRIC
 from img2prompt.search.watch import SearchWatch, show_report
-from img2prompt.storage import join
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import SearchFolder, Stage, Workspace
 
-STAGE = "search"
 FREE = ("concurrent", "max_hours", "peak_tflops", "mfu")
 """Settings that a search may go on with changed: they do not say what comes out of a trial."""
 
@@ -33,7 +32,7 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     Raises UserError when no setting leaves a layer to learn or fits the memory, when the cluster is
     too small for one trial, and when every trial fails.
     """
-    folder = join(out, config.name)
+    folder = Workspace(out).search(config.name)
     shape = read_shape(config.base.tower)
     space = space_of(config, shape.depth)
     price = functools.partial(prices.price, shape=shape, counts=inputs.shards.counts)
@@ -41,13 +40,13 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     kept, left_out = prices.within_memory(config, costs)
     check = functools.partial(tuning.require_room, config)
     fingerprints = _fingerprints(config, inputs)
-    draft = Draft.open(folder, STAGE, config, fingerprints, check, free=FREE)
+    draft = Draft.open(folder, Stage.SEARCH, config, fingerprints, check, free=FREE)
     if finished := draft.finished():
         if not _may_go_on(config, finished):
             return finished
         draft.reopen()
     space, costs = space.only(kept), {setting: costs[setting] for setting in kept}
-    runs = prices.runs_in(join(folder, "trials")) + prices.runs_in(join(out, "runs"))
+    runs = prices.runs_in(SearchFolder(folder).trials) + prices.runs_in(Workspace(out).runs)
     rate = prices.rate_of(config, shape, inputs.shards.counts, runs)
     report = prices.report(config, space, costs, left_out, rate)
     show_report(report)

@@ -12,11 +12,11 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, exists, join, read_bytes, write_bytes
 from img2prompt.train import job as train_job
-from img2prompt.train import preflight
 from img2prompt.train import run as train
 from img2prompt.train.checkpoint import History
 from img2prompt.train.job import TrainInputs
 from img2prompt.train.steplog import worker_seconds
+from img2prompt.workspace import RunFolder, Stage
 
 METRIC = "val_cosine"
 STOPPED = "stopped.json"
@@ -53,7 +53,7 @@ def outcome(job: TrialJob) -> TrialOutcome:
         told = json.loads(read_bytes(join(job.folder, STOPPED)))
         return TrialOutcome("stopped", told["epochs"], told["reason"])
     try:
-        run = Artifact.load(job.folder, preflight.STAGE)
+        run = Artifact.load(job.folder, Stage.TRAIN)
     except UserError:  # not begun, or not finished
         return TrialOutcome("open", train_job.checkpoints(job.folder).history())
     return TrialOutcome("finished", json.loads(read_bytes(run.path(train.HISTORY))))
@@ -73,7 +73,7 @@ def stop(job: TrialJob, epochs: History, reason: str) -> None:
 def clear(job: TrialJob) -> None:
     """Delete the checkpoints of a trial that was stopped: nothing goes on from them."""
     if exists(join(job.folder, STOPPED)):
-        delete_folder(train_job.storage(job.folder))
+        delete_folder(RunFolder(job.folder).work)
 
 
 def seconds(job: TrialJob) -> float:

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,6 +28,7 @@ from img2prompt.search.propose import Listed
 from img2prompt.search.schedule import Rungs
 from img2prompt.search.trials import TrialJob, clear, outcome, stop
 from img2prompt.search.watch import SearchWatch
+from img2prompt.storage import absolute
 from img2prompt.train import run as train
 from img2prompt.train.preflight import worker_count
 
@@ -87,7 +87,7 @@ def run(
         ),
         run_config=tune.RunConfig(
             name=TABLES,
-            storage_path=folder if "://" in folder else str(Path(folder).absolute()),
+            storage_path=absolute(folder),
             failure_config=tune.FailureConfig(max_failures=1),  # its node may have died
             callbacks=[watch, _Stops(jobs, rungs)],
             verbose=0,

@@ -24,19 +24,18 @@ from img2prompt.distributed.tasks import run_bounded
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
-from img2prompt.storage import delete_folder, join, read_bytes
-from img2prompt.train import job as train_job
+from img2prompt.storage import absolute, delete_folder, join, read_bytes
 from img2prompt.train import preflight
 from img2prompt.train import run as train
 from img2prompt.train.checkpoint import best_row
 from img2prompt.train.heads_together import HeadOutcome, train_heads
-from img2prompt.train.job import TrainInputs, TrainJob
+from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import FREE
 from img2prompt.train.ray_callbacks import RETRIES
+from img2prompt.workspace import HeadsFolder, RunFolder, Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "heads"
 TABLE = "heads.json"
 
 
@@ -49,11 +48,12 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
     shape, fingerprints = read_shape(base.tower), preflight.fingerprints(base, inputs)
     check = functools.partial(preflight.check, base, inputs, fingerprints["tower"])
     free = [f"base.{name}" for name in FREE]
-    draft = Draft.open(out, STAGE, config, fingerprints, check, free=free)
+    draft = Draft.open(out, Stage.HEADS, config, fingerprints, check, free=free)
     if finished := draft.finished():
         return finished
+    folder = HeadsFolder(draft.uri)
     drafts = {
-        head.name: Draft.open(join(out, head.name), preflight.STAGE, head, fingerprints, free=FREE)
+        head.name: Draft.open(folder.head(head.name), Stage.TRAIN, head, fingerprints, free=FREE)
         for head in heads
     }
     if TABLE not in draft.receipts():
@@ -77,10 +77,8 @@ def _train(
 ) -> list[HeadOutcome]:
     """In one Ray task, which is started again when its process or node dies."""
     _announce(heads, inputs, shape)
-    jobs = []
-    for head in heads:
-        folder = join(train_job.absolute(out), head.name)
-        jobs.append(TrainJob(head, inputs, folder, train_job.storage(folder)))
+    folder = HeadsFolder(absolute(out))
+    jobs = [TrainJob(head, inputs, folder.head(head.name)) for head in heads]
     gpus = 1 if cluster.resources().gpus >= 1 else 0
     task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=RETRIES)(train_heads)
     (found,) = run_bounded(iter([task.remote(jobs, shape.width)]), workers=1)
@@ -147,7 +145,7 @@ def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep
     for row in best:
         draft = drafts[row["name"]]
         if draft.finished() is None:
-            train.publish(draft, train_job.checkpoints(draft.uri), row["seconds"])
-        delete_folder(train_job.storage(draft.uri))
+            train.publish(draft, checkpoints(draft.uri), row["seconds"])
+        delete_folder(RunFolder(draft.uri).work)
     for name in drafts.keys() - {row["name"] for row in best}:
         delete_folder(drafts[name].uri)

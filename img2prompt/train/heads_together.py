@@ -34,7 +34,7 @@ from img2prompt.train.checkpoint import (
 )
 from img2prompt.train.engines.plain import PlainEngine
 from img2prompt.train.health import HangWatchdog, NotFiniteError
-from img2prompt.train.job import CHECKPOINTS, TrainJob, open_rows
+from img2prompt.train.job import TrainJob, checkpoints, open_rows
 from img2prompt.train.loop import Loop
 from img2prompt.train.validation import validate
 
@@ -139,7 +139,7 @@ def _device() -> torch.device:
 
 
 def _store(job: TrainJob) -> CheckpointStore:
-    return CheckpointStore(join(job.work, CHECKPOINTS))
+    return checkpoints(job.out)
 
 
 def _going_on(stores: Sequence[CheckpointStore]) -> Sequence[Checkpoint | None]:

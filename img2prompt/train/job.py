@@ -1,22 +1,15 @@
 """A training job: what a run reads, what its workers receive, and where its files are."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import FeatureRows, ShardRows
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_head
 from img2prompt.model.towers.build import open_tower, read_shape
-from img2prompt.storage import join
 from img2prompt.train.batches import Rows, SomeRows
 from img2prompt.train.checkpoint import CheckpointStore
-
-CHECKPOINTS = "checkpoints"
-
-
-STOP = "stop/asked"
-"""A file of this name beside the checkpoints asks a run to save and end."""
+from img2prompt.workspace import RunFolder
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,7 @@ class TrainJob:
     config: TrainConfig
     inputs: TrainInputs
     out: str
-    """Folder of the run."""
-    work: str
-    """Folder of what is needed until the run is finished."""
+    """Folder of the run, absolute."""
     until: int = 0
     """Epochs after which to pause; 0: none."""
 
@@ -68,16 +59,6 @@ def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
     return model
 
 
-def storage(out: str) -> str:
-    """Where Ray Train and the checkpoints are while a run is not finished."""
-    return join(absolute(out), "ray")
-
-
-def absolute(out: str) -> str:
-    """The same folder for every process on this machine."""
-    return out if "://" in out else str(Path(out).absolute())
-
-
 def checkpoints(out: str) -> CheckpointStore:
     """Checkpoints of the run in folder `out`; none once it is finished."""
-    return CheckpointStore(join(storage(out), CHECKPOINTS))
+    return CheckpointStore(RunFolder(out).checkpoints)

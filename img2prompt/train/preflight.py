@@ -22,10 +22,10 @@ from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
 from img2prompt.train.job import TrainInputs, build_model
 from img2prompt.train.steplog import require_mlflow
+from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-STAGE = "train"
 CHANGES = "changes/"
 """Each config that a run went on without, numbered, with what was changed."""
 
@@ -139,9 +139,12 @@ def adopt(config: TrainConfig, made_from: Mapping[str, str], out: str) -> None:
     found = json.loads(read_bytes(join(out, MANIFEST)))
     asked = without(json.loads(config.to_json()), FREE)
     lines = differences(without(found["config"], FREE), asked, "config")
-    if found["done"] or not lines or (found["stage"], found["inputs"]) != (STAGE, made_from):
+    if found["done"] or not lines or (found["stage"], found["inputs"]) != (Stage.TRAIN, made_from):
         return
-    draft, before = Draft(out, STAGE, asked, made_from), json.loads(read_bytes(join(out, CONFIG)))
+    draft, before = (
+        Draft(out, Stage.TRAIN, asked, made_from),
+        json.loads(read_bytes(join(out, CONFIG))),
+    )
     if without(before, FREE) != asked:  # else a kill came between the next three
         number = sum(name.startswith(CHANGES) for name in draft.receipts())
         change = json.dumps({"config": before, "differences": lines}, indent=2)

@@ -18,7 +18,6 @@ from img2prompt.model.cost import cost
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_learned_state
 from img2prompt.model.towers.build import read_shape
-from img2prompt.storage import join
 from img2prompt.train.batches import WorkerRank, total_steps
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, Position, Saver
 from img2prompt.train.engines.base import Engine
@@ -33,9 +32,10 @@ from img2prompt.train.health import (
     StoppedError,
     Vote,
 )
-from img2prompt.train.job import CHECKPOINTS, STOP, TrainJob, build_model, open_rows
+from img2prompt.train.job import TrainJob, build_model, checkpoints, open_rows
 from img2prompt.train.loop import Loop
 from img2prompt.train.steplog import StepLog
+from img2prompt.workspace import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def train_worker(job: TrainJob) -> None:
 
 
 def _train(job: TrainJob, place: WorkerRank, device: torch.device, decoders: int) -> None:
-    config, store = job.config, CheckpointStore(join(job.work, CHECKPOINTS))
+    config, store = job.config, checkpoints(job.out)
     watch = HangWatchdog(place, config.engine.hang_timeout)
     train, val = (open_rows(config, job.inputs, split, decoders) for split in ("train", "val"))
     model, found = build_model(config, job.inputs), _going_on(store, place)
@@ -70,7 +70,7 @@ def _train(job: TrainJob, place: WorkerRank, device: torch.device, decoders: int
         engine.load(found.engine)
         logger.info("%s: goes on at %s", config.name, found.position)
     start = found.position if found else Position()
-    keeper = Keeper(config, engine, place, store, join(job.work, STOP))
+    keeper = Keeper(config, engine, place, store, RunFolder(job.out).stop_request)
     done = start.epoch * steps_per_epoch(len(train), config.optim.batch_size) + start.step
     log = _log(job, place, device, done)
     hooks = (keeper.save, ray.train.report, keeper.vote, watch.beat, log, job.until)

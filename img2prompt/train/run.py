@@ -35,13 +35,12 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import WEIGHTS
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
-from img2prompt.storage import delete_folder, join
+from img2prompt.storage import absolute, delete_folder
 from img2prompt.train.batches import rows_at_once
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, History, Position
-from img2prompt.train.job import STOP, TrainInputs, TrainJob, absolute, checkpoints, storage
+from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import (
     FREE,
-    STAGE,
     adopt,
     check,
     check_resumable,
@@ -51,6 +50,7 @@ from img2prompt.train.preflight import (
 )
 from img2prompt.train.ray_callbacks import own_callbacks, sigterm_asks_to_stop, to_user_error
 from img2prompt.train.ray_worker import train_worker
+from img2prompt.workspace import RunFolder, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _begun(config: TrainConfig, inputs: TrainInputs, out: str, anyway: bool = Fa
         check_resumable(config, inputs, out, checkpoints(out))
         adopt(config, made_from, out)
     able = functools.partial(check, config, inputs, made_from["tower"])
-    draft = Draft.open(out, STAGE, config, made_from, able, free=FREE)
+    draft = Draft.open(out, Stage.TRAIN, config, made_from, able, free=FREE)
     if draft.finished() is None:
         _announce(config, shape, inputs, worker_count(config))
     return draft
@@ -107,9 +107,9 @@ def _begun(config: TrainConfig, inputs: TrainInputs, out: str, anyway: bool = Fa
 def _fit(
     config: TrainConfig, inputs: TrainInputs, out: str, callbacks: list[Any], until: int = 0
 ) -> None:
-    job = TrainJob(config, inputs, absolute(out), storage(out), until)
+    job = TrainJob(config, inputs, absolute(out), until)
     try:
-        with sigterm_asks_to_stop(join(storage(out), STOP)):
+        with sigterm_asks_to_stop(RunFolder(out).stop_request):
             _trainer(job, callbacks).fit()
     except TrainingFailedError as error:
         raise to_user_error(error) from error
@@ -127,8 +127,8 @@ def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
             resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
         ),
         run_config=RunConfig(
-            name=STAGE,
-            storage_path=job.work,
+            name=Stage.TRAIN,
+            storage_path=RunFolder(job.out).work,
             failure_config=FailureConfig(max_failures=-1),  # one of the callbacks gives up
             callbacks=[*callbacks, *own_callbacks(checkpoints(job.out))],
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -185,7 +185,7 @@ def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
     if last.position.skipped:
         metrics["skipped_batches"] = last.position.skipped
     run = draft.publish(**metrics)
-    delete_folder(storage(draft.uri))
+    delete_folder(RunFolder(draft.uri).work)
     return run
 
 

@@ -47,6 +47,7 @@ from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.prepare import clean, features, group, index, shard, targets
+from img2prompt.workspace import Stage
 
 ROWS_PER_GROUP = 500
 MIB = 1 << 20
@@ -137,12 +138,12 @@ def invent(cleaned: Artifact, folder: Path) -> tuple[Artifact, Artifact]:
     vectors = np.random.default_rng(0).normal(size=(count, DIMENSIONS)).astype(np.float32)
     ids, numbers = prompts["prompt_id"], np.arange(count)
     columns = [ids, prompts["prompt"], np.full(count, 2, np.int32), vector_column(vectors)]
-    draft = Draft.open(str(folder / "targets"), targets.STAGE, TargetsConfig(), {})
+    draft = Draft.open(str(folder / "targets"), Stage.TARGETS, TargetsConfig(), {})
     draft.write_table("rows-00000.parquet", pa.table([*columns, numbers < 0], targets.SCHEMA))
     made = draft.publish()
     split = np.array(["train", "train", "train", "val", "test"])[numbers % 5]
     columns = [ids, ids, np.ones(count), numbers >= 0, numbers, split]
-    draft = Draft.open(str(folder / "groups"), group.STAGE, GroupConfig(), {})
+    draft = Draft.open(str(folder / "groups"), Stage.GROUPS, GroupConfig(), {})
     draft.write_table("rows-00000.parquet", pa.table(columns, group.SCHEMA))
     return made, draft.publish(pictures_by_split={"all": 2 * count})
 

@@ -11,7 +11,7 @@ import pytest
 from nodes import kill
 
 from img2prompt.artifact import Artifact
-from img2prompt.prepare import features, shard
+from img2prompt.workspace import Stage
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -88,8 +88,8 @@ def test_prepare_survives_worker_driver_and_node(exports, start, undisturbed, tm
     assert again.wait(timeout=300) == 0
     kept = [path for path, changed in finished.items() if path.stat().st_mtime_ns == changed]
     assert len(kept) >= len(finished) - 2  # what had no receipt yet when the driver died
-    made = Artifact.load(str(tmp_path / "shards"), shard.STAGE)
-    assert made.fingerprint == Artifact.load(str(undisturbed / "shards"), shard.STAGE).fingerprint
+    made = Artifact.load(str(tmp_path / "shards"), Stage.SHARDS)
+    assert made.fingerprint == Artifact.load(str(undisturbed / "shards"), Stage.SHARDS).fingerprint
 
 
 def test_features_survive_the_loss_of_an_actor(exports, start, undisturbed, tmp_path) -> None:
@@ -99,6 +99,6 @@ def test_features_survive_the_loss_of_an_actor(exports, start, undisturbed, tmp_
     kill(exports["RAY_ADDRESS"], "ray::MapWorker")
     assert job.wait(timeout=300) == 0
     found, expected = (
-        Artifact.load(str(out / "features"), features.STAGE) for out in (tmp_path, undisturbed)
+        Artifact.load(str(out / "features"), Stage.FEATURES) for out in (tmp_path, undisturbed)
     )
     assert found.fingerprint == expected.fingerprint

@@ -13,7 +13,7 @@ import pytest
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import PlanConfig
-from img2prompt.prepare import shard
+from img2prompt.workspace import Stage
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -83,7 +83,7 @@ def test_a_real_job_runs_as_the_manual_says(exports, outside, tmp_path: Path) ->
         *("--sources.0.prompts", "60", "--out", str(out)),
     )
     assert done.returncode == 0, done.stdout
-    shards = Artifact.load(str(out / "shards"), shard.STAGE)
+    shards = Artifact.load(str(out / "shards"), Stage.SHARDS)
     pictures = {split: shards.counts[split] for split in ("train", "val", "test")}
     assert all(pictures.values())
     rows = {split: shards.read_tables(f"{split}/", ["id"]).num_rows for split in pictures}

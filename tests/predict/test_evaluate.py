@@ -13,7 +13,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.predict import evaluate
-from img2prompt.train import preflight
+from img2prompt.workspace import Stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -94,7 +94,7 @@ def test_baselines_equal_brute_force(chained, scores) -> None:
 def test_runs_score_as_their_model_does_by_hand(chained, scores, name: str) -> None:
     rows = rows_of(chained, "test")
     pixels = np.stack([np.array(Image.open(io.BytesIO(row["image"]))) for row in rows])
-    model = load_prompt_model(Artifact.load(f"{chained.out}/runs/{name}", preflight.STAGE))
+    model = load_prompt_model(Artifact.load(f"{chained.out}/runs/{name}", Stage.TRAIN))
     dtype = compute_dtype("auto", torch.device("cpu"))
     half = dtype != torch.float32
     with torch.inference_mode(), torch.autocast("cpu", dtype) if half else contextlib.nullcontext():

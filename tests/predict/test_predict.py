@@ -28,7 +28,7 @@ from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.model.text import PromptEncoder
 from img2prompt.predict import predict
 from img2prompt.predict.submission import read_submission
-from img2prompt.train import preflight
+from img2prompt.workspace import Stage
 
 SIZE = 32
 
@@ -109,7 +109,7 @@ def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     pixels = write_good(folder)
     write_bad(folder)
     config = PredictConfig(pictures=str(folder), run="lora", batch_size=4)
-    run = Artifact.load(f"{chained.out}/runs/lora", preflight.STAGE)
+    run = Artifact.load(f"{chained.out}/runs/lora", Stage.TRAIN)
     out = str(tmp_path_factory.mktemp("predicted") / "out")
     parts: list[str] = []
     real = Pool.forward

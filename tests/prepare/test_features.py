@@ -22,6 +22,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.prepare import features
 from img2prompt.storage import read_bytes
+from img2prompt.workspace import Stage
 
 pytestmark = pytest.mark.ray
 
@@ -110,7 +111,7 @@ def test_a_killed_driver_loses_only_unfinished_shards(
     finished = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")}
     assert len(finished) == 3
     with pytest.raises(UserError, match="was not finished"):
-        Artifact.load(str(tmp_path), features.STAGE)
+        Artifact.load(str(tmp_path), Stage.FEATURES)
     asked: list[str] = []
     forward_shards = actors.forward_shards
 

@@ -15,6 +15,7 @@ from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA
 from img2prompt.errors import UserError
 from img2prompt.prepare import index
 from img2prompt.storage import write_bytes
+from img2prompt.workspace import IndexFolder, Stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -88,7 +89,7 @@ def test_portions_of_tasks_become_pieces_of_one_order(tmp_path: Path, monkeypatc
     }
     ids = made.read_tables("rows")["id"].to_pylist()
     assert ids[:5] == [*(f"side/{number}.png" for number in (0, 1, 2, 4)), "scenes/000000-0"]
-    assert not (tmp_path / "out" / index.LISTED).exists()
+    assert not (tmp_path / "out" / "listed").exists()
 
 
 def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> None:
@@ -131,9 +132,9 @@ def test_a_killed_index_goes_on_with_the_portions_that_are_not_finished(tmp_path
     out, whole = tmp_path / "out", index.run(config, str(tmp_path / "whole"))
     own = IndexConfig(sources=config.sources)
     Draft.open(str(out), "index", own, whole.inputs)
-    parts = Draft.open(str(out / index.LISTED), index.LISTED, own, whole.inputs)
+    parts = Draft.open(IndexFolder(str(out)).portions, Stage.PORTIONS, own, whole.inputs)
     for number, source in enumerate(map(resolve, (first, second))):
-        index._make(parts, index._name(number), source, next(portions(source)))
+        index._list_portion(parts, index._name(number), source, next(portions(source)))
     assert index._is_settled(parts, index._name(0))
     assert not index._is_settled(parts, index._name(1))  # b.png may be there by now
     Image.new("RGB", (40, 30)).save(tmp_path / "b.png")
@@ -179,7 +180,7 @@ def test_an_unfinished_index_of_changed_sources_is_begun_anew(
         index.run(config, str(out))
     csv_source(tmp_path, ["z,a.png,a hen"])
     made = index.run(config, str(out))
-    assert "is begun anew, since it differs in: inputs.mine" in caplog.text
+    assert "starts over, because it differs in: inputs.mine" in caplog.text
     assert made.read_tables("rows")["id"].to_pylist() == ["mine/z"]
     assert sorted(path.stem for path in out.glob("*.parquet")) == ["rejected-00000", "rows-00000"]
 

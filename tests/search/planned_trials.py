@@ -14,19 +14,17 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.model.plan import layer_plan
-from img2prompt.prepare import shard
 from img2prompt.search.propose import Listed
 from img2prompt.search.schedule import Rungs
 from img2prompt.search.trials import TrialJob, outcome, stop
 from img2prompt.storage import delete_folder
-from img2prompt.train import job as train_job
-from img2prompt.train import preflight
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import RunFolder, Stage
 
 ROWS, VAL, BATCH, EPOCHS = 1000, 100, 64, 9
 INPUTS = TrainInputs(
-    Artifact("nowhere", shard.STAGE, {}, {}, {}, {"train": ROWS, "val": VAL, "test": 0})
+    Artifact("nowhere", Stage.SHARDS, {}, {}, {}, {"train": ROWS, "val": VAL, "test": 0})
 )
 HOURS = 0.5
 """Of an epoch of all rows."""
@@ -118,10 +116,10 @@ def keep(job: TrialJob, history: list[dict[str, Any]]) -> None:
 
 
 def publish(job: TrialJob, history: list[dict[str, Any]]) -> None:
-    draft = Draft.open(job.folder, preflight.STAGE, job.config, {})
+    draft = Draft.open(job.folder, Stage.TRAIN, job.config, {})
     draft.write_bytes(train.HISTORY, json.dumps(history).encode())
     draft.publish()
-    delete_folder(train_job.storage(job.folder))
+    delete_folder(RunFolder(job.folder).work)
 
 
 def search_of(**changes: Any) -> SearchConfig:

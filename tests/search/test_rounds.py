@@ -18,7 +18,7 @@ from img2prompt.search import tuning
 from img2prompt.search.heads import StartHead
 from img2prompt.search.rows import REPORT, TRIALS
 from img2prompt.search.trials import TrialJob, seconds
-from img2prompt.train import preflight
+from img2prompt.workspace import Stage
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_only_widths_of_the_best_heads_go_on_to_the_tower(
     """Of three widths one is left by its head; its trials and the winner start from that."""
     config = search_of(**{"base.start_from": "probe", "head_widths": (0, 64, 512), "heads": 1})
     head = config.head_grid([64]).heads()[-1]
-    draft = Draft.open(str(tmp_path / "head"), preflight.STAGE, head, {})
+    draft = Draft.open(str(tmp_path / "head"), Stage.TRAIN, head, {})
     start, asked = StartHead(head, draft.publish()), []
 
     def best_heads(config, widths, inputs, out) -> dict[int, StartHead]:

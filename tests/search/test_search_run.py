@@ -24,22 +24,22 @@ from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.distributed.cluster import Resources
 from img2prompt.errors import UserError
-from img2prompt.prepare import shard
 from img2prompt.search import run as search
 from img2prompt.search import tuning
 from img2prompt.search.heads import best_heads
 from img2prompt.search.rows import BEST, TRIALS, summary
 from img2prompt.search.space import Setting, trial_config
-from img2prompt.train import heads, preflight
+from img2prompt.train import heads
 from img2prompt.train import job as train_job
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
 from img2prompt.train.preflight import worker_count
+from img2prompt.workspace import Stage
 
 EPOCHS, GRACE = 4, 1
 FIRST, SECOND, THIRD = (f"lora0-nfz0.25-head{width}" for width in (1, 64, 2))
 """After an epoch the cosines are about 0.1, 0.5 and 0.1: one hidden unit or two say little."""
-NO_INPUTS = TrainInputs(Artifact("nowhere", shard.STAGE, {}, {}, {}, {"train": 64, "val": 16}))
+NO_INPUTS = TrainInputs(Artifact("nowhere", Stage.SHARDS, {}, {}, {}, {"train": 64, "val": 16}))
 
 DRIVER = """
 import sys
@@ -54,7 +54,7 @@ from img2prompt.train.job import TrainInputs
 if __name__ == "__main__":
     config, shards, out = sys.argv[1:]
     with cluster.connect():
-        inputs = TrainInputs(Artifact.load(shards, shard.STAGE))
+        inputs = TrainInputs(Artifact.load(shards, Stage.SHARDS))
         search.run(SearchConfig.from_json(Path(config).read_text()), inputs, out)
 """
 
@@ -99,7 +99,7 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
     made = []
 
     def learn(grid: HeadsConfig, inputs: Any, out: str) -> Artifact:
-        draft = Draft.open(out, heads.STAGE, grid, {})
+        draft = Draft.open(out, Stage.HEADS, grid, {})
         scores = {1: (0.1, 0.2, 0.3), 2: (0.3, 0.4, 0.5), 64: (0.6, 0.8, 0.7)}
         configs = {width: [h for h in grid.heads() if h.head.width == width] for width in scores}
         rows = [
@@ -110,7 +110,7 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
         rows = sorted(rows, key=lambda row: -row["best"])
         for head in grid.heads():
             if head.name in (configs[64][1].name, configs[2][2].name, configs[1][2].name):
-                Draft.open(f"{out}/{head.name}", preflight.STAGE, head, {}).publish()
+                Draft.open(f"{out}/{head.name}", Stage.TRAIN, head, {}).publish()
         draft.write_bytes(heads.TABLE, json.dumps([*rows, head_row(grid.base, None)]).encode())
         made.append((grid, out))
         return draft.publish()
@@ -130,7 +130,7 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
         trial = trial_config(config, Setting(0.0, 0.25, width), head=start.config)
         assert (trial.head.width, trial.head.dropout) == (width, 0.3)
         assert trial.optim.head_lr == config.base.optim.head_lr
-        loaded = Artifact.load(f"{tmp_path}/runs/{trial.start_from}", preflight.STAGE)
+        loaded = Artifact.load(f"{tmp_path}/runs/{trial.start_from}", Stage.TRAIN)
         assert loaded == start.run
         assert loaded.config["optim"]["head_lr"] == start.config.optim.head_lr
         own = Setting(0.0, 0.25, width, (("head.dropout", 0.1),))
@@ -256,7 +256,7 @@ def killed(cluster, prepared, tiny_tower: str, tmp_path_factory) -> Killed:
 @pytest.fixture(scope="module")
 def searched(killed: Killed) -> Artifact:
     """The same search, run again: here, and with paths relative to this folder."""
-    inputs = TrainInputs(Artifact.load(os.path.relpath(killed.shards.uri), shard.STAGE))
+    inputs = TrainInputs(Artifact.load(os.path.relpath(killed.shards.uri), Stage.SHARDS))
     return search.run(killed.config, inputs, os.path.relpath(killed.out))
 
 
@@ -266,7 +266,7 @@ def rows_of(found: Artifact) -> dict[str, dict[str, Any]]:
 
 def foreign(folder: Path) -> None:
     """A folder that another run has begun, with some work in it."""
-    draft = Draft.open(str(folder), preflight.STAGE, config_of("elsewhere"), {})
+    draft = Draft.open(str(folder), Stage.TRAIN, config_of("elsewhere"), {})
     draft.write_bytes("model.safetensors", b"half of a run")
 
 

@@ -30,10 +30,10 @@ from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import read_learned_state
 from img2prompt.storage import exists, read_bytes
 from img2prompt.train import job as train_job
-from img2prompt.train import preflight
 from img2prompt.train import run as train
 from img2prompt.train.checkpoint import Position
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import RunFolder, Stage
 
 EPOCHS = 10
 
@@ -196,7 +196,7 @@ def test_a_stopped_and_a_killed_driver_go_on_past_damage_with_fewer_workers(
     names = names_of(out)
     assert names[-1] < Position(epoch=EPOCHS).name
     with pytest.raises(UserError, match="was not finished: run its train job again"):
-        Artifact.load(out, preflight.STAGE)
+        Artifact.load(out, Stage.TRAIN)
     refuse_others(inputs, begun, out)
     folder = Path(train_job.checkpoints(out).uri)
     flip(folder / names[-1] / "optimizer.safetensors")
@@ -217,7 +217,7 @@ def test_a_stopped_and_a_killed_driver_go_on_past_damage_with_fewer_workers(
     made = train.run(last, inputs, out)
     assert_same(made, undisturbed, atol=1e-4)
     assert history_of(made)[: len(newest.position.history)] == newest.position.history
-    assert not exists(train_job.storage(out))
+    assert not exists(RunFolder(out).work)
     steps = [json.loads(line)["step"] for line in (Path(out) / "metrics.jsonl").open()]
     assert steps == sorted(steps)
     assert steps[-1] == EPOCHS * (inputs.shards.counts["train"] // 32)
@@ -301,7 +301,7 @@ def test_a_run_goes_on_while_nodes_die_come_and_are_about_to_go(
         (tmp_path / "fast").touch()
         _, told = driver.communicate(timeout=150)
         assert driver.returncode == 0, told[-3000:]
-    assert_same(Artifact.load(out, preflight.STAGE), undisturbed, atol=1e-4)
+    assert_same(Artifact.load(out, Stage.TRAIN), undisturbed, atol=1e-4)
 
 
 def refuse_others(inputs: TrainInputs, begun: TrainConfig, out: str) -> None:

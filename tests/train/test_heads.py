@@ -12,11 +12,11 @@ from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import load_head, load_prompt_model, read_learned_state
 from img2prompt.storage import exists, join, read_bytes
-from img2prompt.train import heads, preflight
+from img2prompt.train import heads
 from img2prompt.train import heads_together as heads_worker
-from img2prompt.train import job as train_job
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs, TrainJob
+from img2prompt.workspace import Stage
 
 pytestmark = pytest.mark.ray
 
@@ -49,11 +49,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads learn here, not in a task of Ray."""
 
     def train_here(configs, inputs, out, tower) -> list[heads_worker.HeadOutcome]:
-        jobs = [
-            TrainJob(config, inputs, folder, train_job.storage(folder))
-            for config in configs
-            for folder in [join(out, config.name)]
-        ]
+        jobs = [TrainJob(config, inputs, join(out, config.name)) for config in configs]
         return heads_worker.train_heads(jobs, tower.width)
 
     monkeypatch.setattr(heads, "_train", train_here)
@@ -86,7 +82,7 @@ def test_a_kept_head_is_the_run_that_training_alone_makes(
     made: Artifact, inputs: TrainInputs, tiny_tower: str, tmp_path: Path
 ) -> None:
     config = next(head for head in grid(tiny_tower).heads() if head.name == WIDE)
-    kept = Artifact.load(made.path(WIDE), preflight.STAGE)
+    kept = Artifact.load(made.path(WIDE), Stage.TRAIN)
     alone = train.run(config, inputs, str(tmp_path / WIDE))
     assert_close(read_learned_state(kept), read_learned_state(alone), atol=1e-5)
     assert kept.config == alone.config
@@ -103,7 +99,7 @@ def test_a_kept_head_starts_a_fine_tune_and_predicts(
     made: Artifact, inputs: TrainInputs, tiny_tower: str
 ) -> None:
     for name in (LINEAR, WIDE):
-        kept = Artifact.load(made.path(name), preflight.STAGE)
+        kept = Artifact.load(made.path(name), Stage.TRAIN)
         config = TrainConfig.from_json(json.dumps(kept.config))
         assert train.run(config, inputs, kept.uri).fingerprint == kept.fingerprint, "it is done"
         tuned = config_of(tiny_tower, width=config.head.width)  # without dropout
@@ -145,8 +141,8 @@ def test_a_run_killed_while_it_publishes_goes_on(
     monkeypatch.setattr(heads, "_train", lambda *_: pytest.fail("heads were trained again"))
     done = heads.run(config, inputs, out)
     for name in (LINEAR, WIDE):
-        kept = read_learned_state(Artifact.load(done.path(name), preflight.STAGE))
-        expected = read_learned_state(Artifact.load(made.path(name), preflight.STAGE))
+        kept = read_learned_state(Artifact.load(done.path(name), Stage.TRAIN))
+        expected = read_learned_state(Artifact.load(made.path(name), Stage.TRAIN))
         assert_close(kept, expected, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ from img2prompt.model.prompt_model import build_prompt_model
 from img2prompt.train import heads_together as heads_worker
 from img2prompt.train.checkpoint import Position
 from img2prompt.train.heads_together import HeadOutcome, LearningHead, train_heads
-from img2prompt.train.job import TrainInputs, TrainJob
+from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 
 WIDTH, EPOCHS = 24, 3
 GRID = list(product((0, 12), (0.0, 0.3), (2e-3, 2e-2)))
@@ -78,11 +78,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> TrainInputs:
 def jobs(inputs: TrainInputs, tmp_path: Path) -> Callable[..., list[TrainJob]]:
     def make(*more: tuple[int, float, float]) -> list[TrainJob]:
         configs = [config_of(*head) for head in [*GRID, *more]]
-        folders = [str(tmp_path / config.name) for config in configs]
-        return [
-            TrainJob(config, inputs, folder, f"{folder}/ray")
-            for config, folder in zip(configs, folders, strict=True)
-        ]
+        return [TrainJob(config, inputs, str(tmp_path / config.name)) for config in configs]
 
     return make
 
@@ -183,7 +179,7 @@ def wait_for_writers() -> None:
 def test_a_damaged_checkpoint_takes_all_heads_back(jobs, alone, caplog) -> None:
     made = jobs()
     whole = train_heads(made, WIDTH)
-    weights = Path(made[2].work) / "checkpoints" / Position(epoch=EPOCHS).name / "model.safetensors"
+    weights = Path(checkpoints(made[2].out).uri) / Position(epoch=EPOCHS).name / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     found = train_heads(made, WIDTH)
     assert f"checkpoint {Position(epoch=EPOCHS).name} of a head is damaged" in caplog.text

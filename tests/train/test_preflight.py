@@ -8,7 +8,8 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.storage import exists, join, read_bytes
-from img2prompt.train.preflight import FREE, STAGE, adopt
+from img2prompt.train.preflight import FREE, adopt
+from img2prompt.workspace import Stage
 
 MADE_FROM = {"shards": "1"}
 
@@ -24,7 +25,7 @@ def config(seed: int) -> TrainConfig:
 
 
 def opened(out: str, seed: int, made_from: dict[str, str] = MADE_FROM) -> Draft:
-    return Draft.open(out, STAGE, config(seed), made_from, free=FREE)
+    return Draft.open(out, Stage.TRAIN, config(seed), made_from, free=FREE)
 
 
 def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
@@ -62,4 +63,4 @@ def test_other_inputs_and_finished_runs_are_left_for_refusal(out: str) -> None:
     adopt(config(2), MADE_FROM, out)
     with pytest.raises(UserError, match=r"config\.seed: 1 there, 2 asked for"):
         opened(out, 2)
-    assert Artifact.load(out, STAGE) == made
+    assert Artifact.load(out, Stage.TRAIN) == made

@@ -1,0 +1,220 @@
+"""Every folder under `--out`, by name: the only file that joins them to a path.
+
+    out/
+      index/ clean/ targets/ groups/ shards/ features/     the data set
+      runs/<name>/                                          training runs (`RunFolder`)
+      runs/<grid>/<head>/                                   heads that learned together
+      <evaluation>/ <predictions>/ <export>/                results, named by their configs
+      <search>/trials/<trial>/                              a search (`SearchFolder`)
+      prepare.json  config.json  metrics.json  samples/     what the demo chain leaves
+      tower/                                                a tower trained from random weights
+
+Attributes and methods return URIs; `open_*` return the finished artifacts. A stage still takes the
+URI of its output, so it runs in any folder.
+"""
+
+import re
+from dataclasses import dataclass
+
+from img2prompt.artifact import CONFIG, METRICS, Artifact
+from img2prompt.errors import UserError
+from img2prompt.storage import absolute, join
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_OWN = (
+    *("index", "clean", "targets", "groups", "shards", "features", "runs", "samples", "tower"),
+    *("prepare.json", CONFIG, METRICS),
+)
+"""Names under `--out` that no result may take."""
+
+
+class Stage:
+    """Stage names in manifests."""
+
+    INDEX = "index"
+    PORTIONS = "listed"
+    CLEAN = "clean"
+    TARGETS = "targets"
+    GROUPS = "groups"
+    SHARDS = "shards"
+    FEATURES = "features"
+    TRAIN = "train"
+    HEADS = "heads"
+    SEARCH = "search"
+    EVALUATION = "evaluation"
+    PREDICTIONS = "predictions"
+    EXPORT = "export"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that `--out` names, local or a URI."""
+
+    out: str
+
+    @property
+    def index(self) -> str:
+        return join(self.out, "index")
+
+    @property
+    def clean(self) -> str:
+        return join(self.out, "clean")
+
+    @property
+    def targets(self) -> str:
+        return join(self.out, "targets")
+
+    @property
+    def groups(self) -> str:
+        return join(self.out, "groups")
+
+    @property
+    def shards(self) -> str:
+        return join(self.out, "shards")
+
+    @property
+    def features(self) -> str:
+        return join(self.out, "features")
+
+    @property
+    def runs(self) -> str:
+        return join(self.out, "runs")
+
+    @property
+    def tower(self) -> str:
+        """Checkpoint of a tower that `jobs/tower.py` trained."""
+        return join(self.out, "tower")
+
+    @property
+    def samples(self) -> str:
+        """Test pictures that the demo chain writes out and predicts."""
+        return join(self.out, "samples")
+
+    @property
+    def prepare_config(self) -> str:
+        return join(self.out, "prepare.json")
+
+    @property
+    def config(self) -> str:
+        """Config of the demo chain."""
+        return join(self.out, CONFIG)
+
+    @property
+    def metrics(self) -> str:
+        """Scores of the demo chain."""
+        return join(self.out, METRICS)
+
+    def run(self, name: str) -> str:
+        """Folder of a training run; `grid/head` names one head of a grid of heads.
+
+        Raises:
+            UserError: the name is not allowed; so do all methods that take a name.
+        """
+        parts = name.split("/")
+        if len(parts) > 2 or not all(map(_NAME.fullmatch, parts)):
+            raise UserError(f"run {name!r}: {_ALLOWED}; or two such names, as in grid/head")
+        return join(self.runs, name)
+
+    def evaluation(self, name: str) -> str:
+        return self._result(name)
+
+    def predictions(self, name: str) -> str:
+        return self._result(name)
+
+    def export(self, name: str) -> str:
+        return self._result(name)
+
+    def search(self, name: str) -> str:
+        return self._result(name)
+
+    def _result(self, name: str) -> str:
+        if not _NAME.fullmatch(name) or name in _OWN:
+            raise UserError(f"name {name!r}: {_ALLOWED}, and none of {', '.join(_OWN)}")
+        return join(self.out, name)
+
+    def open_index(self) -> Artifact:
+        """Load the finished folder.
+
+        Raises:
+            UserError: it is absent or unfinished; so do all `open_*` methods.
+        """
+        return Artifact.load(self.index, Stage.INDEX)
+
+    def open_clean(self) -> Artifact:
+        return Artifact.load(self.clean, Stage.CLEAN)
+
+    def open_targets(self) -> Artifact:
+        return Artifact.load(self.targets, Stage.TARGETS)
+
+    def open_groups(self) -> Artifact:
+        return Artifact.load(self.groups, Stage.GROUPS)
+
+    def open_shards(self) -> Artifact:
+        return Artifact.load(self.shards, Stage.SHARDS)
+
+    def open_features(self) -> Artifact:
+        return Artifact.load(self.features, Stage.FEATURES)
+
+    def open_run(self, name: str) -> Artifact:
+        return Artifact.load(self.run(name), Stage.TRAIN)
+
+
+_ALLOWED = "allowed are letters, digits, '.', '_' and '-', and no '.' at the start"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Folder of one training run, and what is in it until the run is finished."""
+
+    uri: str
+
+    @property
+    def work(self) -> str:
+        """Files of Ray Train and checkpoints; deleted when the run is finished."""
+        return join(absolute(self.uri), "ray")
+
+    @property
+    def checkpoints(self) -> str:
+        return join(self.work, "checkpoints")
+
+    @property
+    def stop_request(self) -> str:
+        """File whose existence asks the run to save and end."""
+        return join(self.work, "stop/asked")
+
+
+@dataclass(frozen=True)
+class HeadsFolder:
+    """Folder of a grid of heads, each of which is a run."""
+
+    uri: str
+
+    def head(self, name: str) -> str:
+        return join(self.uri, name)
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """Folder of a search."""
+
+    uri: str
+
+    @property
+    def trials(self) -> str:
+        return join(self.uri, "trials")
+
+    def trial(self, name: str) -> str:
+        """Folder of a trial, which is a run."""
+        return join(self.trials, name)
+
+
+@dataclass(frozen=True)
+class IndexFolder:
+    """Folder of an index."""
+
+    uri: str
+
+    @property
+    def portions(self) -> str:
+        """Listed portions of the sources; deleted when the index is finished."""
+        return join(self.uri, "listed")
