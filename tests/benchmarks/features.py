@@ -160,14 +160,14 @@ def staged(
         precision=options.precision,
     )
     times, stamps = pool.times("features", options.rows), []
-    by_id: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     began = time.perf_counter()
     for _, ids, vectors in forward_shards(shards, shards.names("train/"), pool, times):
-        by_id |= dict(zip(ids, vectors[:, 0, 3:], strict=True))
+        found |= dict(zip(ids, vectors[:, 0, 3:], strict=True))
         stamps.append(vectors[:, 0, :3])
     whole = options.rows / (time.perf_counter() - began)
     times.log()
-    return steady_rate(after_first(np.concatenate(stamps))), whole, by_id
+    return steady_rate(after_first(np.concatenate(stamps))), whole, found
 
 
 def after_first(stamps: np.ndarray) -> np.ndarray:
@@ -181,10 +181,7 @@ def after_first(stamps: np.ndarray) -> np.ndarray:
 
 
 def timed(tower: TowerConfig, zero: float) -> Callable[[], nn.Module]:
-    """Return a maker of a tower that puts (begin, end, process) before its features.
-
-    Times are seconds since `zero`.
-    """
+    """Maker of a tower whose features follow (begin, end, process), times since `zero`."""
 
     # Workers cannot import this file; a class inside a function travels to them whole.
     class Timed(nn.Module):

@@ -56,10 +56,7 @@ class Options:
 
 
 def sleeper(seconds: float, zero: float) -> Callable[[], nn.Module]:
-    """Return a maker of a model whose output is (begin, end, process) for each row.
-
-    Times are seconds since `zero`.
-    """
+    """Maker of a model whose output is (begin, end, process) for each row, times since `zero`."""
 
     # Workers cannot import this file; a class inside a function travels to them whole.
     class Sleeper(nn.Module):

@@ -117,7 +117,7 @@ def grid_of(options: Options) -> SearchConfig:
 
 
 def inputs_of(options: Options) -> TrainInputs:
-    """Return shards and features of a part of the demo set."""
+    """Shards and features of a part of the demo set."""
     config, size = presets.demo_data(), open_tower(grid_of(options).base.tower).size
     changes = {"prompts": options.prompts, "size": size}
     scenes = [source.replace(changes) for source in config.sources]
@@ -275,16 +275,16 @@ def _written(folder: Path, name: str) -> float:
     return (folder / f"{name}.json").stat().st_mtime
 
 
-def bare_run(rank: WorkerRank, config: TrainConfig, inputs: TrainInputs) -> dict[str, float]:
+def bare_run(place: WorkerRank, config: TrainConfig, inputs: TrainInputs) -> dict[str, float]:
     """Return the seconds of the same loop and engine in a process that has imported everything."""
     began = time.perf_counter()
     rows, val = ShardRows(inputs.shards, "train"), ShardRows(inputs.shards, "val")
     model = model_of(config)
     engine = build_engine(model, config, total_steps(config, len(rows)), CPU)
     ready = time.perf_counter()
-    saved: list[Any] = []
+    kept: list[Any] = []
     loop = Loop(
-        config, engine, rows, val, rank, lambda _: saved.append(engine.state()), saved.append
+        config, engine, rows, val, place, lambda _: kept.append(engine.state()), kept.append
     )
     loop.run(Position())
     return {"model and engine": ready - began, "epoch": time.perf_counter() - ready}

@@ -84,10 +84,10 @@ def test_prepare_survives_worker_driver_and_node(exports, start, undisturbed, tm
     wait_for(lambda: len(list((tmp_path / "shards" / "train").glob("*"))) > len(finished), again)
     kill(exports["RAY_ADDRESS"], "raylet/raylet")
     assert again.wait(timeout=300) == 0
-    unchanged = [path for path, changed in finished.items() if path.stat().st_mtime_ns == changed]
-    assert len(unchanged) >= len(finished) - 2  # files without a receipt when the driver died
-    shards = Artifact.load(str(tmp_path / "shards"), shard.STAGE)
-    assert shards.fingerprint == Artifact.load(str(undisturbed / "shards"), shard.STAGE).fingerprint
+    kept = [path for path, changed in finished.items() if path.stat().st_mtime_ns == changed]
+    assert len(kept) >= len(finished) - 2  # what had no receipt yet when the driver died
+    made = Artifact.load(str(tmp_path / "shards"), shard.STAGE)
+    assert made.fingerprint == Artifact.load(str(undisturbed / "shards"), shard.STAGE).fingerprint
 
 
 def test_features_survive_the_loss_of_an_actor(exports, start, undisturbed, tmp_path) -> None:
@@ -96,7 +96,7 @@ def test_features_survive_the_loss_of_an_actor(exports, start, undisturbed, tmp_
     wait_for(receipts(tmp_path / "features", "train"), job)
     kill(exports["RAY_ADDRESS"], "ray::MapWorker")
     assert job.wait(timeout=300) == 0
-    features_made, expected = (
+    found, expected = (
         Artifact.load(str(out / "features"), features.STAGE) for out in (tmp_path, undisturbed)
     )
-    assert features_made.fingerprint == expected.fingerprint
+    assert found.fingerprint == expected.fingerprint
