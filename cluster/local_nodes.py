@@ -1,12 +1,12 @@
-"""Several Ray nodes on this machine, to try what a real cluster does before paying for one.
+"""Start several Ray nodes on this machine, to test a cluster before paying for one.
 
     python cluster/local_nodes.py --nodes 2 --cpus 2
     python cluster/local_nodes.py --nodes 2 --pretend-gpus 1 --autoscale
 
 starts a head without CPUs, as in production, protected by a token, and beside it either fixed nodes
-or Ray's autoscaler (v2) with nodes that come when work waits for them and go when they idle. It
-prints what to export in another shell, stays until Ctrl-C, and stops only what it started.
-`ray stop` is not used: it ends every Ray on the machine.
+or Ray's autoscaler (v2), which adds nodes when work waits for them and removes idle ones. It prints
+what to export in another shell, runs until Ctrl-C, and stops only what it started. `ray stop` is
+not used: it ends every Ray on the machine.
 """
 
 import os
@@ -29,7 +29,7 @@ import tyro
 import yaml
 
 HEAD_ID = "f" * 51 + "00000"
-"""Name that Ray's pretend provider gives to the head."""
+"""Id that Ray's pretend provider gives to the head."""
 PRETEND_PROVIDER = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -37,23 +37,23 @@ PRETEND_PROVIDER = {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
 }
-"""Environment of a head whose autoscaler starts processes of this machine."""
-STORE = "150000000"
-"""Object store of a node in bytes."""
-PATIENCE = 180
-"""Seconds until a node that has not come up counts as failed."""
+"""Environment of a head whose autoscaler starts processes on this machine."""
+OBJECT_STORE_BYTES = "150000000"
+"""Object store of a node."""
+START_TIMEOUT_S = 180
+"""Seconds until a node that has not started counts as failed."""
 Node = AbstractContextManager[None]
-"""A node that is up inside a `with` block."""
+"""A node that runs inside a `with` block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How many nodes, and where they listen."""
+    """Number of nodes, their resources and ports."""
 
     nodes: int = 2
-    """Worker nodes; with --autoscale the most that may come."""
+    """Worker nodes; with --autoscale their maximum."""
     cpus: int = 2
-    """Logical CPUs of each worker node; they may exceed the cores."""
+    """Logical CPUs of each worker node; may exceed the machine's cores."""
     pretend_gpus: int = 0
     """GPUs that each worker node claims to have."""
     autoscale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -63,11 +63,11 @@ class Options:
     dashboard_port: int = 0
     """Port of the dashboard and of job submission; 0: a free one."""
     folder: str = ""
-    """Folder of sockets, logs and token, a short path; empty: a new one, removed at the end."""
+    """Folder of sockets, logs and token; its path must be short. Empty: a temporary folder."""
 
     def __post_init__(self) -> None:
         if min(self.nodes, self.cpus) < 1 or self.pretend_gpus < 0:
-            raise SystemExit("--nodes and --cpus are 1 or more, --pretend-gpus 0 or more")
+            raise SystemExit("allowed: 1 or more --nodes and --cpus, 0 or more --pretend-gpus")
 
     @property
     def pool(self) -> str:
@@ -76,21 +76,21 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalCluster:
     """Addresses and files of one cluster."""
 
     address: str
     dashboard: str
     folder: Path
     ceilings: Mapping[str, str]
-    """What img2prompt's jobs are told about how far the cluster grows."""
+    """Variables that tell img2prompt's jobs how far the cluster may grow."""
 
     @property
     def token(self) -> Path:
         return self.folder / "token"
 
     def exports(self) -> dict[str, str]:
-        """Variables that a client of this cluster sets."""
+        """Return the environment variables for a client of this cluster."""
         return {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
@@ -101,35 +101,36 @@ class Place:
 
 
 @contextmanager
-def running(options: Options) -> Iterator[Place]:
-    """The cluster, while the block runs."""
+def running(options: Options) -> Iterator[LocalCluster]:
+    """Run the cluster while the block runs."""
     with ExitStack() as stack:
-        place = _place(stack, options)
-        environment = _environment(place)
+        cluster = _new_cluster(stack, options)
+        environment = _environment(cluster)
         if options.autoscale:
-            config = _write_autoscaler_config(place, options)
-            stack.enter_context(_head(place, environment | PRETEND_PROVIDER, config))
+            config = _write_autoscaler_config(cluster, options)
+            stack.enter_context(_head(cluster, environment | PRETEND_PROVIDER, config))
         else:
-            stack.enter_context(_head(place, environment, None))
+            stack.enter_context(_head(cluster, environment, None))
             for number in range(options.nodes):
-                # One after the other: nodes that start together fight over a socket's name.
-                stack.enter_context(_worker(place, environment, options, number))
-        yield place
+                # One after the other: nodes that start together may choose the same socket name.
+                stack.enter_context(_worker(cluster, environment, options, number))
+        yield cluster
 
 
-def _write_autoscaler_config(place: Place, options: Options) -> Path:
+def _write_autoscaler_config(cluster: LocalCluster, options: Options) -> Path:
     config = yaml.safe_load((Path(__file__).parent / "pretend.yaml").read_text())
     config["max_workers"] = options.nodes
-    config["provider"] |= {"gcs_address": place.address, "head_node_id": HEAD_ID}
+    config["provider"] |= {"gcs_address": cluster.address, "head_node_id": HEAD_ID}
     worker = config["available_node_types"]["worker"]
     worker |= {"max_workers": options.nodes, "labels": {"pool": options.pool}}
     worker["resources"] |= {"CPU": options.cpus, "GPU": options.pretend_gpus}
-    path = place.folder / "autoscaler.yaml"
+    path = cluster.folder / "autoscaler.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
 
-def _place(stack: ExitStack, options: Options) -> Place:
+def _new_cluster(stack: ExitStack, options: Options) -> LocalCluster:
+    """Choose ports and a folder, and write a new token."""
     folder = Path(options.folder or tempfile.mkdtemp(prefix="i2p-", dir="/tmp"))
     if not options.folder:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -140,10 +141,10 @@ def _place(stack: ExitStack, options: Options) -> Place:
         "IMG2PROMPT_MAX_CPUS": str(options.nodes * options.cpus),
         "IMG2PROMPT_MAX_GPUS": str(options.nodes * options.pretend_gpus),
     }
-    place = Place(address, dashboard, folder, ceilings)
-    place.token.touch(mode=0o600)
-    place.token.write_text(secrets.token_hex(32))
-    return place
+    cluster = LocalCluster(address, dashboard, folder, ceilings)
+    cluster.token.touch(mode=0o600)
+    cluster.token.write_text(secrets.token_hex(32))
+    return cluster
 
 
 def free_port() -> int:
@@ -152,46 +153,48 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _environment(place: Place) -> dict[str, str]:
-    """Of the nodes: `python` of a submitted job is looked up on the head's PATH."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+def _environment(cluster: LocalCluster) -> dict[str, str]:
+    """Return the nodes' environment: a submitted job takes `python` from the head's PATH."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
     return {
-        **kept,
-        **place.ceilings,
+        **inherited,
+        **cluster.ceilings,
         "PATH": path,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(place.token),
+        "RAY_AUTH_TOKEN_PATH": str(cluster.token),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
-def _head(place: Place, environment: Mapping[str, str], config: Path | None) -> Node:
-    host, port = place.address.rsplit(":", 1)
+def _head(cluster: LocalCluster, environment: Mapping[str, str], config: Path | None) -> Node:
+    host, port = cluster.address.rsplit(":", 1)
     arguments = [
         *("--head", "--node-ip-address", host, "--port", port),
-        *("--num-cpus", "0", "--num-gpus", "0", "--object-store-memory", STORE),
-        *("--dashboard-port", place.dashboard.rsplit(":", 1)[1]),
+        *("--num-cpus", "0", "--num-gpus", "0", "--object-store-memory", OBJECT_STORE_BYTES),
+        *("--dashboard-port", cluster.dashboard.rsplit(":", 1)[1]),
         *("--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(free_port())),
-        *("--temp-dir", str(place.folder / "ray")),
+        *("--temp-dir", str(cluster.folder / "ray")),
         *(("--autoscaling-config", str(config)) if config else ()),
     ]
-    return _ray_start(arguments, environment, place.folder / "head.log")
+    return _ray_start(arguments, environment, cluster.folder / "head.log")
 
 
-def _worker(place: Place, environment: Mapping[str, str], options: Options, number: int) -> Node:
+def _worker(
+    cluster: LocalCluster, environment: Mapping[str, str], options: Options, number: int
+) -> Node:
     arguments = [
-        *("--address", place.address, "--node-manager-port", "0", "--object-manager-port", "0"),
+        *("--address", cluster.address, "--node-manager-port", "0", "--object-manager-port", "0"),
         *("--dashboard-agent-listen-port", "0", "--include-log-monitor", "false"),
         *("--num-cpus", str(options.cpus), "--num-gpus", str(options.pretend_gpus)),
-        *("--labels", f"pool={options.pool}", "--object-store-memory", STORE),
+        *("--labels", f"pool={options.pool}", "--object-store-memory", OBJECT_STORE_BYTES),
     ]
-    return _ray_start(arguments, environment, place.folder / f"node-{number}.log")
+    return _ray_start(arguments, environment, cluster.folder / f"node-{number}.log")
 
 
 @contextmanager
 def _ray_start(arguments: list[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
-    """One node in a process group of its own, up when the block begins and gone when it ends."""
+    """Run one node, in a process group of its own, while the block runs."""
     ray_command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -205,7 +208,7 @@ def _ray_start(arguments: list[str], environment: Mapping[str, str], log: Path) 
 
 
 def _wait_for_start(process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + START_TIMEOUT_S
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"a node did not start:\n{log.read_text(errors='replace')}")
@@ -213,7 +216,7 @@ def _wait_for_start(process: subprocess.Popen, log: Path) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ask the node to leave, then end what is left of its process group."""
+    """Terminate the node, then kill the rest of its process group."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=20)
@@ -224,8 +227,8 @@ def _stop(process: subprocess.Popen) -> None:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    with running(options) as place:
-        for name, value in place.exports().items():
+    with running(options) as cluster:
+        for name, value in cluster.exports().items():
             print(f"export {name}={value}")
         print("ray job submit --working-dir . -- python jobs/demo.py --out /tmp/img2prompt-demo")
         print("Ctrl-C stops the cluster", flush=True)
@@ -233,7 +236,7 @@ def main() -> None:
 
 
 def _leave(*_: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the nodes are being stopped: once is enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C while the nodes stop
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""A process group on this machine, for tests of what workers do together."""
+"""A process group on this machine, for tests of several workers."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ from torch.multiprocessing import ProcessExitedException
 
 
 def join(rank: int, workers: int, meet: str) -> None:
-    """Become worker `rank`; the workers find each other by the file `meet`, which must be new."""
+    """Join the group as worker `rank`; workers meet through the file `meet`, which must be new."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=workers)
 
 
 def _aborted(error: BaseException) -> bool:
-    """By gloo itself, which does so now and then (torch's own tests and Lightning's see it too)."""
+    """Return True if gloo aborted a process, as it sometimes does (also in torch's own tests)."""
     return isinstance(error, ProcessExitedException) and error.exit_code == -signal.SIGABRT
 
 
@@ -30,7 +30,7 @@ def _aborted(error: BaseException) -> bool:
 def run_workers(
     work: Callable[..., None], workers: int, folder: Path, *arguments: Any, name: str = "meet"
 ) -> None:
-    """Run `work(rank, *arguments)` in a group of so many processes."""
+    """Run `work(rank, *arguments)` in a group of `workers` processes."""
     meet = folder / name
     meet.unlink(missing_ok=True)
     torch.multiprocessing.spawn(_member, args=(workers, str(meet), work, arguments), nprocs=workers)

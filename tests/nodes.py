@@ -1,4 +1,4 @@
-"""Clusters of cluster/local_nodes.py, started and stopped as a user would."""
+"""Start and stop clusters of cluster/local_nodes.py as a user would."""
 
 import os
 import signal
@@ -12,16 +12,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def processes(column: str, wanted: set[int]) -> list[int]:
-    """Living processes whose parent (`ppid`) or session (`sid`) is one of these."""
+def processes(column: str, ids: set[int]) -> list[int]:
+    """Return living processes whose parent (`ppid`) or session (`sid`) is in `ids`."""
     command = ["ps", "-eo", f"pid=,{column}=,stat="]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in listed.splitlines()]
-    return [int(pid) for pid, key, stat in rows if int(key) in wanted and stat[0] != "Z"]
+    return [int(pid) for pid, key, stat in rows if int(key) in ids and stat[0] != "Z"]
 
 
 def stop(script: subprocess.Popen) -> set[int]:
-    """Press Ctrl-C, with force as a last resort; the sessions of the nodes."""
+    """Press Ctrl-C, kill as a last resort; return the sessions of the nodes."""
     nodes = set(processes("ppid", {script.pid}))
     script.send_signal(signal.SIGINT)
     try:
@@ -36,13 +36,13 @@ def stop(script: subprocess.Popen) -> set[int]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment, without any cluster that it may be in."""
+    """Return this process's environment without the variables of any cluster."""
     return {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "IMG2PROMPT_"))}
 
 
 @contextmanager
 def local_nodes(*options: str) -> Iterator[dict[str, str]]:
-    """What cluster/local_nodes.py asks to export; nothing of it is left afterwards."""
+    """Run cluster/local_nodes.py, yield its exports, and check that it leaves no process behind."""
     script = subprocess.Popen(
         [sys.executable, ROOT / "cluster" / "local_nodes.py", *options],
         env=clean_environment(),
@@ -61,21 +61,21 @@ def local_nodes(*options: str) -> Iterator[dict[str, str]]:
     finally:
         nodes = stop(script)
     assert nodes
-    deadline = time.monotonic() + 30  # a worker in the middle of a task notices a little later
+    deadline = time.monotonic() + 30  # a worker inside a task exits a little later
     while processes("sid", nodes) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert processes("sid", nodes) == []
 
 
-def kill(address: str, having: str) -> None:
-    """SIGKILL the newest process with this in its title on the newest node of the cluster."""
+def kill(address: str, title_part: str) -> None:
+    """SIGKILL the newest process with `title_part` in its title on the cluster's newest node."""
     command = ["ps", "-ww", "-eo", "pid=,sid=,args=", "--sort=-start_time"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
     nodes = [sid for _, sid, title in rows if f"start --block --address {address}" in title]
     for node in nodes:
         for pid, sid, title in rows:
-            if sid == node and having in title:
+            if sid == node and title_part in title:
                 os.kill(int(pid), signal.SIGKILL)
                 return
-    raise AssertionError(f"no process with {having!r} on {nodes} in:\n{listed}")
+    raise AssertionError(f"no process with {title_part!r} on {nodes} in:\n{listed}")

@@ -1,17 +1,17 @@
-"""How fast exact de-duplication is beside the loop that everybody writes, on real texts.
+"""Compare the speed of exact de-duplication with that of the common faiss loop, on real texts.
 
 The common loop asks faiss' IndexFlatIP for the 5,000 nearest rows of 5,000 queries at a time and
-drops, for every row not dropped yet, the later ones at or above the threshold. Ours,
-`similar.dedupe.keep_first`, is run on the same vectors with the same number of threads.
-Both must keep the same rows, or the script stops; where they differ it says why that may be: the
-loop sees 5,000 neighbours at most, and decides by float32 products.
+drops, for every row not dropped yet, the later rows at or above the threshold. Ours,
+`data/similar/dedupe.py`, runs on the same vectors with the same number of threads. Both must keep
+the same rows, otherwise the script stops and says how they differ: the loop sees 5,000 neighbours
+at most, and decides by float32 products.
 
-The loop takes the same time for each batch of queries. It was run in full for the table below;
-`--batches N` runs the first N only, compares what was kept among their rows, and multiplies their
-time. Rows beyond the texts are blends of two texts' vectors, for ours alone.
+The loop takes equally long for each batch of queries. It ran in full for the table below;
+`--batches N` runs only the first N, compares the kept rows of those, and multiplies their time.
+Rows beyond the texts are blends of two texts' vectors, for ours only.
 
 On 2 cores of an AMD EPYC (Zen 5, AVX-512 VNNI, 32 MB L3), 2 threads, torch 2.13, faiss-cpu 1.15.1,
-threshold 0.85; the same rows were kept by both, every time:
+threshold 0.85; both kept the same rows every time:
 
        rows     kept     ours   pairs compared/s     loop   times faster
      20,000   17,057   0.14 s             1.2e9    7.9 s             55
@@ -20,8 +20,8 @@ threshold 0.85; the same rows were kept by both, every time:
 
 N rows of which a share f is kept take f N^2 / 2R + 2e-6 N seconds at R pairs a second. For 2M rows,
 f = 0.74 and R = 4.2e9 that is 6 minutes on these 2 cores; the loop would take 9 hours. On an H100
-the bounds, written and read once as float32, are the limit: 1.5e12 pairs * 8 bytes / 3.3e12 bytes/s
-is 4 seconds, and some 10 are to be expected; that was not measured.
+the limit would be the bounds, written and read once as float32: 1.5e12 pairs * 8 bytes / 3.3e12
+bytes/s is 4 seconds, and about 10 are to be expected. Not measured on a GPU.
 
     python tests/benchmarks/dedupe.py --cache ~/vectors
 """
@@ -47,40 +47,40 @@ FILES = ("real_prompts.txt", "flavors.txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is compared."""
+    """Inputs and sizes of the comparison."""
 
     cache: Path
-    """Folder outside the repository where the vectors are kept for the next time."""
+    """Folder outside the repository that caches the vectors."""
     prompts: Path = REAL
     """Folder of real_prompts.txt and flavors.txt."""
     rows: tuple[int, ...] = (20_000, 100_000)
     blends: tuple[int, ...] = ()
-    """Further numbers of rows, filled up with blends of texts, for ours alone."""
+    """More numbers of rows, filled up with blends of texts, for ours only."""
     threshold: float = 0.85
     neighbours: int = 5000
     queries: int = 5000
     """Rows in a batch of the loop."""
     batches: int = 0
-    """Batches of the loop that are run; 0: all."""
+    """Batches of the loop to run; 0: all."""
     threads: int = 2
     repeats: int = 5
-    """Times that ours is run; the fastest counts."""
+    """Runs of ours; the fastest counts."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What the common loop found in the rows that it was run for."""
+    """Result of the common loop for the rows that it processed."""
 
     kept: np.ndarray
     """bool (rows,)."""
     cut: int
-    """Rows with more near rows than it can see."""
+    """Rows with more near rows than the loop can see."""
     seconds: float
-    """For all rows, each batch taken to cost the same."""
+    """Time for all rows, assuming that each batch costs the same."""
 
 
 def common_loop(vectors: np.ndarray, options: Options) -> Loop:
-    """Keep-first as it is usually written."""
+    """Run keep-first as it is usually written."""
     began = time.perf_counter()
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
@@ -101,13 +101,13 @@ def common_loop(vectors: np.ndarray, options: Options) -> Loop:
 
 
 def texts(options: Options) -> list[str]:
-    """The distinct lines, in the order of the files."""
+    """Return the distinct lines in the order of the files."""
     lines = [line for name in FILES for line in (options.prompts / name).read_text().splitlines()]
     return list(dict.fromkeys(filter(None, map(normalise, lines))))[: max(options.rows)]
 
 
 def encode(options: Options) -> np.ndarray:
-    """Vectors (N, 384) of the texts, from the cache or for it."""
+    """Return the vectors (N, 384) of the texts, cached after the first call."""
     file = options.cache / f"texts-{max(options.rows)}.npy"
     if not file.exists():
         from img2prompt.model.text import PromptEncoder
@@ -118,7 +118,7 @@ def encode(options: Options) -> np.ndarray:
 
 
 def blend(vectors: np.ndarray, rows: int) -> np.ndarray:
-    """The vectors, and sums of two of them up to so many rows."""
+    """Return the vectors, filled up to `rows` with normalised sums of two of them."""
     rng = np.random.default_rng(0)
     pairs = rng.integers(len(vectors), size=(rows - len(vectors), 2))
     sums = vectors[pairs[:, 0]] + vectors[pairs[:, 1]]
@@ -127,34 +127,34 @@ def blend(vectors: np.ndarray, rows: int) -> np.ndarray:
 
 
 def timed(work: Callable[[], KeepFirst], repeats: int) -> tuple[KeepFirst, float]:
-    """The result, and the seconds of the fastest run."""
+    """Return the result and the seconds of the fastest run."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        found = work()
+        result = work()
         seconds.append(time.perf_counter() - began)
-    return found, min(seconds)
+    return result, min(seconds)
 
 
-def compared(found: KeepFirst) -> int:
-    """Pairs of a row and a row kept before it: those that an exact answer must rule out."""
-    return int(np.searchsorted(found.kept, np.arange(len(found.keeper))).sum())
+def compared(result: KeepFirst) -> int:
+    """Count pairs of a row and a row kept before it: those that an exact answer must rule out."""
+    return int(np.searchsorted(result.kept, np.arange(len(result.keeper))).sum())
 
 
-def check(vectors: np.ndarray, found: KeepFirst, loop: Loop, threshold: float) -> None:
-    """Refuse an answer that breaks the rule, or that is not the loop's.
+def check(vectors: np.ndarray, result: KeepFirst, loop: Loop, threshold: float) -> None:
+    """Refuse a result that breaks the rule or differs from the loop's.
 
     Raises:
-        AssertionError: says how.
+        AssertionError: with the difference.
     """
-    dropped = np.setdiff1d(np.arange(len(vectors)), found.kept)
-    keepers = found.keeper[dropped]
+    dropped = np.setdiff1d(np.arange(len(vectors)), result.kept)
+    keepers = result.keeper[dropped]
     assert (keepers < dropped).all(), "a keeper comes after its row"
-    assert np.isin(keepers, found.kept).all(), "a keeper was dropped"
+    assert np.isin(keepers, result.kept).all(), "a keeper was dropped"
     score = exact_cosine(vectors[dropped], vectors[keepers])
-    assert (score == found.score[dropped]).all(), "a score is not the float64 product"
+    assert (score == result.score[dropped]).all(), "a score is not the float64 product"
     assert (score >= threshold).all(), "a row was dropped for one that is not near"
-    differ = np.flatnonzero(np.isin(np.arange(len(loop.kept)), found.kept) != loop.kept)
+    differ = np.flatnonzero(np.isin(np.arange(len(loop.kept)), result.kept) != loop.kept)
     assert not len(differ), (
         f"{len(differ)} rows differ from the loop's, the first is {differ[0]}; the loop could not "
         f"see all neighbours of {loop.cut} rows"
@@ -162,7 +162,7 @@ def check(vectors: np.ndarray, found: KeepFirst, loop: Loop, threshold: float) -
 
 
 def run(options: Options) -> dict[int, float]:
-    """Time both for each number of rows, and print a table; returns how often ours is faster."""
+    """Time both for each number of rows and print a table; return how many times ours is faster."""
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     vectors = encode(options)
@@ -170,16 +170,18 @@ def run(options: Options) -> dict[int, float]:
     ratios, table = {}, []
     for rows in options.rows:
         some = vectors[:rows]
-        found, ours = timed(lambda some=some: keep_first(some, options.threshold), options.repeats)
+        result, ours = timed(lambda some=some: keep_first(some, options.threshold), options.repeats)
         loop = common_loop(some, options)
-        check(some, found, loop, options.threshold)
+        check(some, result, loop, options.threshold)
         ratios[rows] = loop.seconds / ours
         share = f"{len(loop.kept):,} of {rows:,}"
-        table.append([*_cells(found, ours), f"{loop.seconds:,.1f} s", share, f"{ratios[rows]:.0f}"])
+        table.append(
+            [*_cells(result, ours), f"{loop.seconds:,.1f} s", share, f"{ratios[rows]:.0f}"]
+        )
     for rows in options.blends:
         some = blend(vectors, rows)
-        found, ours = timed(lambda some=some: keep_first(some, options.threshold), 1)
-        table.append([*_cells(found, ours), "", "", ""])
+        result, ours = timed(lambda some=some: keep_first(some, options.threshold), 1)
+        table.append([*_cells(result, ours), "", "", ""])
     cli.show(
         f"Keep-first at {options.threshold}, {options.threads} threads",
         ["rows", "kept", "ours", "pairs/s", "loop", "same kept rows in", "times faster"],
@@ -188,9 +190,9 @@ def run(options: Options) -> dict[int, float]:
     return ratios
 
 
-def _cells(found: KeepFirst, seconds: float) -> list[object]:
-    rate = f"{compared(found) / seconds / 1e9:.2f}e9"
-    return [f"{len(found.keeper):,}", f"{len(found.kept):,}", f"{seconds:.2f} s", rate]
+def _cells(result: KeepFirst, seconds: float) -> list[object]:
+    rate = f"{compared(result) / seconds / 1e9:.2f}e9"
+    return [f"{len(result.keeper):,}", f"{len(result.kept):,}", f"{seconds:.2f} s", rate]
 
 
 if __name__ == "__main__":

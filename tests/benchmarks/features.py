@@ -1,13 +1,14 @@
-"""The features stage against the bare model, and against transformers' own pipeline.
+"""Compare the features stage with the bare model and with transformers' own pipeline.
 
-One tower with random weights, heavy enough to be the limit, sees the same pictures three ways: as
-tensors that already lie in memory (the ceiling); from shards through the stream of the features
+One tower with random weights, heavy enough to be the bottleneck, sees the same pictures three ways:
+as tensors that are already in memory (the ceiling); from shards through the stream of the features
 stage (`distributed/actors.py`); and as opened pictures through transformers'
 image-feature-extraction pipeline, in its own float32 and in the stage's type. The stage's rate
-counts while all its actors are at work and after the first batch of each, since they start once for
-millions of pictures; the whole time is shown too. The bare model, warm too, runs in as many
-processes as the stage has actors, for half of the pictures before the stage and for half after it,
-and its mean counts; one process with all cores is shown beside it. All must give the same features.
+counts while all its actors work and after the first batch of each, since actors start once for
+millions of pictures; the rate over the whole time is shown too. The bare model, also warm, runs in
+as many processes as the stage has actors, for half of the pictures before the stage and for half
+after it, and its mean counts; one process with all cores is shown beside it. All must give the same
+features.
 
 On two cores of an AMD EPYC (Zen 5), 224 px, bf16, 1,536 pictures through 12 layers of 512 and 448
 through 12 layers of 1024 (`--rows 448 --width 1024 --theirs 32 --batch-size 16`), with
@@ -63,7 +64,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is embedded, and by what."""
+    """Pictures, tower and batches."""
 
     rows: int = 768
     rows_per_shard: int = 64
@@ -76,11 +77,11 @@ class Options:
     theirs: int = 64
     """Pictures for transformers' pipeline, which is slower."""
     pictures: Path = REAL
-    """Folder of pictures; noise when it does not exist."""
+    """Folder of pictures; noise if it does not exist."""
 
 
 def write_shards(options: Options, folder: str) -> Artifact:
-    """Shards of JPEGs, a few pictures over and over."""
+    """Write shards of JPEGs that repeat a few pictures."""
     shard, group = options.rows_per_shard, min(64, options.rows_per_shard)
     config = ShardConfig(
         size=options.size, encoding="jpeg", rows_per_shard=shard, rows_per_group=group
@@ -109,7 +110,7 @@ def _files(options: Options) -> list[bytes]:
 def bare(
     options: Options, tower: TowerConfig, pixels: np.ndarray, processes: int
 ) -> tuple[float, np.ndarray]:
-    """Pictures a second of so many processes that share the cores, and the features of `pixels`.
+    """Measure the model in `processes` that share the cores: pictures/s, and features of `pixels`.
 
     Each process has all of `pixels` in memory.
     """
@@ -123,8 +124,8 @@ def bare(
         runs = [
             executor.submit(_bare, options, tower, pixels, threads, own) for _ in range(processes)
         ]
-        found = [run.result() for run in runs]
-    return sum(rate for rate, _ in found), found[0][1]
+        results = [run.result() for run in runs]
+    return sum(rate for rate, _ in results), results[0][1]
 
 
 def _open_gate(gate: Any) -> None:
@@ -135,7 +136,7 @@ def _open_gate(gate: Any) -> None:
 def _bare(
     options: Options, tower: TowerConfig, pixels: np.ndarray, threads: int, rows: int
 ) -> tuple[float, np.ndarray]:
-    """`pixels` over and over, about `rows` of them."""
+    """Run the model over `pixels` again and again, for about `rows` rows."""
     torch.set_num_threads(threads)
     model, batches = open_tower(tower).eval(), torch.from_numpy(pixels).split(options.batch_size)
     model.to(compute_dtype(options.precision, torch.device("cpu")))
@@ -144,15 +145,15 @@ def _bare(
         _gate.wait()
         passes, began = max(1, round(rows / len(pixels))), time.perf_counter()
         for _ in range(passes):
-            found = torch.cat([model(batch) for batch in batches])
+            outputs = torch.cat([model(batch) for batch in batches])
         seconds = time.perf_counter() - began
-    return passes * len(pixels) / seconds, found.numpy()
+    return passes * len(pixels) / seconds, outputs.numpy()
 
 
 def staged(
     options: Options, tower: TowerConfig, shards: Artifact
 ) -> tuple[float, float, dict[str, np.ndarray]]:
-    """Pictures a second between first and last file, over all, and the features by id."""
+    """Run the stage: steady pictures/s, pictures/s of the whole time, and the features by id."""
     pool = Pool(
         make_model=timed(tower, time.time()),
         batch_size=options.batch_size,
@@ -170,7 +171,7 @@ def staged(
 
 
 def after_first(stamps: np.ndarray) -> np.ndarray:
-    """(begin, end, process) of the rows that were not in the first batch of their process."""
+    """Leave out the rows of each process' first batch; rows are (begin, end, process)."""
     begin, _, process = stamps.T
     warm = np.zeros(len(stamps), bool)
     for number in np.unique(process):
@@ -200,7 +201,7 @@ def timed(tower: TowerConfig, zero: float) -> Callable[[], nn.Module]:
 def theirs(
     options: Options, tower: TowerConfig, files: list[bytes], dtype: torch.dtype
 ) -> tuple[float, np.ndarray]:
-    """transformers' pipeline on the same files."""
+    """Run transformers' pipeline on the same files: pictures/s and features."""
     square = {"height": options.size, "width": options.size}
     extract = pipeline(
         "image-feature-extraction",
@@ -215,20 +216,20 @@ def theirs(
     extract(pictures[:2], pool=True, return_tensors=True)
     began = time.perf_counter()
     opened = [Image.open(BytesIO(data)).convert("RGB") for data in files]
-    found = extract(opened, pool=True, return_tensors=True)
+    outputs = extract(opened, pool=True, return_tensors=True)
     seconds = time.perf_counter() - began
-    return len(files) / seconds, torch.cat(list(found)).float().numpy()
+    return len(files) / seconds, torch.cat(list(outputs)).float().numpy()
 
 
-def check_same(found: np.ndarray, expected: np.ndarray, what: str) -> None:
-    """Refuse (AssertionError) features that point elsewhere; bf16 keeps about three digits."""
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = (found * expected).sum(axis=1) / lengths
-    assert cosine.min() > 0.999, f"{what}: cosine {cosine.min():.4f}"
+def check_same(features: np.ndarray, expected: np.ndarray, name: str) -> None:
+    """Raise AssertionError for features that point elsewhere; bf16 keeps about three digits."""
+    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = (features * expected).sum(axis=1) / lengths
+    assert cosine.min() > 0.999, f"{name}: cosine {cosine.min():.4f}"
 
 
 def run(options: Options) -> dict[str, float]:
-    """Measure and print the table; rates in pictures a second."""
+    """Measure and print the table; return rates in pictures a second."""
     with tempfile.TemporaryDirectory() as folder:
         material = Material(
             rows=options.rows, size=options.size, layers=options.layers, width=options.width
@@ -241,10 +242,10 @@ def run(options: Options) -> dict[str, float]:
         with cluster.connect():
             processes = actor_count(0)
             before, expected = bare(options, tower, pixels, processes)
-            steady, whole, found = staged(options, tower, shards)
+            steady, whole, by_id = staged(options, tower, shards)
             after, _ = bare(options, tower, pixels, processes)
         alone, _ = bare(options, tower, pixels, 1)
-        check_same(np.stack([found[i] for i in table["id"].to_pylist()]), expected, "stage")
+        check_same(np.stack([by_id[i] for i in table["id"].to_pylist()]), expected, "stage")
         rates = {
             "bare model": (before + after) / 2,
             "bare model, one process": alone,

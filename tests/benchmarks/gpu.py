@@ -1,15 +1,16 @@
-"""What one GPU does with a ViT-L/14 of random weights, and with near duplicates.
+"""Measure one GPU with a ViT-L/14 of random weights, and with near duplicates.
 
 - `features`: pictures a second of the frozen tower in 16 bits, eager and compiled, from tensors
-  that lie on the GPU, and from JPEG files in memory, which threads decode while the GPU works.
-- `train`: pictures a second, share of the GPU's peak (MFU) and most memory of whole training steps
+  on the GPU, and from JPEG files in memory, which threads decode while the GPU works.
+- `train`: pictures a second, share of the GPU's peak (MFU) and peak memory of whole training steps
   by the plain engine: a linear probe behind the running tower, the published layout with LoRA of
   rank 16, and all layers, eager and compiled.
 - `dedupe`: seconds to find near duplicates among clustered random vectors.
 
 Eager and compiled must agree, and so must both ways to the same pictures; de-duplication is
-compared with plain float64 products over its first rows. Needs neither Ray nor DeepSpeed nor
-faiss, and goes on without what it lacks, saying so. Runs on a CPU too, where it measures a CPU.
+compared with plain float64 products over its first rows. Ray, DeepSpeed and faiss are not needed; a
+part whose packages are missing is skipped with a message. Runs on a CPU too, and then measures the
+CPU.
 
     python tests/benchmarks/gpu.py
     python tests/benchmarks/gpu.py --parts dedupe --vectors 100000 2000000
@@ -27,7 +28,7 @@ from img2prompt.data.vectors import DIMENSIONS
 
 
 def peak() -> float:
-    """FLOP/s of the device in 16 bits; 0 when unknown."""
+    """Return the device's peak FLOP/s in 16 bits; 0 if unknown."""
     try:
         from img2prompt.train.steplog import peak_of
     except ImportError as error:
@@ -37,7 +38,7 @@ def peak() -> float:
 
 
 def clustered(rows: int) -> np.ndarray:
-    """Unit vectors (rows, 384), about a third of them near duplicates of an earlier one."""
+    """Return unit vectors (rows, 384), about a third of them near duplicates of an earlier one."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((rows, DIMENSIONS), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -51,23 +52,23 @@ def clustered(rows: int) -> np.ndarray:
 
 
 def dedupe(options: Options) -> dict[int, tuple[float, int]]:
-    """Seconds and kept rows by number of vectors."""
+    """Return seconds and number of kept rows by number of vectors."""
     from img2prompt.data.similar.dedupe import keep_first
 
     few = clustered(options.checked)
     ours = keep_first(few, options.threshold).kept
     assert np.array_equal(ours, kept_plainly(few, options.threshold)), "other rows are kept"
-    found = {}
+    measured = {}
     for rows in options.vectors:
         vectors = clustered(rows)
         began = time.perf_counter()
         kept = len(keep_first(vectors, options.threshold).kept)
-        found[rows] = (time.perf_counter() - began, kept)
-    return found
+        measured[rows] = (time.perf_counter() - began, kept)
+    return measured
 
 
 def kept_plainly(vectors: np.ndarray, threshold: float) -> np.ndarray:
-    """Keep-first by products with all kept rows."""
+    """Run keep-first by products with all kept rows."""
     exact, kept = vectors.astype(np.float64), []
     buffer = np.empty_like(exact)
     for row, vector in enumerate(exact):
@@ -111,7 +112,7 @@ def show_dedupe(options: Options) -> None:
 
 
 def run(options: Options) -> None:
-    """Measure and print; a part that needs what is not installed says so."""
+    """Measure and print each part; report a part whose packages are not installed."""
     shows = {"features": show_features, "train": show_fits, "dedupe": show_dedupe}
     for part in options.parts:
         try:

@@ -1,4 +1,4 @@
-"""The tower on one GPU, eager and compiled: what `gpu.py` measures of it."""
+"""Measurements of the tower on one GPU, eager and compiled, for `gpu.py`."""
 
 import itertools
 import os
@@ -31,7 +31,7 @@ PLANS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What runs; the sizes are those of CLIP ViT-L/14."""
+    """Parts, sizes (by default those of CLIP ViT-L/14) and steps."""
 
     parts: tuple[Literal["features", "train", "dedupe"], ...] = ("features", "train", "dedupe")
     sizes: tuple[int, ...] = (336, 224)
@@ -45,10 +45,10 @@ class Options:
     train_batch: int = 64
     steps: int = 20
     warmup: int = 4
-    """Steps that are not counted, compilation among them."""
+    """Steps that are not counted; they include compilation."""
     vectors: tuple[int, ...] = (100_000, 2_000_000)
     checked: int = 20_000
-    """Vectors of a run of its own that is compared with plain products."""
+    """Vectors of a separate run that is compared with plain products."""
     threshold: float = 0.85
 
 
@@ -73,7 +73,7 @@ def tower_of(options: Options, size: int) -> Tower:
 
 
 def seconds_of(step: Callable[[], object], options: Options) -> float:
-    """Mean seconds of a step after the warm-up."""
+    """Return the mean seconds of a step after the warm-up."""
     for _ in range(options.warmup):
         step()
     _wait()
@@ -90,7 +90,7 @@ def _wait() -> None:
 
 
 def features(options: Options, size: int) -> dict[str, float]:
-    """Pictures a second by way."""
+    """Return pictures a second, eager or compiled, from tensors and from JPEG files."""
     from img2prompt.data import images
 
     rng = np.random.default_rng(0)
@@ -98,25 +98,25 @@ def features(options: Options, size: int) -> dict[str, float]:
     files = [images.encode(images.resize(picture, size, "crop"), "jpeg") for picture in smooth]
     files = [files[row % len(files)] for row in range(options.embed_batch)]
     tower = tower_of(options, size).to(device()).eval().to(compute_dtype("auto", device()))
-    found, made = {}, {}
+    rates, outputs = {}, {}
     with torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as threads:
         pixels = _sent(list(threads.map(images.decode, files)))
         for way in options.ways:
             if way == "compiled":
                 tower.compile(dynamic=False)
-            made[way] = tower(pixels)
+            outputs[way] = tower(pixels)
             seconds = seconds_of(lambda: tower(pixels), options)
-            found[f"{way}, tensors"] = options.embed_batch / seconds
+            rates[f"{way}, tensors"] = options.embed_batch / seconds
             batches = _decoded(files, threads)
             step = lambda: tower(next(batches))  # noqa: B023, E731
-            found[f"{way}, JPEG files"] = options.embed_batch / seconds_of(step, options)
-            for other in (tower(next(batches)), made[options.ways[0]]):
-                _same(made[way], other, way)
-    return found
+            rates[f"{way}, JPEG files"] = options.embed_batch / seconds_of(step, options)
+            for other in (tower(next(batches)), outputs[options.ways[0]]):
+                _same(outputs[way], other, way)
+    return rates
 
 
 def _decoded(files: list[bytes], threads: ThreadPoolExecutor) -> Iterator[Tensor]:
-    """The same files over and over; while one batch is used, the next is decoded and sent."""
+    """Repeat the files; while one batch is used, decode the next and send it to the device."""
     from img2prompt.data import images
 
     with ThreadPoolExecutor(1) as ahead:
@@ -138,28 +138,28 @@ def _sent(pictures: list[np.ndarray]) -> Tensor:
     return pixels
 
 
-def _same(found: Tensor, expected: Tensor, what: str) -> None:
-    """Refuse (AssertionError) features that point elsewhere; bf16 keeps about three digits."""
-    lowest = torch.cosine_similarity(found.float(), expected.float()).min().item()
-    assert lowest > 0.999, f"{what}: cosine {lowest:.4f}"
+def _same(features: Tensor, expected: Tensor, name: str) -> None:
+    """Raise AssertionError for features that point elsewhere; bf16 keeps about three digits."""
+    lowest = torch.cosine_similarity(features.float(), expected.float()).min().item()
+    assert lowest > 0.999, f"{name}: cosine {lowest:.4f}"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one way to train went."""
+    """Measurements of training one plan, eager or compiled."""
 
     rate: float
     """Pictures a second."""
     flop: int
-    """Of a picture, forward and backward."""
+    """FLOP of a picture, forward and backward."""
     memory: float
-    """Most of the GPU's, GiB; 0 on a CPU."""
+    """Peak GPU memory in GiB; 0 on a CPU."""
     losses: tuple[float, ...]
-    """Of the first steps."""
+    """Losses of the first steps."""
 
 
 def fit(options: Options, size: int, plan: PlanConfig, way: str) -> Fit:
-    """Steps of the plain engine on one batch that lies on the device."""
+    """Time steps of the plain engine on one batch that is already on the device."""
     config = TrainConfig(
         name="gpu",
         plan=plan,
@@ -186,8 +186,8 @@ def fit(options: Options, size: int, plan: PlanConfig, way: str) -> Fit:
 
     _forget_memory()
     seconds = seconds_of(step, options)
-    kept = tuple(loss.item() for loss in losses[:4])
-    return Fit(options.train_batch / seconds, price.forward + price.backward, _memory(), kept)
+    first = tuple(loss.item() for loss in losses[:4])
+    return Fit(options.train_batch / seconds, price.forward + price.backward, _memory(), first)
 
 
 def _forget_memory() -> None:
@@ -201,12 +201,12 @@ def _memory() -> float:
 
 
 def fits(options: Options, size: int) -> dict[tuple[str, str], Fit]:
-    """Every plan both ways; AssertionError when the first losses differ."""
-    found = {}
+    """Train every plan both ways; AssertionError if the first losses differ."""
+    measured = {}
     for name, way in itertools.product(options.plans, options.ways):
-        found[name, way] = fit(options, size, PLANS[name], way)
+        measured[name, way] = fit(options, size, PLANS[name], way)
         torch._dynamo.reset()
-        first = found[name, options.ways[0]].losses
-        apart = max(abs(a - b) for a, b in zip(found[name, way].losses, first, strict=True))
+        first = measured[name, options.ways[0]].losses
+        apart = max(abs(a - b) for a, b in zip(measured[name, way].losses, first, strict=True))
         assert apart < 5e-3, f"{name}, {way}: losses {apart:.2g} apart"
-    return found
+    return measured

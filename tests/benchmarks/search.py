@@ -1,14 +1,13 @@
-"""What a search finds in a fifth of the grid's picture passes, and what a trial costs.
+"""Measure what a search finds in a fifth of the grid's picture passes, and what a trial costs.
 
-The whole grid of layer plans is trained to the end on the demo set, once, by the search itself: it
-goes on where it was when it is killed, and is read when it is there. A trial that is stopped has
-the epochs that it has in the grid, since a run is a function of its config; so ASHA, one-epoch, TPE
-and random search are led through the grid's scores by the product's own rungs and proposals, in
-many orders, each until its share of the passes is spent. The spread is that of the best settings
-trained with other seeds.
+The search itself trains the whole grid of layer plans to the end on the demo set, once. It resumes
+when it was killed; a finished grid is read. A stopped trial has the epochs that it has in the grid,
+since a run is a function of its config. So the package's own rungs and proposals lead ASHA,
+one-epoch, TPE and random search through the grid's scores, in many orders, each until its share of
+the passes is spent. The spread is that of the best settings trained with other seeds.
 
-Then a few trials of one short epoch, one after the other, against the same model, engine and rows
-in a bare process: where the seconds of a trial go.
+Then a few trials of one short epoch, one after the other, are compared with the same model, engine
+and rows in a bare process, to see where the seconds of a trial go.
 
 On two cores of an AMD EPYC (Zen 5), 23 plans, 8 epochs of 794 rows, 50 orders; the spread between
 seeds is 0.0003 (standard deviation):
@@ -76,21 +75,21 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is searched, and how much of it."""
+    """The grid, the data and the number of orders."""
 
     out: str = "out/search-benchmark"
-    """Folder of data, heads, grid and trials: what is there is not made again."""
+    """Folder of data, heads, grid and trials; finished parts are reused."""
     prompts: int = 500
-    """Of the demo set, two pictures each."""
+    """Prompts of the demo set, two pictures each."""
     tower: str = presets.lora_demo().tower.weights
     rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45, 0.6)
-    """Of LoRA and of trained layers."""
+    """Rates of LoRA and of trained layers."""
     epochs: int = 8
     batch_size: int = 64
     seeds: int = 3
-    """Trainings of the best three settings, for the spread."""
+    """Trainings of each of the best three settings, for the spread."""
     share: float = 0.2
-    """Of the grid's picture passes that a search may take."""
+    """Share of the grid's picture passes that a search may take."""
     reduction: int = 3
     orders: int = 50
     """Seeds of each search."""
@@ -128,12 +127,12 @@ def inputs_of(options: Options) -> TrainInputs:
     return TrainInputs(shards, features.run(embed, shards, f"{options.out}/features"))
 
 
-def rows_of(found: Any) -> list[dict[str, Any]]:
-    return json.loads(Path(found.path(TRIALS)).read_text())
+def rows_of(searched: Any) -> list[dict[str, Any]]:
+    return json.loads(Path(searched.path(TRIALS)).read_text())
 
 
 def spread_of(rows: list[dict[str, Any]]) -> float:
-    """Standard deviation between the seeds of a setting, pooled over those that have several."""
+    """Return the standard deviation between seeds, pooled over settings that have several."""
     alike: dict[str, list[float]] = {}
     for row in rows:
         alike.setdefault(json.dumps(row["setting"]), []).append(row["best"])
@@ -147,7 +146,7 @@ Curves = Mapping[str, list[float]]
 
 @dataclass
 class Follower:
-    """Leads a search through scores that are known, until its epochs are spent."""
+    """Lead a search through known scores until its epochs are spent."""
 
     config: SearchConfig
     space: Space
@@ -157,15 +156,15 @@ class Follower:
     _seen: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> float:
-        """The best score that it sees."""
+        """Return the best score that the search sees."""
         names = {setting: trial_name(setting) for setting in self.space.settings}
         rungs = Rungs(self.config, Budget(0), dict.fromkeys(names.values(), 1.0), {})
         proposals, first = self._proposals(names), {}
         for number in range(len(names)):
-            found = proposals.suggest(str(number))
-            if found == Searcher.FINISHED or not self.epochs_left:
+            proposal = proposals.suggest(str(number))
+            if proposal == Searcher.FINISHED or not self.epochs_left:
                 break
-            first[found["name"]] = self._train(found["name"], rungs, str(number))
+            first[proposal["name"]] = self._train(proposal["name"], rungs, str(number))
             proposals.on_trial_complete(str(number), {})
         if self.config.scheduler == "one-epoch":
             for name in sorted(first, key=lambda name: -first[name])[: self.config.top]:
@@ -206,14 +205,14 @@ class Follower:
         return self._seen[name]
 
     def _see(self, scores: list[float]) -> bool:
-        """Spend an epoch for each score; whether there are more."""
+        """Spend an epoch for each score; return whether any are left."""
         for score in scores[: self.epochs_left]:
             self.best, self.epochs_left = max(self.best, score), self.epochs_left - 1
         return self.epochs_left > 0
 
 
 def compare(options: Options, config: SearchConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What each strategy finds in a share of the grid's epochs, over many orders; prints it."""
+    """Print and return what each strategy finds in a share of the grid's epochs, in many orders."""
     grid = [row for row in rows if row["seed"] == config.base.seed]
     curves = {row["name"]: [epoch["val_cosine"] for epoch in row["epochs"]] for row in grid}
     space = space_of(config, read_shape(config.base.tower).depth)
@@ -221,7 +220,7 @@ def compare(options: Options, config: SearchConfig, rows: list[dict[str, Any]]) 
     budget, best = int(options.share * whole), max(row["best"] for row in grid)
     a_pass = grid[0]["rows"] / len(grid[0]["epochs"])
     table = [["grid, to the end", best, "", 0.0, "", int(whole * a_pass), "100%"]]
-    found = {"grid": best, "spread": spread, "budget": budget / whole}
+    results = {"grid": best, "spread": spread, "budget": budget / whole}
     for name, changes in STRATEGIES.items():
         followers = [
             Follower(config.replace({**changes, "seed": seed}), space, curves, budget)
@@ -230,17 +229,17 @@ def compare(options: Options, config: SearchConfig, rows: list[dict[str, Any]]) 
         scores = np.array([follower.run() for follower in followers])
         spent = np.mean([budget - follower.epochs_left for follower in followers])
         reached = float(np.mean(scores >= best - spread))
-        found[name] = {"scores": scores, "epochs": spent, "reached": reached}
+        results[name] = {"scores": scores, "epochs": spent, "reached": reached}
         line = [name, scores.mean(), scores.min(), best - scores.mean(), f"{reached:.0%}"]
         table.append([*line, int(spent * a_pass), f"{spent / whole:.1%}"])
     columns = ["search", "best val cosine", "worst order", "behind", "within the spread"]
     title = f"{len(curves)} plans, {options.epochs} epochs; spread between seeds {spread:.4f}"
     cli.show(f"{title}; {options.orders} orders", [*columns, "pictures", "of the grid"], table)
-    return found
+    return results
 
 
 def overhead(options: Options, inputs: TrainInputs) -> dict[str, float]:
-    """Seconds of a trial by what they go to, beside those of a bare process; prints a table."""
+    """Print and return where a trial's seconds go, beside those of a bare process."""
     config = grid_of(options).replace(
         {
             "name": "overhead",
@@ -252,8 +251,8 @@ def overhead(options: Options, inputs: TrainInputs) -> dict[str, float]:
             "seeds": 1,
         }
     )
-    found = search.run(config, inputs, options.out)
-    folder = Path(found.uri)
+    searched = search.run(config, inputs, options.out)
+    folder = Path(searched.uri)
     trials = sorted((folder / "trials").iterdir(), key=lambda trial: _written(trial, "manifest"))
     parts = []
     for before, trial in itertools.pairwise(trials):
@@ -263,8 +262,8 @@ def overhead(options: Options, inputs: TrainInputs) -> dict[str, float]:
         parts.append((begun - _written(before, "manifest"), end - begun - loop, loop))
     named = ("a trial's process", "workers, model, engine, end", "epoch")
     seconds = dict(zip(named, np.mean(parts, axis=0).tolist(), strict=True))
-    made = TrainConfig.from_json((trials[-1] / "config.json").read_text())
-    (bare,) = in_processes(bare_run, 1, made, inputs)
+    trained = TrainConfig.from_json((trials[-1] / "config.json").read_text())
+    (bare,) = in_processes(bare_run, 1, trained, inputs)
     table = [[name, f"{value:.1f}"] for name, value in seconds.items()]
     table += [[f"bare process: {name}", f"{value:.1f}"] for name, value in bare.items()]
     extra = sum(seconds.values()) - sum(bare.values())
@@ -277,7 +276,7 @@ def _written(folder: Path, name: str) -> float:
 
 
 def bare_run(place: WorkerRank, config: TrainConfig, inputs: TrainInputs) -> dict[str, float]:
-    """Seconds of the same run with its own loop and engine, in a process that has imported all."""
+    """Return the seconds of the same loop and engine in a process that has imported everything."""
     began = time.perf_counter()
     rows, val = ShardRows(inputs.shards, "train"), ShardRows(inputs.shards, "val")
     model = model_of(config)
@@ -295,8 +294,8 @@ def run(options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     options = dataclasses.replace(options, out=str(Path(options.out).absolute()))
     with cluster.connect(dashboard=True):
         inputs, config = inputs_of(options), grid_of(options)
-        found = compare(options, config, rows_of(search.run(config, inputs, options.out)))
-        return found, overhead(options, inputs)
+        results = compare(options, config, rows_of(search.run(config, inputs, options.out)))
+        return results, overhead(options, inputs)
 
 
 if __name__ == "__main__":

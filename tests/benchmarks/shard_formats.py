@@ -1,16 +1,16 @@
-"""Why shards are Parquet with groups of 64 rows: the same rows in five formats, read three ways.
+"""Compare five file formats for shards, each read three ways; shards are Parquet for this reason.
 
 A training epoch reads groups of rows in random order (`img2prompt/data/order.py`), the features
 stage reads everything once, and on an object store each read is a request that pays for its bytes.
-So each format is asked for every group in random order, for all rows in order, and for one group
-from a file just opened, where bytes and reads are counted. All go through the same counting file
-object, from the page cache: times are those of the format, not of a disk. Ratios are to the first
+So the script reads, from each format, every group in random order, all rows in order, and one group
+from a file just opened, where it counts bytes and reads. All formats use the same counting file
+object and the page cache, so times are those of the format, not of a disk. Ratios are to the first
 line; the title says how fast one core decodes these pictures, which every reader does next. All
-formats must give the same rows back.
+formats must return the same rows.
 
-Small groups are what matters: one large group, or a tar, reads everything for a few rows, and loose
+Small groups matter most: one large group, or a tar, reads everything for a few rows, and loose
 files are a request each. Arrow's file format touches the same bytes as Parquet and costs less to
-parse, but beside the decoding of a picture either costs little, and more tools read Parquet.
+parse, but compared with decoding a picture either costs little, and more tools read Parquet.
 
     python tests/benchmarks/shard_formats.py --rows 2048 --sizes 336
 """
@@ -44,7 +44,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("target", VECT
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is written and read."""
+    """Rows, picture sizes and repeats."""
 
     rows: int = 512
     sizes: tuple[int, ...] = (64, 336)
@@ -52,21 +52,21 @@ class Options:
     group: int = 64
     """Rows that are read together."""
     pictures: Path = REAL
-    """Folder of pictures; drawn scenes when it does not exist."""
+    """Folder of pictures; drawn scenes if it does not exist."""
     repeats: int = 3
-    """Times that each reading is tried; the fastest counts."""
+    """Repeats of each reading; the fastest counts."""
 
 
 @dataclass
 class Count:
-    """What was asked of files."""
+    """Bytes and reads requested from files."""
 
     bytes: int = 0
     reads: int = 0
 
 
 class CountingFile(io.FileIO):
-    """A file that counts what is read from it."""
+    """A file that counts the bytes and reads requested from it."""
 
     def __init__(self, path: Path, count: Count) -> None:
         super().__init__(path)
@@ -80,12 +80,12 @@ class CountingFile(io.FileIO):
 
 
 Fetch = Callable[[int, int], pa.Table]
-"""The rows from a number to another, not included."""
+"""Return the rows from the first number up to, but not including, the second."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How rows are written to a file or folder, and read from it once it is opened."""
+    """Writer and reader of rows in a file or folder."""
 
     name: str
     write: Callable[[pa.Table, Path], None]
@@ -93,7 +93,7 @@ class Format:
 
 
 def parquet(name: str, group: int) -> Format:
-    """As the shard stage writes it, with groups of so many rows."""
+    """Parquet as the shard stage writes it, with `group` rows in a row group."""
 
     def write(table: pa.Table, path: Path) -> None:
         pq.write_table(table, path, row_group_size=group, compression="zstd")
@@ -112,7 +112,7 @@ def parquet(name: str, group: int) -> Format:
 
 
 def arrow(name: str, group: int) -> Format:
-    """Arrow's file format, which Feather is, with batches of so many rows; no compression."""
+    """Arrow's file format (Feather), uncompressed, with `group` rows in a batch."""
 
     def write(table: pa.Table, path: Path) -> None:
         with pa.ipc.new_file(str(path), table.schema) as sink:
@@ -132,7 +132,7 @@ def arrow(name: str, group: int) -> Format:
 
 
 def tar(name: str) -> Format:
-    """Two members a row, as WebDataset has them; with no index it hops from header to header."""
+    """A tar with two members a row, as in WebDataset; without an index, so headers are read."""
 
     def write(table: pa.Table, path: Path) -> None:
         with tarfile.open(path, "w") as archive:
@@ -154,9 +154,9 @@ def tar(name: str) -> Format:
         def fetch(start: int, stop: int) -> pa.Table:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                found = list(members(archive, start, stop))
-            names = [name.removesuffix(".image") for name, _ in found[::2]]
-            return _table(names, [d for _, d in found[::2]], [d for _, d in found[1::2]])
+                parts = list(members(archive, start, stop))
+            names = [name.removesuffix(".image") for name, _ in parts[::2]]
+            return _table(names, [d for _, d in parts[::2]], [d for _, d in parts[1::2]])
 
         return fetch
 
@@ -164,7 +164,7 @@ def tar(name: str) -> Format:
 
 
 def loose(name: str) -> Format:
-    """Two files a row in one folder; names are known."""
+    """Two files a row in one folder; the names are known."""
 
     def write(table: pa.Table, path: Path) -> None:
         path.mkdir()
@@ -210,7 +210,7 @@ def formats(options: Options) -> list[Format]:
 
 
 def base_pictures(options: Options) -> list[np.ndarray]:
-    """Up to 128 real pictures (H, W, 3), or as many drawn ones."""
+    """Return up to 128 real pictures (H, W, 3), or as many drawn ones."""
     if options.pictures.is_dir():
         files = sorted(file for file in options.pictures.rglob("*") if file.is_file())
         chosen = files[:: max(1, len(files) // 128)][:128]
@@ -224,7 +224,7 @@ def base_pictures(options: Options) -> list[np.ndarray]:
 def make_rows(
     options: Options, base: list[np.ndarray], size: int, encoding: Literal["png", "jpeg"]
 ) -> pa.Table:
-    """Rows as shards have them; a picture that comes again is shifted, so that all differ."""
+    """Return rows like those of shards; repeated pictures are shifted, so that all differ."""
     rng = np.random.default_rng(0)
     small = [images.resize(picture, size, "crop") for picture in base]
     pictures = [
@@ -239,7 +239,7 @@ def make_rows(
 
 @dataclass(frozen=True)
 class Measured:
-    """One format: bytes on disk, rows a second, and what one group costs from a closed file."""
+    """One format: bytes on disk, rows a second, and the cost of one group from a closed file."""
 
     name: str
     disk: int
@@ -248,7 +248,7 @@ class Measured:
     group: Count
 
     def against(self, first: "Measured") -> list[object]:
-        """Cells of a table, each number with its ratio to the first format's."""
+        """Return the cells of a table, each number with its ratio to the first format's."""
         return [
             self.name,
             f"{self.disk / 1e6:.1f} MB {self.disk / first.disk:.2f}x",
@@ -263,7 +263,7 @@ def measure(kind: Format, table: pa.Table, path: Path, options: Options) -> Meas
     """Write, check and time one format.
 
     Raises:
-        AssertionError: it does not give the rows back.
+        AssertionError: the format does not return the rows that were written.
     """
     kind.write(table, path)
     files = list(path.rglob("*")) if path.is_dir() else [path]
@@ -292,13 +292,13 @@ def measure(kind: Format, table: pa.Table, path: Path, options: Options) -> Meas
 
 
 def decode_rate(table: pa.Table, repeats: int) -> float:
-    """Pictures a second that one core decodes."""
+    """Return how many pictures one core decodes a second."""
     some = table["image"][:64].to_pylist()
     return len(some) / _fastest(lambda: [images.decode(data) for data in some], repeats)
 
 
 def _fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of several tries."""
+    """Return the seconds of the fastest of several runs."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -308,23 +308,23 @@ def _fastest(work: Callable[[], object], repeats: int) -> float:
 
 
 def run(options: Options) -> dict[str, list[Measured]]:
-    """Measure all formats on every kind of picture, and print a table of each."""
+    """Measure all formats on every size and encoding, and print a table of each."""
     base = base_pictures(options)
     tables = {}
     for size in options.sizes:
         for encoding in ENCODINGS:
             table = make_rows(options, base, size, encoding)
             with tempfile.TemporaryDirectory() as folder:
-                found = [
+                results = [
                     measure(kind, table, Path(folder) / str(number), options)
                     for number, kind in enumerate(formats(options))
                 ]
-            tables[f"{size} {encoding}"] = found
+            tables[f"{size} {encoding}"] = results
             rate = decode_rate(table, options.repeats)
             cli.show(
                 f"{options.rows} rows, {encoding} of {size} pixels, decoded at {rate:,.0f}/s",
                 ["format", "on disk", "all rows", "shuffled groups", "one group", "reads"],
-                [measured.against(found[0]) for measured in found],
+                [measured.against(results[0]) for measured in results],
             )
     return tables
 

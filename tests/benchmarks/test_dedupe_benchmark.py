@@ -1,3 +1,5 @@
+"""Run the de-duplication benchmark on a tiny size; the published figures are measured by hand."""
+
 from dataclasses import replace
 
 import dedupe
@@ -28,7 +30,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Options:
     )
 
 
-def test_both_are_measured_and_printed(tiny: Options, capsys: pytest.CaptureFixture) -> None:
+def test_both_methods_are_measured_and_printed(
+    tiny: Options, capsys: pytest.CaptureFixture
+) -> None:
     ratios = dedupe.run(tiny)
     printed = capsys.readouterr().out
     assert list(ratios) == [100, 300]
@@ -42,10 +46,10 @@ def test_some_batches_decide_their_rows(tiny: Options) -> None:
     whole = dedupe.common_loop(vectors, tiny)
     part = dedupe.common_loop(vectors, replace(tiny, batches=2))
     assert part.kept.tolist() == whole.kept[:180].tolist()
-    found = keep_first(vectors, tiny.threshold)
-    assert np.flatnonzero(whole.kept).tolist() == found.kept.tolist()
-    assert 10 < len(found.kept) < 290
-    dedupe.check(vectors, found, part, tiny.threshold)
+    result = keep_first(vectors, tiny.threshold)
+    assert np.flatnonzero(whole.kept).tolist() == result.kept.tolist()
+    assert 10 < len(result.kept) < 290
+    dedupe.check(vectors, result, part, tiny.threshold)
 
 
 def test_a_loop_that_sees_too_few_neighbours_is_refused(tiny: Options) -> None:
@@ -56,7 +60,7 @@ def test_a_loop_that_sees_too_few_neighbours_is_refused(tiny: Options) -> None:
         dedupe.check(vectors, keep_first(vectors, 0.85), loop, 0.85)
 
 
-def test_pairs_are_counted(tiny: Options) -> None:
-    found = keep_first(dedupe.encode(tiny), 0.85)
-    expected = sum((found.kept < row).sum() for row in range(len(found.keeper)))
-    assert dedupe.compared(found) == expected
+def test_compared_pairs_are_counted(tiny: Options) -> None:
+    result = keep_first(dedupe.encode(tiny), 0.85)
+    expected = sum((result.kept < row).sum() for row in range(len(result.keeper)))
+    assert dedupe.compared(result) == expected

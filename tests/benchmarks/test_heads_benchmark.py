@@ -1,4 +1,4 @@
-"""The script on heads runs, checks both sides and prints; its figures are made by hand."""
+"""Run the benchmark of heads on a tiny size; the published figures are measured by hand."""
 
 import heads
 import pytest
@@ -7,9 +7,7 @@ import pytest
 @pytest.mark.benchmark
 @pytest.mark.ray
 @pytest.mark.slow
-def test_heads_in_one_pass_are_those_of_a_training_each(
-    cluster, capsys: pytest.CaptureFixture
-) -> None:
+def test_heads_in_one_pass_equal_separate_trainings(cluster, capsys: pytest.CaptureFixture) -> None:
     options = heads.Options(
         widths=(0,),
         dropouts=(0.2,),
@@ -24,7 +22,7 @@ def test_heads_in_one_pass_are_those_of_a_training_each(
     assert "1 heads, 2 epochs of 48 features of 64" in capsys.readouterr().out
 
 
-def test_a_head_that_learned_otherwise_is_refused() -> None:
+def test_a_head_with_another_score_is_refused() -> None:
     history = [{"epoch": 1, "train_loss": 0.5, "val_cosine": 0.3}]
     heads.check_same({"a": history}, {"a": history})
     with pytest.raises(AssertionError, match=r"a, epoch 1: val_cosine is 0\.1 apart"):

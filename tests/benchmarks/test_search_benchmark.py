@@ -1,4 +1,4 @@
-"""The script on searches runs; its figures are made by hand."""
+"""Run the benchmark of searches on a tiny size; the published figures are measured by hand."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ OPTIONS = search.Options(rates=(0.0, 0.15, 0.3, 0.45), epochs=6, orders=6, reduc
 
 
 def planted(repeats: int) -> list[dict[str, Any]]:
-    """Rows of a grid whose best plan is that with most trained layers; seeds differ by 0.01."""
+    """Return rows of a grid in which more trained layers are better; seeds differ by 0.01."""
     config = search.grid_of(OPTIONS)
     space = space_of(config, read_shape(config.base.tower).depth)
     rows = []
@@ -36,30 +36,30 @@ def planted(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def test_searches_are_led_through_the_grid_within_their_share(capsys) -> None:
+def test_searches_stay_within_their_share_of_the_grid(capsys) -> None:
     rows = planted(repeats=2)
-    found = search.compare(OPTIONS, search.grid_of(OPTIONS), rows)
-    assert found["spread"] == pytest.approx(0.01 / 2**0.5)
-    assert found["grid"] == pytest.approx(max(row["best"] for row in rows[:15]))
+    results = search.compare(OPTIONS, search.grid_of(OPTIONS), rows)
+    assert results["spread"] == pytest.approx(0.01 / 2**0.5)
+    assert results["grid"] == pytest.approx(max(row["best"] for row in rows[:15]))
     budget = int(0.2 * 15 * OPTIONS.epochs)
     for name in search.STRATEGIES:
-        assert 0 < found[name]["epochs"] <= budget
-        assert max(found[name]["scores"]) <= found["grid"]
-    assert found["random"]["epochs"] == budget
+        assert 0 < results[name]["epochs"] <= budget
+        assert max(results[name]["scores"]) <= results["grid"]
+    assert results["random"]["epochs"] == budget
     curves = {tuple(epoch["val_cosine"] for epoch in row["epochs"]) for row in rows[:15]}
     seen = {score for curve in curves for score in curve}
-    assert set(found["ASHA"]["scores"]) <= seen
+    assert set(results["ASHA"]["scores"]) <= seen
     # A third of the settings, all at random: one of the three best is among them 65 % of the time.
-    assert np.mean(found["one-epoch"]["scores"]) > np.mean(found["random"]["scores"])
-    told = capsys.readouterr().out
-    assert "15 plans, 6 epochs; spread between seeds 0.0071; 6 orders" in told
-    assert "TPE, ASHA" in told
+    assert np.mean(results["one-epoch"]["scores"]) > np.mean(results["random"]["scores"])
+    printed = capsys.readouterr().out
+    assert "15 plans, 6 epochs; spread between seeds 0.0071; 6 orders" in printed
+    assert "TPE, ASHA" in printed
 
 
 @pytest.mark.benchmark
 @pytest.mark.ray
 @pytest.mark.slow
-def test_seconds_of_a_trial_are_told(cluster, prepared, embedded, tiny_tower, tmp_path, capsys):
+def test_seconds_of_a_trial_are_printed(cluster, prepared, embedded, tiny_tower, tmp_path, capsys):
     options = search.Options(
         out=str(tmp_path),
         tower=tiny_tower,
@@ -71,6 +71,6 @@ def test_seconds_of_a_trial_are_told(cluster, prepared, embedded, tiny_tower, tm
     seconds = search.overhead(options, TrainInputs(prepared.shards, embedded))
     assert len(seconds) == 5
     assert min(seconds.values()) > 0
-    told = capsys.readouterr().out
-    assert "bare process: model and engine" in told
-    assert "more than bare" in told
+    printed = capsys.readouterr().out
+    assert "bare process: model and engine" in printed
+    assert "more than bare" in printed

@@ -1,3 +1,5 @@
+"""Run the benchmark of file formats on a tiny size; its figures are measured by hand."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +17,10 @@ def rows() -> pa.Table:
 
 
 def test_every_format_is_measured_and_printed(capsys: pytest.CaptureFixture) -> None:
-    found = shard_formats.run(TINY)
+    results = shard_formats.run(TINY)
     printed = capsys.readouterr().out
-    assert list(found) == ["16 png", "16 jpeg"]
-    for measured in found.values():
+    assert list(results) == ["16 png", "16 jpeg"]
+    for measured in results.values():
         small, large, arrow, _, loose = measured
         assert all(kind.name in printed for kind in measured)
         assert small.group.bytes < large.group.bytes
@@ -29,7 +31,9 @@ def test_every_format_is_measured_and_printed(capsys: pytest.CaptureFixture) -> 
 
 
 @pytest.mark.parametrize("kind", shard_formats.formats(TINY), ids=lambda kind: kind.name)
-def test_any_rows_come_back(tmp_path: Path, rows: pa.Table, kind: shard_formats.Format) -> None:
+def test_a_format_returns_any_range_of_rows(
+    tmp_path: Path, rows: pa.Table, kind: shard_formats.Format
+) -> None:
     kind.write(rows, tmp_path / "rows")
     fetch = kind.open(tmp_path / "rows", Count())
     for start, stop in ((0, 22), (3, 9), (20, 22), (8, 12)):

@@ -1,4 +1,4 @@
-"""The scripts on training run, check both sides and print; their figures are made by hand."""
+"""Run the training benchmarks on tiny sizes; the published figures are measured by hand."""
 
 import sys
 from dataclasses import replace
@@ -19,7 +19,9 @@ ABSENT = Path("absent")
 
 @pytest.mark.benchmark
 @pytest.mark.ray
-def test_the_stage_ends_where_the_bare_loop_does(cluster, capsys: pytest.CaptureFixture) -> None:
+def test_the_stage_ends_with_the_loss_of_the_bare_loop(
+    cluster, capsys: pytest.CaptureFixture
+) -> None:
     options = training.Options(
         workers=(1,),
         steps=4,
@@ -44,7 +46,7 @@ def test_another_loss_is_refused() -> None:
         training_runs.check_same(replace(run, loss=0.6), run, 1e-4, "other")
 
 
-def test_the_first_line_of_the_stage_is_its_warm_up() -> None:
+def test_the_rate_leaves_out_the_first_line() -> None:
     lines = [{"step": 2, "images_per_s": 1.0}, {"step": 4, "images_per_s": 8.0}]
     assert training.rate_after_first(lines, 16) == pytest.approx(8)
     assert training.rate_after_first(lines[:1], 16) == pytest.approx(1)
@@ -52,7 +54,9 @@ def test_the_first_line_of_the_stage_is_its_warm_up() -> None:
 
 @pytest.mark.benchmark
 @pytest.mark.ray
-def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixture) -> None:
+def test_a_cached_probe_equals_that_of_the_running_tower(
+    cluster, capsys: pytest.CaptureFixture
+) -> None:
     options = probe.Options(
         rows=32, batch_size=8, epochs=2, size=32, layers=1, width=64, pictures=ABSENT
     )
@@ -66,7 +70,7 @@ def test_a_cached_probe_is_that_of_the_tower(cluster, capsys: pytest.CaptureFixt
 
 @pytest.mark.benchmark
 @pytest.mark.ray
-def test_the_stage_learns_what_the_recipe_does(cluster, capsys: pytest.CaptureFixture) -> None:
+def test_the_stage_ends_with_the_loss_of_the_recipe(cluster, capsys: pytest.CaptureFixture) -> None:
     options = recipe.Options(
         steps=2,
         batch_size=4,
@@ -81,12 +85,12 @@ def test_the_stage_learns_what_the_recipe_does(cluster, capsys: pytest.CaptureFi
     assert min(rates.values()) > 0
     assert set(shared) == {"ddp", "2"}
     assert all(min(each.rate, each.peak) > 0 for each in shared.values())
-    told = capsys.readouterr().out
-    assert "times the recipe" in told
-    assert "memory of a worker" in told
+    printed = capsys.readouterr().out
+    assert "times the recipe" in printed
+    assert "memory of a worker" in printed
 
 
-def test_gpu_figures_are_made_on_a_cpu_too(capsys: pytest.CaptureFixture) -> None:
+def test_the_gpu_benchmark_runs_on_a_cpu(capsys: pytest.CaptureFixture) -> None:
     options = gpu_tower.Options(
         sizes=(28,),
         layers=1,
@@ -101,14 +105,14 @@ def test_gpu_figures_are_made_on_a_cpu_too(capsys: pytest.CaptureFixture) -> Non
         checked=300,
     )
     gpu.run(options)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in ("features, batches of 2", "training, batches of 2", "near duplicates at 0.85"):
-        assert part in told
-    assert "could not be run" not in told
+        assert part in printed
+    assert "could not be run" not in printed
     assert 0.2 < 1 - len(gpu.kept_plainly(gpu.clustered(300), 0.85)) / 300 < 0.4
 
 
-def test_what_is_not_installed_is_told(
+def test_a_missing_package_is_reported(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "img2prompt.data.images", None)

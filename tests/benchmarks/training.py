@@ -1,15 +1,15 @@
-"""The training stage against a bare loop of the same model.
+"""Compare the training stage with a bare loop of the same model.
 
-One tower with random weights, heavy enough to be the limit, learns from the same rows in the same
-order two ways: by the whole stage (Ray Train, DeepSpeed, reading and decoding shards, logs), and by
-a plain loop over tensors that already lie in memory, in as many processes with as many threads
-(AdamW; DistributedDataParallel over gloo for two). The bare loop runs before and after the stage,
-and its mean counts. Rates leave out the first steps; the stage's are those of its metrics.jsonl
-but for the first line (15 s). The stage's rate with its start is shown too. Both must end with the
-same loss and the same validation cosine.
+One tower with random weights, heavy enough to be the bottleneck, is trained on the same rows in the
+same order two ways: by the whole stage (Ray Train, DeepSpeed, reading and decoding shards, logs),
+and by a plain loop over tensors that are already in memory, in as many processes with as many
+threads (AdamW; DistributedDataParallel over gloo for two). The bare loop runs before and after the
+stage, and its mean counts. Rates leave out the first steps; the stage's are those of its
+metrics.jsonl without the first line (15 s). The stage's rate with its start is shown too. Both must
+end with the same loss and the same validation cosine.
 
-On two cores of an AMD EPYC (Zen 5), 40 and 60 steps of 16 pictures, 12 layers of 512. Its rate
-differs by a tenth from run to run, more than what is looked for with two workers:
+On two cores of an AMD EPYC (Zen 5), 40 and 60 steps of 16 pictures, 12 layers of 512. The machine's
+rate differs by a tenth from run to run, more than the difference sought with two workers:
 
     workers    bare loop    stage    with start    stage of bare    bare runs apart
     1          12.94 /s     12.60    10.72          97.3%           0.7%
@@ -45,7 +45,7 @@ from img2prompt.train.job import TrainInputs
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What learns, and how much of it."""
+    """Workers, steps and sizes."""
 
     workers: tuple[int, ...] = (1, 2)
     steps: int = 40
@@ -59,11 +59,11 @@ class Options:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = EngineConfig().zero_stage
     pictures: Path = REAL
-    """Folder of pictures.csv; noise when there is none."""
+    """Folder of pictures.csv; noise if it has none."""
 
 
 def config_of(options: Options, tower: TowerConfig, workers: int) -> TrainConfig:
-    """One epoch of the published layout."""
+    """Return the config of one epoch with the published layout."""
     return TrainConfig(
         name=f"workers-{workers}",
         tower=tower,
@@ -76,7 +76,7 @@ def config_of(options: Options, tower: TowerConfig, workers: int) -> TrainConfig
 
 
 def by_stage(config: TrainConfig, shards: Artifact, folder: Path) -> Trained:
-    """The stage; its rate is that of its metrics.jsonl but for the first line, its warm-up."""
+    """Run the stage; its rate is from metrics.jsonl without the first line, its warm-up."""
     began = time.perf_counter()
     run = train.run(config, TrainInputs(shards), str(folder))
     seconds = time.perf_counter() - began
@@ -93,7 +93,7 @@ def by_stage(config: TrainConfig, shards: Artifact, folder: Path) -> Trained:
 
 
 def rate_after_first(lines: list[dict[str, Any]], batch_size: int) -> float:
-    """A run so short that it has one line tells that line's rate."""
+    """Return the rate after the first line, or that line's rate in a run of one line."""
     steps = np.diff([0, *(line["step"] for line in lines)])
     rows, rates = steps * batch_size, np.array([line["images_per_s"] for line in lines])
     skipped = 1 if len(lines) > 1 else 0
@@ -103,7 +103,7 @@ def rate_after_first(lines: list[dict[str, Any]], batch_size: int) -> float:
 def measure(
     options: Options, config: TrainConfig, shards: Artifact, folder: Path
 ) -> tuple[Trained, Trained, Trained]:
-    """Bare loop, stage, bare loop; AssertionError when they differ."""
+    """Run bare loop, stage, bare loop; AssertionError if they differ."""
     workers = config.engine.workers
     before = by_bare_loop(config, shards, workers, options.warmup)
     staged = by_stage(config, shards, folder / config.name)
@@ -114,7 +114,7 @@ def measure(
 
 
 def run(options: Options) -> dict[int, float]:
-    """Measure and print; the stage's share of the bare loop's rate, by number of workers."""
+    """Measure and print; return the stage's share of the bare loop's rate by number of workers."""
     material = Material(
         rows=options.steps * options.batch_size,
         size=options.size,

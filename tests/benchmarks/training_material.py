@@ -1,4 +1,4 @@
-"""What the benchmarks of training learn from: a tower with random weights, pictures, shards."""
+"""Inputs of the training benchmarks: a tower with random weights, pictures, shards."""
 
 import csv
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """A tower with random weights, heavy enough to be the limit, and pictures for it."""
+    """Sizes of a tower with random weights and of its pictures."""
 
     rows: int
     size: int
@@ -31,9 +31,9 @@ class Material:
     patch: int = 16
     val_rows: int = 16
     distinct: int = 128
-    """Pictures, which the rows repeat."""
+    """Different pictures, which the rows repeat."""
     pictures: Path = REAL
-    """Folder of pictures.csv; noise when there is none."""
+    """Folder of pictures.csv; noise if it has none."""
 
 
 Samples = list[tuple[Path, str]]
@@ -41,19 +41,19 @@ Samples = list[tuple[Path, str]]
 
 
 def samples(material: Material, folder: Path) -> Samples:
-    """Real pictures with their prompts; else noise, which is written to `folder`."""
+    """Return real pictures with their prompts, or noise that is written to `folder`."""
     table = material.pictures / "pictures.csv"
     if table.exists():
         with open(table, newline="") as file:
             rows = list(csv.DictReader(file))[: material.distinct]
         return [(material.pictures / row["file"], row["prompt"]) for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
-    rng, found = np.random.default_rng(0), []
+    rng, pictures = np.random.default_rng(0), []
     for number in range(min(16, material.distinct)):
         path = folder / f"{number}.png"
         Image.fromarray(rng.integers(0, 256, (512, 512, 3), np.uint8)).save(path)
-        found.append((path, f"a picture of noise with the number {number}, {number**2} colours"))
-    return found
+        pictures.append((path, f"a picture of noise with the number {number}, {number**2} colours"))
+    return pictures
 
 
 def write_tower(material: Material, folder: Path) -> TowerConfig:
@@ -70,13 +70,13 @@ def write_tower(material: Material, folder: Path) -> TowerConfig:
 
 
 def write_shards(
-    material: Material, found: Samples, folder: Path, targets: np.ndarray | None = None
+    material: Material, pictures: Samples, folder: Path, targets: np.ndarray | None = None
 ) -> Artifact:
-    """Shards of the samples, over and over; `targets` (samples, 384), or random ones."""
+    """Write shards that repeat the samples; `targets` (samples, 384), or random ones."""
     config = ShardConfig(size=material.size)
     draft = Draft.open(str(folder), "shards", config, {})
-    pictures = [images.decode(path.read_bytes()) for path, _ in found]
-    files = [images.encode(images.resize(p, config.size, config.fit), "png") for p in pictures]
+    decoded = [images.decode(path.read_bytes()) for path, _ in pictures]
+    files = [images.encode(images.resize(p, config.size, config.fit), "png") for p in decoded]
     if targets is None:
         targets = np.random.default_rng(1).normal(size=(len(files), DIMENSIONS))
     for split, count in (("train", material.rows), ("val", material.val_rows)):

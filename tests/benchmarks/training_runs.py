@@ -1,8 +1,8 @@
-"""A bare training loop, which the benchmarks of training hold the stage to.
+"""A bare training loop, the reference of the training benchmarks.
 
-The stage's model, rows, order and precision on tensors that already lie in memory, in as many
-processes with as many threads. Its step is plain torch (AdamW, DistributedDataParallel over gloo),
-or one of the engines of the package without all that is around them.
+It has the stage's model, rows, order and precision, on tensors that are already in memory, in as
+many processes with as many threads. Its step is plain torch (AdamW, DistributedDataParallel over
+gloo), or one of the package's engines without the stage around it.
 """
 
 import contextlib
@@ -42,28 +42,28 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out of one epoch."""
+    """Measurements of one epoch."""
 
     rate: float
     """Pictures a second of all workers, after the first steps."""
     loss: float
-    """Mean of the training rows."""
+    """Mean loss of the training rows."""
     val_cosine: float
     peak: float = 0.0
-    """Most memory of a worker while it trains, MiB; 0: not measured."""
+    """Peak memory of a worker while it trains, in MiB; 0: not measured."""
     whole: float = 0.0
     """Pictures a second from before the start to after the end; 0: not measured."""
 
 
-def check_same(found: Trained, expected: Trained, tolerance: float, what: str) -> None:
-    """Refuse (AssertionError) a run with another loss, or whose weights end elsewhere."""
+def check_same(trained: Trained, expected: Trained, tolerance: float, run: str) -> None:
+    """Raise AssertionError for a run with another loss or validation cosine."""
     for name in ("loss", "val_cosine"):
-        apart = abs(getattr(found, name) - getattr(expected, name))
-        assert apart <= tolerance, f"{what}: {name} is {apart:.2g} apart"
+        apart = abs(getattr(trained, name) - getattr(expected, name))
+        assert apart <= tolerance, f"{run}: {name} is {apart:.2g} apart"
 
 
 class Stepper(Protocol):
-    """What makes a step: an engine of the package, or `Bare`."""
+    """One training step: an engine of the package, or `Bare`."""
 
     def forward(self, inputs: Tensor) -> Tensor: ...
     def backward(self, loss: Tensor) -> None: ...
@@ -71,7 +71,7 @@ class Stepper(Protocol):
 
 
 class Bare:
-    """torch alone."""
+    """Training steps by torch alone."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, steps: int, workers: int) -> None:
         self._model = DistributedDataParallel(model) if workers > 1 else model
@@ -99,23 +99,23 @@ class Bare:
 def by_bare_loop(
     config: TrainConfig, shards: Artifact, workers: int, warmup: int, *, bare: bool = True
 ) -> Trained:
-    """The same epoch from memory, in as many processes as the stage has workers.
+    """Train the epoch from memory, in as many processes as the stage has workers.
 
-    `warmup` steps are not counted. Not `bare`: the step is made by the engine of the config.
+    `warmup` steps are not counted. Without `bare`, the config's engine makes the step.
     """
-    found = in_processes(_train, workers, config, shards, warmup, bare)
-    losses = np.mean([each.loss for each in found])
-    peak = max(each.peak for each in found)
-    return Trained(found[0].rate, float(losses), found[0].val_cosine, peak)
+    results = in_processes(_train, workers, config, shards, warmup, bare)
+    losses = np.mean([each.loss for each in results])
+    peak = max(each.peak for each in results)
+    return Trained(results[0].rate, float(losses), results[0].val_cosine, peak)
 
 
 def _train(
-    place: WorkerRank, config: TrainConfig, shards: Artifact, warmup: int, bare: bool
+    rank: WorkerRank, config: TrainConfig, shards: Artifact, warmup: int, bare: bool
 ) -> Trained:
     model = model_of(config)
-    batches = _batches(config, ShardRows(shards, "train"), place)
-    made: Stepper = (
-        Bare(model, config, len(batches), place.workers)
+    batches = _batches(config, ShardRows(shards, "train"), rank)
+    stepper: Stepper = (
+        Bare(model, config, len(batches), rank.workers)
         if bare
         else build_engine(model, config, len(batches), CPU)
     )
@@ -126,14 +126,14 @@ def _train(
         if step == warmup:
             dist.barrier()
             began = time.perf_counter()
-        loss = cosine_loss(made.forward(pixels), targets)
-        made.backward(loss)
-        made.step()
+        loss = cosine_loss(stepper.forward(pixels), targets)
+        stepper.backward(loss)
+        stepper.step()
         losses.append(loss.item())
     dist.barrier()
     rows = (len(batches) - warmup) * config.optim.batch_size
     rate, peak = rows / (time.perf_counter() - began), peak_memory()
-    return Trained(rate, float(np.mean(losses)), _validate(model, made, shards), peak)
+    return Trained(rate, float(np.mean(losses)), _validate(model, stepper, shards), peak)
 
 
 def model_of(config: TrainConfig) -> PromptModel:
@@ -141,61 +141,59 @@ def model_of(config: TrainConfig) -> PromptModel:
     return build_prompt_model(tower, tower.shape.width, config.plan, config.head, config.seed)
 
 
-def _batches(
-    config: TrainConfig, rows: ShardRows, place: WorkerRank
-) -> list[tuple[Tensor, Tensor]]:
-    """This worker's share of all batches of the first epoch."""
-    found = []
+def _batches(config: TrainConfig, rows: ShardRows, rank: WorkerRank) -> list[tuple[Tensor, Tensor]]:
+    """Return this worker's share of all batches of the first epoch."""
+    batches = []
     for numbers in epoch_batches(rows.group_sizes, config.seed, 0, config.optim.batch_size):
-        batch = rows.fetch(worker_share(numbers, place.rank, place.workers))
-        found.append((torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)))
-    return found
+        batch = rows.fetch(worker_share(numbers, rank.rank, rank.workers))
+        batches.append((torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)))
+    return batches
 
 
 @torch.no_grad()
-def _validate(model: nn.Module, made: Stepper, shards: Artifact) -> float:
+def _validate(model: nn.Module, stepper: Stepper, shards: Artifact) -> float:
     model.eval()
     rows = ShardRows(shards, "val")
     batch = rows.fetch(np.arange(len(rows)))
-    predicted = made.forward(torch.from_numpy(batch.inputs))
+    predicted = stepper.forward(torch.from_numpy(batch.inputs))
     return cosines(predicted, torch.from_numpy(batch.targets)).mean().item()
 
 
 def in_processes(work: Callable[..., Any], workers: int, *arguments: Any) -> list[Any]:
-    """What `work(place, *arguments)` returns in each of so many processes of one gloo group.
+    """Run `work(rank, *arguments)` in `workers` processes of one gloo group; return their results.
 
-    They share the cores evenly.
+    The processes share the cores evenly.
     """
     start = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers, start) as executor:
-        places = [WorkerRank(rank, workers) for rank in range(workers)]
+        ranks = [WorkerRank(rank, workers) for rank in range(workers)]
         meet = f"file://{folder}/meet"
-        runs = [executor.submit(_member, work, place, meet, arguments) for place in places]
+        runs = [executor.submit(_member, work, rank, meet, arguments) for rank in ranks]
         return [run.result() for run in runs]
 
 
 def _member(
-    work: Callable[..., Any], place: WorkerRank, meet: str, arguments: tuple[Any, ...]
+    work: Callable[..., Any], rank: WorkerRank, meet: str, arguments: tuple[Any, ...]
 ) -> Any:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.workers))
-    os.environ["LOCAL_RANK"] = str(place.rank)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.workers))
+    os.environ["LOCAL_RANK"] = str(rank.rank)
     dist.init_process_group(
         "gloo",
         init_method=meet,
-        rank=place.rank,
-        world_size=place.workers,
+        rank=rank.rank,
+        world_size=rank.workers,
         timeout=timedelta(minutes=3),
     )
-    return work(place, *arguments)
+    return work(rank, *arguments)
 
 
 def forget_peak() -> None:
-    """Let the largest memory of this process begin anew (Linux)."""
+    """Reset the peak memory of this process (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> float:
-    """MiB."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / MIB
+    """Return the peak memory of this process in MiB (Linux)."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024 / MIB

@@ -10,7 +10,7 @@ StartNodes = Callable[..., AbstractContextManager[dict[str, str]]]
 
 @pytest.fixture
 def outside(tmp_path: Path) -> dict[str, str]:
-    """Environment of a user who has met no cluster and has no token."""
+    """Return the environment of a user without a cluster and without a token."""
     return {**clean_environment(), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
 
 

@@ -1,4 +1,4 @@
-"""A job for test_submit.py: says what img2prompt is on a worker, and where it came from."""
+"""A job for test_submit.py that reports which img2prompt a worker imports, and from where."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def probe(plan: PlanConfig) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    with cluster.connect() as there:
-        told = ray.get(probe.remote(PlanConfig(lora_rate=0.5)))
-        told |= {"cpus": there.cpus, "head": ray.get_runtime_context().get_node_id()}
-    print("PROBE " + json.dumps(told))
+    with cluster.connect() as resources:
+        report = ray.get(probe.remote(PlanConfig(lora_rate=0.5)))
+        report |= {"cpus": resources.cpus, "head": ray.get_runtime_context().get_node_id()}
+    print("PROBE " + json.dumps(report))

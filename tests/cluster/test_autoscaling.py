@@ -1,4 +1,4 @@
-"""Ray's autoscaler brings a pretend-GPU node for a task and takes it away again."""
+"""Ray's autoscaler adds a pretend-GPU node for a task and removes it when idle."""
 
 import json
 import subprocess
@@ -22,23 +22,23 @@ def gpu_nodes():
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     return {node["NodeID"]: node["Labels"] for node in nodes}
 
-with cluster.connect() as there:
-    told = {"most": [there.cpus, there.gpus], "first": gpu_nodes()}
+with cluster.connect() as resources:
+    report = {"maximum": [resources.cpus, resources.gpus], "before": gpu_nodes()}
     try:
         cluster.require(gpus=2)
     except UserError as error:
-        told["refused"] = str(error)
-    told["node"], told["gpus"] = ray.get(on_a_gpu.remote(), timeout=240)
-    told["busy"] = gpu_nodes()
+        report["refused"] = str(error)
+    report["node"], report["gpus"] = ray.get(on_a_gpu.remote(), timeout=240)
+    report["busy"] = gpu_nodes()
     deadline = time.monotonic() + 240
     while gpu_nodes() and time.monotonic() < deadline:
         time.sleep(1)
-    told["idle"] = gpu_nodes()
-print("TOLD " + json.dumps(told))
+    report["idle"] = gpu_nodes()
+print("REPORT " + json.dumps(report))
 """
 
 
-def test_a_gpu_node_comes_for_a_task_and_goes_when_idle(start_nodes, outside) -> None:
+def test_a_gpu_node_is_added_for_a_task_and_removed_when_idle(start_nodes, outside) -> None:
     options = ("--nodes", "1", "--cpus", "1", "--pretend-gpus", "1", "--autoscale")
     with start_nodes(*options) as exports:
         done = subprocess.run(
@@ -49,11 +49,11 @@ def test_a_gpu_node_comes_for_a_task_and_goes_when_idle(start_nodes, outside) ->
             timeout=600,
         )
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
-    told = json.loads(line.removeprefix("TOLD "))
-    assert told["most"] == [1, 1], "as far as it may grow"
-    assert "needs 2 GPUs, the cluster has 1 at most" in told["refused"]
-    assert told["first"] == {}
-    assert told["busy"][told["node"]]["pool"] == "gpu"
-    assert told["gpus"] == [0]
-    assert told["idle"] == {}
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
+    report = json.loads(line.removeprefix("REPORT "))
+    assert report["maximum"] == [1, 1], "the ceilings that local_nodes.py exports"
+    assert "needs 2 GPUs, the cluster has 1 at most" in report["refused"]
+    assert report["before"] == {}
+    assert report["busy"][report["node"]]["pool"] == "gpu"
+    assert report["gpus"] == [0]
+    assert report["idle"] == {}

@@ -1,6 +1,5 @@
-"""SIGKILL of a worker, of a node's raylet and of the driver: nothing is lost, nothing differs."""
+"""SIGKILL a worker, a node's raylet and the driver: the result equals an undisturbed run."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nodes import kill
+from nodes import clean_environment, kill
 
 from img2prompt.artifact import Artifact
 from img2prompt.workspace import Stage
@@ -20,7 +19,7 @@ PREPARE = (
     *("jobs/prepare.py", "demo", "--sources.0.prompts", "110", "--sources.0.size", "256"),
     *("--shard.size", "64", "--shard.rows-per-shard", "8", "--shard.rows-per-group", "8"),
 )
-"""Pictures that are large when they are drawn, so that there is time to kill something."""
+"""Large drawn pictures, so that there is time to kill something."""
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +32,8 @@ def exports(start_nodes) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def start(exports, tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a job on the cluster; what it says goes to a file that a failing test shows."""
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "IMG2PROMPT_"))}
-    environment = {**kept, **exports, "PYTHONPATH": str(ROOT)}
+    """Start a job on the cluster; its output goes to a file that a failing test shows."""
+    environment = {**clean_environment(), **exports, "PYTHONPATH": str(ROOT)}
     log = tmp_path_factory.mktemp("jobs") / "log"
     running: list[subprocess.Popen] = []
 
@@ -53,22 +51,22 @@ def start(exports, tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]
     print(log.read_text()[-5000:])
 
 
-def wait_for(what: Callable[[], object], job: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], object], job: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
-    while not what():
+    while not condition():
         assert job.poll() is None, f"the job ended with {job.returncode} before it was disturbed"
-        assert time.monotonic() < deadline, "the job does not come that far"
+        assert time.monotonic() < deadline, "the job did not get that far in time"
         time.sleep(0.02)
 
 
 def receipts(folder: Path, kind: str) -> Callable[[], bool]:
-    """Whether two files of a kind are finished and the folder is not."""
+    """Return a condition: at least two files of a kind are finished."""
     return lambda: len(list((folder / "receipts" / kind).glob("*"))) >= 2
 
 
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory) -> Path:
-    """Shards and features of a run to which nothing happens."""
+    """Make shards and features in a run without kills."""
     out = tmp_path_factory.mktemp("undisturbed")
     for arguments in (PREPARE, ("jobs/features.py", "--batch-size", "4")):
         assert start(*arguments, "--out", str(out)).wait(timeout=300) == 0

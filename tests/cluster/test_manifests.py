@@ -1,4 +1,4 @@
-"""Manifests against the schemas of those who read them, and against each other."""
+"""Check manifests against the schemas of KubeRay and Ray, and against each other."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def strict(schema: Any) -> Any:
-    """The schema with unknown keys refused wherever it lists the known ones."""
+    """Return the schema with unknown keys refused wherever it lists the known ones."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -86,15 +86,15 @@ def test_kuberay_accepts_the_manifest(name, validators) -> None:
     ],
 )
 def test_a_misspelt_key_is_refused(path, validators) -> None:
-    # Through JSON, so that no part is shared through an anchor.
+    # Copied through JSON, because YAML anchors share parts.
     manifest = json.loads(json.dumps(load(CLUSTER / "kuberay" / "raycluster.yaml")))
-    place = manifest
+    node = manifest
     for key in path.split("."):
-        place = place[int(key)] if isinstance(place, list) else place[key]
-    key = next(iter(place))
-    place[key + "z"] = place.pop(key)
-    found = errors(validators["raycluster.yaml"], manifest)
-    assert any(f"'{key}z' was unexpected" in line for line in found), found
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    key = next(iter(node))
+    node[key + "z"] = node.pop(key)
+    lines = errors(validators["raycluster.yaml"], manifest)
+    assert any(f"'{key}z' was unexpected" in line for line in lines), lines
 
 
 @pytest.mark.parametrize(("key", "value"), [("maxReplicas", "two"), ("labels", {"pool": 1})])
@@ -120,31 +120,31 @@ def test_the_job_runs_a_job_file_and_writes_to_the_shared_volume(cluster_spec) -
 
 def test_the_driver_of_a_job_has_a_group_to_run_in(cluster_spec) -> None:
     spec = load(CLUSTER / "kuberay" / "rayjob.yaml")["spec"]
-    wanted = json.loads(spec["entrypointResources"])
+    resources = json.loads(spec["entrypointResources"])
     groups = [
-        g for g in cluster_spec["workerGroupSpecs"] if set(wanted) <= set(g.get("resources", {}))
+        g for g in cluster_spec["workerGroupSpecs"] if set(resources) <= set(g.get("resources", {}))
     ]
     assert [g["groupName"] for g in groups] == ["driver"]
     assert "tolerations" not in groups[0]["template"]["spec"], "drivers stay off spot machines"
 
 
-def test_the_job_has_the_cluster_of_the_other_manifest(cluster_spec) -> None:
+def test_both_manifests_have_the_same_cluster(cluster_spec) -> None:
     assert load(CLUSTER / "kuberay" / "rayjob.yaml")["spec"]["rayClusterSpec"] == cluster_spec
 
 
-def test_the_cluster_asks_for_a_token_and_keeps_work_off_the_head(cluster_spec) -> None:
+def test_the_cluster_requires_a_token_and_keeps_work_off_the_head(cluster_spec) -> None:
     assert cluster_spec["authOptions"] == {"mode": "token"}
     assert cluster_spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_pods_get_what_they_ask_for_and_groups_start_empty(cluster_spec) -> None:
+def test_requests_equal_limits_and_groups_start_empty(cluster_spec) -> None:
     for group in cluster_spec["workerGroupSpecs"]:
         resources = group["template"]["spec"]["containers"][0]["resources"]
         assert resources["requests"] == resources["limits"]
         assert group["minReplicas"] == 0 < group["maxReplicas"]
 
 
-def test_declared_ceilings_are_what_the_groups_add_up_to(cluster_spec) -> None:
+def test_declared_ceilings_are_the_sums_of_the_groups(cluster_spec) -> None:
     groups = {g["groupName"]: g for g in cluster_spec["workerGroupSpecs"]}
     cpus = gpus = 0
     for name in ("cpu", "gpu"):
@@ -167,18 +167,18 @@ def test_the_cluster_launcher_accepts_the_file(name, launcher_validator) -> None
     assert len(errors(launcher_validator, manifest)) == 1
 
 
-def test_declared_ceilings_of_machines_are_what_they_add_up_to() -> None:
+def test_declared_ceilings_are_the_sums_of_the_machines() -> None:
     manifest = load(CLUSTER / "vm.yaml")
     workers = [t for t in manifest["available_node_types"].values() if "max_workers" in t]
-    most = {
+    sums = {
         n: sum(t["max_workers"] * t["resources"].get(n, 0) for t in workers) for n in ("CPU", "GPU")
     }
     assert manifest["max_workers"] == sum(t["max_workers"] for t in workers)
-    for name, value in most.items():
+    for name, value in sums.items():
         assert f"-e IMG2PROMPT_MAX_{name}S={value}" in manifest["docker"]["run_options"]
 
 
-def test_machines_ask_for_a_token_that_all_of_them_have() -> None:
+def test_machines_require_a_token_and_get_it() -> None:
     manifest = load(CLUSTER / "vm.yaml")
     assert "-e RAY_AUTH_MODE=token" in manifest["docker"]["run_options"]
     assert "~/.ray/auth_token" in manifest["file_mounts"]

@@ -1,4 +1,4 @@
-"""`ray job submit` to a cluster that asks for a token."""
+"""`ray job submit` to a cluster that requires a token."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def exports(start_nodes) -> Iterator[dict[str, str]]:
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
-    """The real command."""
+    """Run `ray job submit`."""
     return subprocess.run(
         [Path(sys.executable).with_name("ray"), "job", "submit", *arguments],
         env=environment,
@@ -66,16 +66,16 @@ def test_with_the_token_a_job_runs_this_package_on_a_worker(exports, outside) ->
     )
     assert done.returncode == 0, done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("PROBE ")]
-    told = json.loads(line.removeprefix("PROBE "))
-    assert told["plan"] == PlanConfig(lora_rate=0.5).fingerprint()
-    assert told["cpus"] == 4
-    assert told["offline"] == "0", "what the submitter sets stays"
-    assert told["node"] != told["head"], "the head has no CPUs"
+    report = json.loads(line.removeprefix("PROBE "))
+    assert report["plan"] == PlanConfig(lora_rate=0.5).fingerprint()
+    assert report["cpus"] == 4
+    assert report["offline"] == "0", "the submitter's variable is kept"
+    assert report["node"] != report["head"], "the head has no CPUs"
     folder = Path(exports["RAY_AUTH_TOKEN_PATH"]).parent
-    assert Path(told["package"]).is_relative_to(folder), "the uploaded package, not this checkout"
+    assert Path(report["package"]).is_relative_to(folder), "the uploaded package, not this checkout"
 
 
-def test_a_real_job_runs_as_the_manual_says(exports, outside, tmp_path: Path) -> None:
+def test_a_job_runs_as_in_the_readme(exports, outside, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = submit(
         outside | exports,
