@@ -198,10 +198,10 @@ def test_another_run_is_refused_with_all_differences(folder: str) -> None:
         draft_of(folder, stage="other", config=changed, source="two")
     assert str(caught.value).splitlines() == [
         f"{folder} holds another run. It differs in:",
-        "  config.batch_size: 64 there, 8 asked for",
-        "  config.tower.image_size: 0 there, 96 asked for",
-        "  inputs.source: 'one' there, 'two' asked for",
-        "  stage: 'made' there, 'other' asked for",
+        "  config.batch_size: saved 64, requested 8",
+        "  config.tower.image_size: saved 0, requested 96",
+        "  inputs.source: saved 'one', requested 'two'",
+        "  stage: saved 'made', requested 'other'",
         "Give another --out or --name, or delete that folder to make it again.",
     ]
 
@@ -210,14 +210,14 @@ def test_a_new_and_a_lost_input_are_differences(folder: str) -> None:
     Draft.open(folder, "made", TargetsConfig(), {"a": "1", "b": "2"}).write_bytes("x", b"x")
     with pytest.raises(UserError) as caught:
         Draft.open(folder, "made", TargetsConfig(), {"b": "2", "c": "3"})
-    assert "inputs.a: '1' there, None asked for" in str(caught.value)
-    assert "inputs.c: None there, '3' asked for" in str(caught.value)
+    assert "inputs.a: saved '1', requested None" in str(caught.value)
+    assert "inputs.c: saved None, requested '3'" in str(caught.value)
     assert "inputs.b" not in str(caught.value)
 
 
 def test_an_unfinished_folder_is_refused_to_another_run_too(folder: str) -> None:
     draft_of(folder).write_bytes("model.bin", b"x")
-    with pytest.raises(UserError, match=r"inputs\.source: 'one' there, 'two' asked for"):
+    with pytest.raises(UserError, match=r"inputs\.source: saved 'one', requested 'two'"):
         draft_of(folder, source="two")
     assert list(draft_of(folder).receipts()) == ["model.bin"]
 
@@ -243,7 +243,7 @@ def test_free_settings_may_change_and_are_no_part_of_the_artifact(folder: str) -
     with pytest.raises(UserError) as caught:
         opened(workers=3, **{"tower.image_size": 96})
     assert "workers" not in str(caught.value)
-    assert "config.tower.image_size: 0 there, 96 asked for" in str(caught.value)
+    assert "config.tower.image_size: saved 0, requested 96" in str(caught.value)
     made = opened(workers=5).publish()
     assert "workers" not in made.config
     assert set(made.config["tower"]) == {"image_size", "resize_positions"}
@@ -258,7 +258,7 @@ def test_a_renewable_folder_that_is_unfinished_may_be_begun_otherwise(
 
     opened("made", "one").write_bytes("of-one.bin", b"x")
     assert "of-one.bin" in opened("made", "one").receipts()
-    with pytest.raises(UserError, match="stage: 'made' there"):
+    with pytest.raises(UserError, match="stage: saved 'made'"):
         opened("other", "one")
     second = opened("made", "two")
     second.write_bytes("of-two.bin", b"x")

@@ -360,6 +360,6 @@ def test_a_folder_of_another_run_on_the_command_line(case) -> None:
     assert_told(
         done,
         f"error: {case.out}/clean holds another run",
-        "config.min_words: 1 there, 3 asked for",
+        "config.min_words: saved 1, requested 3",
         "Give another --out or --name, or delete that folder",
     )

@@ -1,25 +1,30 @@
 import dataclasses
+import importlib
 import json
-from collections.abc import Callable
-from typing import Any
+import math
+import pickle
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
+from pydantic import Field
 
-from img2prompt import presets
-from img2prompt.config.base import Config, dotted
+from img2prompt import cli, config, presets
+from img2prompt.config.base import Config, differences, dotted
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.heads import HeadsConfig
-from img2prompt.config.predict import EvaluateConfig, PredictConfig
 from img2prompt.config.prepare import (
     CleanConfig,
     FeaturesConfig,
     GroupConfig,
+    IndexConfig,
     PrepareConfig,
     ShardConfig,
 )
+from img2prompt.config.ranges import Fraction, FractionBelowOne, PositiveFraction, allowed
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.sources import PictureSource, SceneSource
-from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 
@@ -116,14 +121,14 @@ def test_unknown_keys_are_refused_by_their_dotted_names() -> None:
     assert "colour: " in text
 
 
-def test_all_mistakes_of_a_file_are_told_at_once() -> None:
+def test_all_mistakes_of_a_file_are_reported_at_once() -> None:
     text = '{"optim": {"lr": "fast"}, "head": {"width": 1.5}, "seed": null}'
     with pytest.raises(UserError) as caught:
         TrainConfig.from_json(text)
-    told = str(caught.value)
+    lines = str(caught.value).splitlines()
     for name, value in [("optim.lr", "'fast'"), ("head.width", "1.5"), ("seed", "None")]:
-        assert any(f"  {name}: " in line and value in line for line in told.splitlines())
-    assert "  name: Field required" in told
+        assert any(f"  {name}: " in line and value in line for line in lines)
+    assert any("  name: Field required" in line for line in lines)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": "a"} x'])
@@ -141,36 +146,14 @@ RUNS = {"base": TrainConfig(name="lora"), "probe": TrainConfig(name="probe")}
 ALONE = EngineConfig(kind="plain")
 PROBE = {"base": TrainConfig(name="probe", engine=ALONE)}
 LEVELS = {"base": TrainConfig(name="a", start_from="b"), "probe": PROBE["base"]}
-BAD = [
-    (SceneSource, {"prompts": 0}, "prompts is 0; allowed: 1 or more"),
-    (SceneSource, {"pictures_per_prompt": 0}, "pictures_per_prompt is 0; allowed: >= 1"),
-    (SceneSource, {"seed": -1}, "seed is -1; allowed: 0 or more"),
-    (GroupConfig, {"seed": -1}, "seed is -1; allowed: 0 or more"),
-    (TrainConfig, {"name": "a", "seed": -1}, "seed is -1; allowed: 0 or more"),
-    (EvaluateConfig, {"seed": -1}, "seed is -1; allowed: 0 or more"),
-    (EvaluateConfig, {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
-    (PredictConfig, {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
-    (SceneSource, {"size": 31}, "size is 31; allowed: 32 to 512"),
-    (SceneSource, {"size": 513}, "size is 513; allowed: 32 to 512"),
-    (CleanConfig, {"min_words": 0}, "min_words is 0; allowed: 1 to max_words"),
+RULES = [
     (CleanConfig, {"min_words": 9, "max_words": 8}, "min_words is 9; allowed: 1 to max_words"),
-    (CleanConfig, {"min_side": 0}, "min_side is 0; allowed: 1 pixel or more"),
-    (CleanConfig, {"max_megapixels": 0.0}, "max_megapixels is 0.0; allowed: above 0"),
     (CleanConfig, {"max_side": 15}, "max_side is 15; allowed: 0 (any), or min_side or more"),
-    (CleanConfig, {"max_symbols": 1.1}, "max_symbols is 1.1; allowed: 0 to 1"),
-    (CleanConfig, {"max_nsfw": -0.1}, "max_nsfw is -0.1; allowed: 0 to 2"),
-    (GroupConfig, {"duplicate_cosine": 1.1}, "duplicate_cosine is 1.1; allowed: (0, 1]"),
-    (GroupConfig, {"split_cosine": 0.0}, "split_cosine is 0.0; allowed: (0, 1]"),
-    (GroupConfig, {"val_fraction": 0.0}, "val_fraction is 0.0; allowed: above 0"),
-    (GroupConfig, {"test_fraction": -0.1}, "test_fraction is -0.1; allowed: above 0"),
     (
         GroupConfig,
         {"val_fraction": 0.5, "test_fraction": 0.5},
         "val_fraction + test_fraction is 1.0; allowed: below 0.9",
     ),
-    (ShardConfig, {"size": 15}, "size is 15; allowed: 16 to 1024"),
-    (ShardConfig, {"size": 1025}, "size is 1025; allowed: 16 to 1024"),
-    (ShardConfig, {"rows_per_group": 0}, "rows_per_group is 0; allowed: 1 to rows_per_shard"),
     (ShardConfig, {"rows_per_shard": 63}, "rows_per_group is 64; allowed: 1 to rows_per_shard"),
     (PrepareConfig, {"name": "x", "sources": ()}, "sources is (); allowed: one source or more"),
     (
@@ -178,21 +161,8 @@ BAD = [
         {"name": "x", "sources": (SceneSource(name="a"), PictureSource(path="b", name="a"))},
         "sources is ['a', 'a']; allowed: names that differ",
     ),
-    (TowerConfig, {"image_size": -1}, "image_size is -1; allowed: 0 or a multiple"),
-    (FeaturesConfig, {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
-    (FeaturesConfig, {"workers": -1}, "workers is -1; allowed: 0 or more"),
-    (PlanConfig, {"lora_rate": -0.1}, "plan.lora_rate is -0.1; allowed: 0 to 1"),
-    (PlanConfig, {"nfz_rate": 1.1}, "plan.nfz_rate is 1.1; allowed: 0 to 1"),
-    (PlanConfig, {"lora_rank": 0}, "plan.lora_rank is 0; allowed: 1 or more"),
-    (PlanConfig, {"lora_scale": 0.0}, "plan.lora_scale is 0.0; allowed: above 0"),
-    (HeadConfig, {"width": -1}, "head.width is -1; allowed: 0 (linear) or more"),
-    (HeadConfig, {"dropout": 1.0}, "head.dropout is 1.0; allowed: [0, 1)"),
-    (HeadConfig, {"dropout": -0.1}, "head.dropout is -0.1; allowed: [0, 1)"),
     (HeadsConfig, {**PROBE, "widths": ()}, "widths is (); allowed: one value or more, each"),
-    (HeadsConfig, {**PROBE, "widths": (-8,)}, "head.width is -8; allowed: 0 (linear) or more"),
     (HeadsConfig, {**PROBE, "dropouts": (0.1, 0.1)}, "dropouts is (0.1, 0.1); allowed: one value"),
-    (HeadsConfig, {**PROBE, "lrs": (0.0,)}, "optim.head_lr is 0.0; allowed: above 0"),
-    (HeadsConfig, {**PROBE, "keep": 0}, "keep is 0; allowed: 1 or more"),
     (HeadsConfig, {"base": TrainConfig(name="a")}, "base.engine.kind is 'deepspeed'; allowed: pl"),
     (
         HeadsConfig,
@@ -209,55 +179,229 @@ BAD = [
         {"base": TrainConfig(name="a", engine=EngineConfig(kind="plain", mlflow="file:a"))},
         "base.engine.mlflow is 'file:a'; allowed: empty",
     ),
-    (OptimConfig, {"epochs": 0}, "optim.epochs is 0; allowed: 1 or more"),
-    (OptimConfig, {"batch_size": 0}, "optim.batch_size is 0; allowed: 1 or more"),
-    (OptimConfig, {"lr": 0.0}, "optim.lr is 0.0; allowed: above 0"),
-    (OptimConfig, {"lr": float("nan")}, "optim.lr is nan; allowed: above 0"),
-    (OptimConfig, {"head_lr": -1.0}, "optim.head_lr is -1.0; allowed: above 0"),
-    (OptimConfig, {"clip_norm": 0.0}, "optim.clip_norm is 0.0; allowed: above 0"),
-    (OptimConfig, {"weight_decay": -0.1}, "optim.weight_decay is -0.1; allowed: 0 or more"),
-    (OptimConfig, {"warmup": 1.0}, "optim.warmup is 1.0; allowed: [0, 1)"),
-    (EngineConfig, {"workers": -1}, "engine.workers is -1; allowed: 0 (automatic) or more"),
     (EngineConfig, {"kind": "plain", "workers": 2}, "engine.workers is 2; allowed: "),
     (EngineConfig, {"workers": 2, "min_workers": 3}, "engine.min_workers is 3; allowed: 0 (not el"),
     (EngineConfig, {"kind": "plain", "min_workers": 1}, "engine.min_workers is 1; allowed: 0 (not"),
-    (EngineConfig, {"resize_seconds": 0.0}, "engine.resize_seconds is 0.0; allowed: above 0"),
+    (
+        EngineConfig,
+        {"precision": "fp16", "zero_stage": 1},
+        "engine.zero_stage is 1; allowed: 0 with",
+    ),
+    (EngineConfig, {"compile": "on", "zero_stage": 3}, "engine.compile is 'on'; allowed: auto or"),
+    (
+        EngineConfig,
+        {"skip_nonfinite": 1, "micro_batch": 8},
+        "engine.skip_nonfinite is 1; allowed: 0",
+    ),
+    (
+        TrainConfig,
+        {"name": "a", "engine": EngineConfig(micro_batch=8), "head": HeadConfig(width=64)},
+        "engine.micro_batch is 8; allowed: 0 with a wide head",
+    ),
+    (FeaturesConfig, {"views": ("flip",)}, "views is ('flip',); allowed: plain, or plain and flip"),
+    (PictureSource, {"path": ""}, "path is ''; allowed: a file, a folder or a URI"),
     (TrainConfig, {"name": ""}, "name is ''; allowed: a folder name without slashes"),
     (TrainConfig, {"name": "a/b"}, "name is 'a/b'; allowed: a folder name without slashes"),
     (TrainConfig, {"name": "a", "start_from": "a"}, "start_from is 'a'; allowed: another run"),
-    (EvaluateConfig, {"neighbours": 0}, "neighbours is 0; allowed: 1 or more"),
-    (EvaluateConfig, {"bootstrap": 99}, "bootstrap is 99; allowed: 100 or more"),
-    (SearchConfig, {**RUNS, "lora_rates": ()}, "lora_rates is (); allowed: one rate or more"),
-    (SearchConfig, {**RUNS, "nfz_rates": ()}, "nfz_rates is (); allowed: one rate or more"),
-    (SearchConfig, {**RUNS, "head_widths": ()}, "head_widths is (); allowed: one width or more"),
-    (SearchConfig, {**RUNS, "lora_rates": (0.5, 1.5)}, "lora_rates is (0.5, 1.5); allowed: one"),
-    (SearchConfig, {**RUNS, "nfz_rates": (-0.1,)}, "nfz_rates is (-0.1,); allowed: one rate or"),
-    (SearchConfig, {**RUNS, "head_widths": (8, -1)}, "head_widths is (8, -1); allowed: one width"),
-    (SearchConfig, {**RUNS, "heads": 0}, "heads is 0; allowed: 1 or more"),
-    (SearchConfig, {**LEVELS, "head_lrs": ()}, "lrs is (); allowed: one value or more"),
-    (SearchConfig, {**LEVELS, "head_dropouts": (1.5,)}, "head.dropout is 1.5; allowed: [0, 1)"),
+    (SearchConfig, {**RUNS, "head_widths": ()}, "head_widths is (); allowed: 1 or more values"),
+    (
+        SearchConfig,
+        {**RUNS, "shares": (0.5,)},
+        "shares is (0.5,); allowed: shares above 0 that rise",
+    ),
     (SearchConfig, {**LEVELS, "probe": TrainConfig(name="p")}, "base.engine.kind is 'deepspeed'"),
-    (SearchConfig, {**RUNS, "trials": 0}, "trials is 0; allowed: 1 or more"),
-    (SearchConfig, {**RUNS, "grace_epochs": 0}, "grace_epochs is 0; allowed: 1 or more"),
-    (SearchConfig, {**RUNS, "reduction": 1}, "reduction is 1; allowed: 2 or more"),
-    (SearchConfig, {**RUNS, "concurrent": -1}, "concurrent is -1; allowed: 0 (automatic) or"),
-    (PredictConfig, {"nearest": 0}, "nearest is 0; allowed: 1 or more"),
 ]
+"""Values that break a rule over several fields, a rule over the items of a field, or text."""
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "told"), BAD, ids=[f"{k.__name__}-{t}" for k, _, t in BAD]
+    ("kind", "fields", "message"), RULES, ids=[f"{k.__name__}-{m}" for k, _, m in RULES]
 )
-def test_a_bad_value_is_told_with_field_value_and_range(
-    kind: type[Config], fields: dict[str, Any], told: str
+def test_a_broken_rule_is_reported_with_its_field_and_value(
+    kind: type[Config], fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         kind(**fields)
-    assert told in str(caught.value)
-    if not any(value != value for value in fields.values()):
-        text = json.dumps(fields, default=lambda config: config.to_dict())
-        with pytest.raises(UserError, match="is not a valid"):
-            kind.from_json(text)
+    assert message in str(caught.value)
+    text = json.dumps(fields, default=lambda config: config.to_dict())
+    with pytest.raises(UserError, match="is not a valid"):
+        kind.from_json(text)
+
+
+def config_types() -> list[type[Config]]:
+    """Every class of img2prompt.config, also those that no preset uses."""
+    for module in pkgutil.iter_modules(config.__path__, f"{config.__name__}."):
+        importlib.import_module(module.name)
+    kinds = [
+        kind for kind in Config.__subclasses__() if kind.__module__.startswith(config.__name__)
+    ]
+    return sorted(kinds, key=lambda kind: kind.__name__)
+
+
+REQUIRED: dict[type[Config], dict[str, Any]] = {
+    ChainConfig: {
+        "prepare": presets.demo_data(),
+        "features": FeaturesConfig(),
+        "probe": presets.probe_demo(),
+        "finetune": presets.lora_demo(),
+    },
+    HeadsConfig: PROBE,
+    IndexConfig: {"sources": (SceneSource(),)},
+    PictureSource: {"path": "a.csv"},
+    PrepareConfig: {"name": "x", "sources": (SceneSource(),)},
+    SearchConfig: RUNS,
+    TrainConfig: {"name": "a"},
+}
+"""Fields without a default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A numeric field, or the items of one that is a tuple, with its declared bounds."""
+
+    kind: type[Config]
+    name: str
+    type: type
+    is_item: bool
+    bounds: dict[str, float]
+
+    def outside(self) -> Iterator[tuple[float, float | None]]:
+        """Yield the nearest values outside the range, each with the bound that it breaks."""
+        for key, bound in self.bounds.items():
+            if key in ("gt", "lt"):
+                yield self.type(bound), bound
+            elif self.type is int:
+                yield int(bound) + (-1 if key == "ge" else 1), bound
+            else:
+                yield math.nextafter(bound, -math.inf if key == "ge" else math.inf), bound
+        if self.type is float:
+            yield from ((value, None) for value in (math.nan, math.inf))
+
+
+def numbers() -> Iterator[Number]:
+    for kind in config_types():
+        hints = get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            hint, is_item = hints[field.name], False
+            plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            if get_origin(plain) is tuple:
+                hint, is_item = get_args(plain)[0], True
+                plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            if plain in (int, float):
+                metadata = hint.__metadata__[0].metadata if plain is not hint else []
+                bounds = {
+                    key: value for m in metadata for key, value in dataclasses.asdict(m).items()
+                }
+                yield Number(kind, field.name, plain, is_item, bounds)
+
+
+OUTSIDE = [(number, value, bound) for number in numbers() for value, bound in number.outside()]
+
+
+def test_every_number_declares_its_range() -> None:
+    everything = list(numbers())
+    assert len(everything) > 50
+    assert [
+        (n.kind.__name__, n.name) for n in everything if not {"ge", "gt"} & n.bounds.keys()
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "bound"),
+    OUTSIDE,
+    ids=[f"{number.kind.__name__}-{number.name}-{value}" for number, value, _ in OUTSIDE],
+)
+def test_a_number_out_of_range_is_reported_with_field_value_and_range(
+    number: Number, value: float, bound: float | None
+) -> None:
+    field_value = (value,) if number.is_item else value
+    name = f"{number.name}.0" if number.is_item else number.name
+    fields = REQUIRED.get(number.kind, {}) | {number.name: field_value}
+    message = f"{name} is {value!r}; allowed: "
+    with pytest.raises(UserError) as constructed:
+        number.kind(**fields)
+    with pytest.raises(UserError) as read:
+        number.kind.from_json(json.dumps(fields, default=lambda config: config.to_dict()), "a.json")
+    section = f"{number.kind.section}." if number.kind.section else ""
+    assert str(constructed.value).startswith(f"{section}{message}")
+    assert str(read.value).startswith(f"a.json is not a valid {number.kind.__name__}:\n  {message}")
+    for error in (constructed, read):
+        words = str(error.value).partition(message)[2]
+        assert words
+        assert bound is None or f"{bound:g}" in words
+
+
+def test_a_section_is_named_by_its_place_in_a_file() -> None:
+    tree = presets.demo_search().to_dict()
+    tree["base"]["optim"]["epochs"] = 0
+    tree["probe"]["engine"]["workers"] = 7
+    tree["lora_rates"] = [0.5, 1.5]
+    tree["nfz_rates"] = [-1]
+    with pytest.raises(UserError) as caught:
+        SearchConfig.from_json(json.dumps(tree), "a.json")
+    assert str(caught.value).splitlines() == [
+        "a.json is not a valid SearchConfig:",
+        "  base.optim.epochs is 0; allowed: 1 or more",
+        "  probe.engine: engine.workers is 7; allowed: 0 or 1 with engine.kind plain",
+        "  lora_rates.1 is 1.5; allowed: 0 to 1",
+        "  nfz_rates.0 is -1; allowed: 0 to 1",
+    ]
+    tree = presets.demo_data().to_dict()
+    tree["sources"][0]["prompts"] = 0
+    with pytest.raises(UserError, match=r"sources\.0\.SceneSource\.prompts is 0; allowed: 1 or"):
+        PrepareConfig.from_json(json.dumps(tree))
+
+
+def test_all_ranges_of_a_config_are_checked_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        OptimConfig(epochs=0, warmup=1.0, lr=math.inf)
+    assert str(caught.value).splitlines() == [
+        "optim.epochs is 0; allowed: 1 or more",
+        "optim.lr is inf; allowed: a finite number",
+        "optim.warmup is 1.0; allowed: 0 or more, below 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Annotated[int, Field(ge=5)], "5 or more"),
+        (Annotated[int, Field(ge=2, le=8)], "2 to 8"),
+        (Annotated[float, Field(lt=0.5)], "below 0.5"),
+        (Fraction, "0 to 1"),
+        (PositiveFraction, "above 0, at most 1"),
+        (FractionBelowOne, "0 or more, below 1"),
+        (Annotated[tuple[int, ...], Field(min_length=2)], "2 or more values"),
+        (Annotated[int, Field(ge=0, description="0 (none) or more")], "0 (none) or more"),
+    ],
+)
+def test_a_range_is_put_into_words(annotation: Any, words: str) -> None:
+    assert allowed(annotation) == words
+
+
+def test_the_command_line_reports_a_number_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse("", presets.TRAIN, arguments=["lora-demo", "--engine.hang-timeout", "4.5"])
+    assert caught.value.code == 2
+    assert "engine.hang_timeout is 4.5; allowed: 5 or more" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"lora_rates\.1 is 1\.5; allowed: 0 to 1"):
+        cli.parse("", presets.SEARCH, arguments=["demo", "--lora-rates", "0", "1.5"])
+
+
+def test_configs_can_be_pickled_and_replaced() -> None:
+    config = presets.lora_demo()
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config.optim, epochs=2).epochs == 2
+    with pytest.raises(UserError, match=r"optim\.epochs is 0; allowed: 1 or more"):
+        dataclasses.replace(config.optim, epochs=0)
+
+
+def test_differences_name_the_saved_and_the_requested_value() -> None:
+    saved = {"a": {"b": 1, "c": 2}, "d": "x"}
+    assert differences(saved, {"a": {"b": 1, "c": 3}}, "config") == [
+        "config.a.c: saved 2, requested 3",
+        "config.d: saved 'x', requested None",
+    ]
 
 
 def test_values_at_the_edge_are_allowed() -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from img2prompt.config.base import Config, check
 from img2prompt.config.predict import EvaluateConfig, PredictConfig
 from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
+from img2prompt.config.ranges import PositiveInt
 from img2prompt.config.train import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainConfig(Config):
-    """The whole way, from raw pictures to scores and prompts."""
+    """All stages, from raw pictures to scores and prompts."""
 
     prepare: PrepareConfig
     features: FeaturesConfig
@@ -19,11 +20,11 @@ class ChainConfig(Config):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     """With no `pictures` folder, samples of the test split are predicted."""
-    samples: int = 8
+    samples: PositiveInt = 8
     """Test pictures that are written out, predicted and shown at the end."""
 
     def __post_init__(self) -> None:
-        check(self.samples >= 1, "samples", self.samples, "1 or more")
+        super().__post_init__()
         check(
             self.finetune.start_from in ("", self.probe.name),
             "finetune.start_from",

@@ -1,9 +1,12 @@
-"""What is done with runs: evaluation, prediction, export, and the whole chain."""
+"""Evaluation, prediction and export of trained runs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from img2prompt.config.base import Config, check
+from pydantic import Field
+
+from img2prompt.config.base import Config
+from img2prompt.config.ranges import NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,18 +17,12 @@ class EvaluateConfig(Config):
     """Folder name of the result."""
     runs: tuple[str, ...] = ("probe", "lora")
     split: Literal["val", "test"] = "test"
-    neighbours: int = 5
+    neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by the nearest-neighbour baseline."""
-    bootstrap: int = 1000
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of prompts behind each 95 % interval."""
-    batch_size: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
-        check(self.bootstrap >= 100, "bootstrap", self.bootstrap, "100 or more")
-        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+    batch_size: PositiveInt = 64
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +35,13 @@ class PredictConfig(Config):
     """Folder of pictures (png, jpg, jpeg, webp); file names without ending become `imgId`."""
     run: str = "lora"
     """Training run under `runs/` that predicts."""
-    nearest: int = 3
+    nearest: PositiveInt = 3
     """Real prompts listed for each picture."""
     prompts: str = ""
     """Text file, one prompt a line, to search for readable prompts; empty: training prompts."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     encoder: str = ""
     """Folder of the all-MiniLM-L6-v2 model for `prompts`; empty: the installed package."""
-
-    def __post_init__(self) -> None:
-        check(self.nearest >= 1, "nearest", self.nearest, "1 or more")
-        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,33 @@
-"""A search: its space, what tries it, and what it may cost."""
+"""A search: its space, its strategy and its budget."""
 
 import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from img2prompt.config.base import Config, check, dotted
 from img2prompt.config.heads import HeadsConfig
+from img2prompt.config.ranges import (
+    Fraction,
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 
 FIXED = ("name", "seed", "start_from", "tower.", "engine.", "optim.epochs", "optim.share")
 OWN = ("plan.lora_rate", "plan.nfz_rate", "head.width")
-"""Fields of a TrainConfig that no further axis may be: they are the same in all trials, or have an
-option of their own."""
+"""Fields of a TrainConfig that cannot be a further axis: FIXED are the same in all trials, OWN have
+options of their own."""
+
+NotEmpty = Field(min_length=1)
+LimitOrNone = Annotated[float, Field(ge=0, description="0 (none) or more")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,94 +40,80 @@ class SearchConfig(Config):
     name: str = "search"
     """Folder name of the result."""
     base: TrainConfig
-    """What all trials share."""
+    """Settings that all trials share."""
     probe: TrainConfig
-    """What all heads share that trials start from; needed when `base.start_from` is set."""
-    lora_rates: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
-    nfz_rates: tuple[float, ...] = (0.0, 0.15, 0.3, 0.45)
-    head_widths: tuple[int, ...] = (0, 512)
-    head_dropouts: tuple[float, ...] = (0.0, 0.2)
-    head_lrs: tuple[float, ...] = (1e-3, 5e-3)
+    """Settings that all heads share from which trials start; used when `base.start_from` is set."""
+    lora_rates: Annotated[tuple[Fraction, ...], NotEmpty] = (0.0, 0.3, 0.45, 0.6)
+    nfz_rates: Annotated[tuple[Fraction, ...], NotEmpty] = (0.0, 0.15, 0.3, 0.45)
+    head_widths: Annotated[tuple[NonNegativeInt, ...], NotEmpty] = (0, 512)
+    head_dropouts: Annotated[tuple[FractionBelowOne, ...], NotEmpty] = (0.0, 0.2)
+    head_lrs: Annotated[tuple[PositiveFloat, ...], NotEmpty] = (1e-3, 5e-3)
     """With `base.start_from`, every width is tried with every dropout and rate on the cached
     features, all in one pass; trials of a width start from its best head, with its dropout."""
-    heads: int = 2
-    """Widths that go on to the tower: those with the best heads."""
+    heads: PositiveInt = 2
+    """Head widths that trials on the tower use: those with the best heads."""
     axes: dict[str, str] = field(default_factory=dict)
     """Further axes: any field of training and its values, as `plan.lora_rank 4,16,64
     optim.lr 1e-4,5e-4`."""
     searcher: Literal["grid", "random", "tpe"] = "random"
-    """Which settings are tried: `grid` all, `random` some, `tpe` those that look best after the
-    scores so far (Optuna's TPE: Bergstra et al. 2011). Equal plans are one setting, invalid ones
-    none."""
-    trials: int = 8
+    """Which settings are tried: `grid`: all. `random`: some. `tpe`: those that look best after the
+    scores so far (Optuna's TPE: Bergstra et al. 2011). Equal plans count as one setting, invalid
+    ones are left out."""
+    trials: PositiveInt = 8
     """Most settings that `random` and `tpe` try."""
     scheduler: Literal["asha", "one-epoch", "none"] = "asha"
-    """Which of them are trained to the end: by ASHA at each rung the best (arXiv 1810.05934); by
-    `one-epoch` the best `top` after `grace_epochs` (arXiv 2307.15422); all."""
-    grace_epochs: int = 1
+    """Which trials are trained to the end. `asha`: the best at each rung (arXiv 1810.05934).
+    `one-epoch`: the best `top` after `grace_epochs` (arXiv 2307.15422). `none`: all."""
+    grace_epochs: PositiveInt = 1
     """Epochs that every trial gets before it may be stopped."""
-    reduction: int = 3
-    """At each rung the best of every `reduction` trials go on."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """At each rung the best of every `reduction` trials continue."""
     compare: Literal["epochs", "compute"] = "epochs"
-    """Trials are compared after equally many epochs, or after equally many device-seconds: those in
-    which the dearest setting makes its epochs, by the FLOP of a row. A plan that costs half as much
-    then has two epochs behind it where the dearest has one."""
-    shares: tuple[float, ...] = (1.0,)
+    """Compare trials after the same number of epochs, or after the same compute: that of the epochs
+    of the most expensive setting, by the FLOP of a row. A plan that costs half as much has then
+    made two epochs where the most expensive one has made one."""
+    shares: tuple[PositiveFraction, ...] = (1.0,)
     """Shares of the training rows, rising to 1: all settings are trained on the first, and the best
-    of every `reduction` are trained anew on the next (multi-fidelity: arXiv 1605.07079)."""
-    top: int = 3
+    of every `reduction` are trained again on the next (multi-fidelity: arXiv 1605.07079)."""
+    top: PositiveInt = 3
     """Best settings that `one-epoch` keeps, and that are repeated with other seeds."""
-    seeds: int = 1
-    """Trainings of each of the best `top` settings, with `base.seed` and those after it. Their mean
-    decides then."""
-    concurrent: int = 0
-    """Most trials at a time; 0: as many as the cluster has room for, which is never exceeded."""
-    max_hours: float = 0.0
-    """Device-hours of all trials together after which no trial and no epoch is begun; 0: no limit.
-    Run it again with more and it goes on."""
-    max_memory_gb: float = 0.0
-    """Most memory of a worker, in 1e9 bytes: dearer settings are left out; 0: no limit."""
-    peak_tflops: float = 0.0
-    """Of a device, in 1e12 FLOP/s, to tell the hours before any trial has run; 0: that of the GPU's
-    name, or of a matrix product on this machine's CPU."""
-    mfu: float = 0.4
+    seeds: PositiveInt = 1
+    """Runs of each of the best `top` settings, with `base.seed` and the seeds after it. With more
+    than one, their mean score decides."""
+    concurrent: Annotated[int, Field(ge=0, description="0 (automatic) or more")] = 0
+    """Most trials at a time, and never more than the cluster has room for; 0: as many as that."""
+    max_hours: LimitOrNone = 0.0
+    """Device-hours of all trials together after which no trial or epoch starts; 0: no limit. Run
+    the search again with more, and it resumes."""
+    max_memory_gb: LimitOrNone = 0.0
+    """Most memory of a worker, in 1e9 bytes: settings that need more are left out; 0: no limit."""
+    peak_tflops: LimitOrNone = 0.0
+    """Peak of a device in 1e12 FLOP/s, to predict the hours before any trial has run; 0: that of
+    the GPU's data sheet, or of a matrix product measured on this machine's CPU."""
+    mfu: PositiveFraction = 0.4
     """Share of the peak that training is expected to reach."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        for name in ("lora_rates", "nfz_rates"):
-            rates = getattr(self, name)
-            good = len(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
-            check(good, name, rates, "one rate or more, each 0 to 1")
-        widths = len(self.head_widths) > 0 and min(self.head_widths) >= 0
-        check(widths, "head_widths", self.head_widths, "one width or more, each 0 or more")
-        for name in ("heads", "trials", "grace_epochs", "top", "seeds"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        check(self.reduction >= 2, "reduction", self.reduction, "2 or more")
-        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 (automatic) or more")
-        for name in ("max_hours", "max_memory_gb", "peak_tflops"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "0 (none) or more")
-        check(0 < self.mfu <= 1, "mfu", self.mfu, "above 0, at most 1")
+        super().__post_init__()
         rising = list(self.shares) == sorted({*self.shares}) and self.shares[-1:] == (1.0,)
-        good = rising and self.shares[0] > 0
-        check(good, "shares", self.shares, "shares above 0 that rise to 1.0")
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(rising, "shares", self.shares, "shares above 0 that rise to 1.0")
         for name, values in self.values.items():
-            for value in values:  # one that no trial could have is told before all else
+            for value in values:  # report an invalid value before any trial runs
                 self.base.replace({name: value})
         if self.base.start_from:
             self.head_grid(sorted(set(self.head_widths)))
 
     @property
     def heads_folder(self) -> str:
-        """Of the heads of the first level, under `runs/`."""
+        """Folder under `runs/` of the heads of the first level."""
         return f"{self.name}-heads"
 
     def head_grid(self, widths: Sequence[int]) -> HeadsConfig:
-        """The heads of the first level, of these widths.
+        """Return the config of the first level: heads of these widths.
 
         Raises:
-            UserError: `probe` is none, or a value is out of its range.
+            UserError: `probe` is not a probe, or a value is out of its range.
         """
         return HeadsConfig(
             name=self.heads_folder,
@@ -126,10 +125,10 @@ class SearchConfig(Config):
 
     @functools.cached_property
     def values(self) -> Mapping[str, tuple[Any, ...]]:
-        """The values of the further axes.
+        """Values of the further axes, by dotted field.
 
         Raises:
-            UserError: no such field, or no value.
+            UserError: an axis names no field of training, or has no value.
         """
         possible = possible_axes(self.base)
         for name, text in self.axes.items():
@@ -143,7 +142,7 @@ class SearchConfig(Config):
 
 
 def possible_axes(base: TrainConfig) -> list[str]:
-    """Dotted fields of a TrainConfig that an axis may name."""
+    """Return the dotted fields of a TrainConfig that an axis may name."""
     return [name for name in dotted(base.to_dict()) if not name.startswith(FIXED + OWN)]
 
 
@@ -152,7 +151,7 @@ def _values(text: str) -> tuple[Any, ...]:
 
 
 def _value(text: str) -> Any:
-    """A number, true or false as JSON has them, else the text."""
+    """Read a number, `true` or `false` as JSON; anything else stays text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -129,7 +129,7 @@ def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> No
     assert ids == [row["id"] for row in rows_of(chained, "val")]
     monkeypatch.setattr(evaluate, "_baselines", None)
     assert evaluate.run(config, made.prepared, features, {}, str(tmp_path / "val")) == scored
-    with pytest.raises(UserError, match=r"split: 'val' there, 'test' asked for"):
+    with pytest.raises(UserError, match=r"split: saved 'val', requested 'test'"):
         evaluate.run(
             dataclasses.replace(config, split="test"),
             made.prepared,

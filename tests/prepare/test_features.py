@@ -133,7 +133,7 @@ def test_finished_features_are_not_made_again(
 ) -> None:
     monkeypatch.setattr(features, "forward_shards", None)
     assert features.run(config, prepared.shards, embedded.uri) == embedded
-    with pytest.raises(UserError, match=r"config\.precision: 'fp32' there, 'bf16' asked for"):
+    with pytest.raises(UserError, match=r"config\.precision: saved 'fp32', requested 'bf16'"):
         features.run(config.replace({"precision": "bf16"}), prepared.shards, embedded.uri)
     # How they are made is no matter.
     made_otherwise = config.replace({"batch_size": 21, "workers": 1, "tower.download": True})

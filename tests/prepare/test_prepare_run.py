@@ -71,7 +71,10 @@ def test_a_second_run_finds_everything_finished(
     [
         ({"clean.min_words": 2}, r"clean holds another run.*\n.*config\.min_words: 1 there, 2"),
         ({"group.seed": 1}, r"groups holds another run.*\n.*config\.seed: 0 there, 1"),
-        ({"shard.encoding": "jpeg"}, r"shards holds another run.*\n.*'png' there, 'jpeg'"),
+        (
+            {"shard.encoding": "jpeg"},
+            r"shards holds another run.*\n.*saved 'png', requested 'jpeg'",
+        ),
     ],
 )
 def test_a_changed_config_is_refused_by_its_stage(

@@ -261,7 +261,7 @@ def test_finished_shards_are_not_made_again(
 ) -> None:
     monkeypatch.setattr(shard, "_rows", None)
     assert upstream.shards(Path(shards.uri)) == shards
-    with pytest.raises(UserError, match=r"config\.size: 24 there, 32 asked for"):
+    with pytest.raises(UserError, match=r"config\.size: saved 24, requested 32"):
         upstream.shards(Path(shards.uri), CONFIG.replace({"size": 32}))
 
 

@@ -391,8 +391,8 @@ def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searche
     other = killed.config.replace({"trials": 2, "base.optim.lr": 0.5})
     with pytest.raises(UserError) as caught:
         search.run(other, inputs, str(killed.out))
-    assert "config.trials: 3 there, 2 asked for" in str(caught.value)
-    assert "config.base.optim.lr: 0.002 there, 0.5 asked for" in str(caught.value)
+    assert "config.trials: saved 3, requested 2" in str(caught.value)
+    assert "config.base.optim.lr: saved 0.002, requested 0.5" in str(caught.value)
 
 
 @real
@@ -407,7 +407,7 @@ def test_a_trial_that_fails_is_named_with_its_reason(killed: Killed, searched, t
     assert rows[THIRD]["end"] == "failed"
     assert rows[THIRD]["best"] is None
     assert rows[THIRD]["reason"].startswith(f"UserError: {kept / THIRD} holds another run.")
-    assert "tower.weights: 'elsewhere' there" in rows[THIRD]["reason"]
+    assert "tower.weights: saved 'elsewhere'" in rows[THIRD]["reason"]
     assert found.counts["best"] == FIRST
     assert found.counts["failed"] == 1
     assert "holds another run" in str(summary(found)[1])

@@ -85,7 +85,7 @@ def test_points_that_are_no_valid_config_are_named() -> None:
         ({"optim.epochs": "2"}, "axes names 'optim.epochs'; allowed: plan.lora_rank, "),
         ({"plan.lora_rate": "0.1"}, "rates, the head's width and the epochs have options of their"),
         ({"tower.weights": "other"}, "axes names 'tower.weights'; allowed: "),
-        ({"optim.lr": "1e-4,-1"}, "optim.lr is -1.0; allowed: above 0"),
+        ({"optim.lr": "1e-4,-1"}, "optim.lr is -1; allowed: above 0"),
         ({"optim.lr": "high"}, "unable to parse string as a number (got 'high')"),
         ({"plan.lora_rank": " , "}, "axes plan.lora_rank is ' , '; allowed: values with commas"),
         ({"plan.lora_init": "normal"}, "Input should be 'kaiming' or 'published'"),
@@ -100,13 +100,13 @@ def test_a_bad_axis_is_told(axes: dict[str, str], told: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("lora_rates", (0.5, 1.5), "lora_rates is (0.5, 1.5); allowed: one rate or more, each 0"),
-        ("nfz_rates", (-0.1,), "nfz_rates is (-0.1,); allowed: one rate or more, each 0 to 1"),
-        ("head_widths", (8, -1), "head_widths is (8, -1); allowed: one width or more, each 0 or"),
+        ("lora_rates", (0.5, 1.5), "lora_rates.1 is 1.5; allowed: 0 to 1"),
+        ("nfz_rates", (-0.1,), "nfz_rates.0 is -0.1; allowed: 0 to 1"),
+        ("head_widths", (8, -1), "head_widths.1 is -1; allowed: 0 or more"),
         ("shares", (0.5,), "shares is (0.5,); allowed: shares above 0 that rise to 1.0"),
         ("shares", (0.5, 0.2, 1.0), "shares is (0.5, 0.2, 1.0); allowed: shares above 0 that"),
         ("seeds", 0, "seeds is 0; allowed: 1 or more"),
-        ("max_hours", -1, "max_hours is -1.0; allowed: 0 (none) or more"),
+        ("max_hours", -1, "max_hours is -1; allowed: 0 (none) or more"),
         ("mfu", 1.5, "mfu is 1.5; allowed: above 0, at most 1"),
     ],
 )

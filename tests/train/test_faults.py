@@ -306,14 +306,14 @@ def test_a_run_goes_on_while_nodes_die_come_and_are_about_to_go(
 
 def refuse_others(inputs: TrainInputs, begun: TrainConfig, out: str) -> None:
     """Changed settings, data and base checkpoint, each told."""
-    with pytest.raises(UserError, match=r"config\.optim\.lr: 0\.0003 there, 0\.001 asked for"):
+    with pytest.raises(UserError, match=r"config\.optim\.lr: saved 0\.0003, requested 0\.001"):
         train.run(begun.replace({"optim.lr": 1e-3}), inputs, out)
     other = Artifact.load(inputs.shards.uri, "shards")
     other.__dict__["fingerprint"] = "another"
-    with pytest.raises(UserError, match=r"inputs\.shards: '\w+' there, 'another' asked for"):
+    with pytest.raises(UserError, match=r"inputs\.shards: saved '\w+', requested 'another'"):
         train.run(begun, TrainInputs(other), out)
     fresh = begun.replace({"tower.weights": another_tower(begun.tower.weights, Path(out).parent)})
-    with pytest.raises(UserError, match=r"inputs\.tower: '\w+' there, '\w+' asked for"):
+    with pytest.raises(UserError, match=r"inputs\.tower: saved '\w+', requested '\w+'"):
         train.run(fresh, inputs, out)
 
 
@@ -351,12 +351,12 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(
     assert made.config["optim"]["epochs"] == 4
     (change,) = [json.loads(read_bytes(made.path(name))) for name in made.names("changes/")]
     assert change["config"] == json.loads(probe.to_json())
-    assert change["differences"] == ["config.optim.epochs: 3 there, 4 asked for"]
+    assert change["differences"] == ["config.optim.epochs: saved 3, requested 4"]
 
 
 def refuse_to_resume_anyway(longer: TrainConfig, inputs: TrainInputs, out: str) -> None:
     """Unless told so; and always another model, other batches, other data."""
-    with pytest.raises(UserError, match=r"config\.optim\.epochs: 3 there, 4 asked for"):
+    with pytest.raises(UserError, match=r"config\.optim\.epochs: saved 3, requested 4"):
         train.run(longer, inputs, out)
     with pytest.raises(UserError, match=r"does not fit this config:(\n.*)*missing head\.0\.weight"):
         train.run(longer.replace({"head.width": 8}), inputs, out, resume_anyway=True)
@@ -366,7 +366,7 @@ def refuse_to_resume_anyway(longer: TrainConfig, inputs: TrainInputs, out: str) 
     assert inputs.features is not None
     features = dataclasses.replace(inputs.features, counts={})
     features.__dict__["fingerprint"] = "another"
-    with pytest.raises(UserError, match=r"inputs\.features: '\w+' there, 'another' asked for"):
+    with pytest.raises(UserError, match=r"inputs\.features: saved '\w+', requested 'another'"):
         train.run(longer, TrainInputs(other, features), out, resume_anyway=True)
     assert TrainConfig.from_json(read_bytes(f"{out}/config.json").decode()).optim.epochs == 3
 

@@ -118,7 +118,7 @@ def test_a_kept_head_starts_a_fine_tune_and_predicts(
 def test_finished_heads_are_not_trained_again(made: Artifact, inputs, tiny_tower, monkeypatch):
     monkeypatch.setattr(heads, "_train", lambda *_: pytest.fail("heads were trained"))
     assert heads.run(grid(tiny_tower), inputs, made.uri) == made
-    with pytest.raises(UserError, match=r"config\.keep: 3 there, 1 asked for"):
+    with pytest.raises(UserError, match=r"config\.keep: saved 3, requested 1"):
         heads.run(grid(tiny_tower, keep=1), inputs, made.uri)
 
 

@@ -39,10 +39,10 @@ def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
             adopt(config(seed), MADE_FROM, out)
         assert opened(out, seed).finished() is None
     assert [line.splitlines()[1:] for line in caplog.messages] == [
-        ["  config.seed: 1 there, 2 asked for"],
-        ["  config.seed: 2 there, 3 asked for"],
+        ["  config.seed: saved 1, requested 2"],
+        ["  config.seed: saved 2, requested 3"],
     ]
-    with pytest.raises(UserError, match=r"config\.seed: 3 there, 1 asked for"):
+    with pytest.raises(UserError, match=r"config\.seed: saved 3, requested 1"):
         opened(out, 1)
     assert TrainConfig.from_json(read_bytes(join(out, "config.json")).decode()) == config(3)
     made = opened(out, 3).publish()
@@ -50,17 +50,17 @@ def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
     assert made.names() == ["changes/000.json", "changes/001.json", "x"]
     kept = [json.loads(read_bytes(made.path(name))) for name in made.names("changes/")]
     assert [change["config"] for change in kept] == [config(1).to_dict(), config(2).to_dict()]
-    assert kept[1]["differences"] == ["config.seed: 2 there, 3 asked for"]
+    assert kept[1]["differences"] == ["config.seed: saved 2, requested 3"]
 
 
 def test_other_inputs_and_finished_runs_are_left_for_refusal(out: str) -> None:
     opened(out, 1).write_bytes("x", b"x")
     adopt(config(2), {"shards": "2"}, out)
-    told = r"config\.seed: 1 there, 2 asked for\n  inputs\.shards: '1' there, '2' asked for"
+    told = r"config\.seed: saved 1, requested 2\n  inputs\.shards: saved '1', requested '2'"
     with pytest.raises(UserError, match=told):
         opened(out, 2, {"shards": "2"})
     made = opened(out, 1).publish()
     adopt(config(2), MADE_FROM, out)
-    with pytest.raises(UserError, match=r"config\.seed: 1 there, 2 asked for"):
+    with pytest.raises(UserError, match=r"config\.seed: saved 1, requested 2"):
         opened(out, 2)
     assert Artifact.load(out, Stage.TRAIN) == made

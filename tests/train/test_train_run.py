@@ -281,10 +281,10 @@ def test_the_folder_of_another_run_is_refused(
         train.run(other, TrainInputs(inputs.shards), run.uri)
     told = str(caught.value)
     for line in (
-        "config.name: '2-1-0' there, 'other' asked for",
-        "config.optim.lr: 0.0003 there, 0.001 asked for",
-        "config.seed: 0 there, 4 asked for",
-        f"inputs.start: '{probe.fingerprint}' there, None asked for",
+        "config.name: saved '2-1-0', requested 'other'",
+        "config.optim.lr: saved 0.0003, requested 0.001",
+        "config.seed: saved 0, requested 4",
+        f"inputs.start: saved '{probe.fingerprint}', requested None",
     ):
         assert f"  {line}\n" in told
 
