@@ -14,6 +14,7 @@ from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.predict import evaluate, predict
 from img2prompt.predict.metrics import cosine
+from img2prompt.predictors.trained import TrainedRun
 from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
 from img2prompt.prepare.run import PreparedData
@@ -49,8 +50,11 @@ def run(config: ChainConfig, out: str) -> ChainResult:
     start = probe if config.finetune.start_from else None
     inputs = TrainInputs(prepared.shards, start=start)
     tuned = train.run(config.finetune, inputs, _run_folder(out, config.finetune.name))
-    runs = {config.probe.name: probe, config.finetune.name: tuned}
-    scoring = dataclasses.replace(config.evaluate, runs=tuple(runs))
+    runs = [
+        TrainedRun(probe, name=config.probe.name),
+        TrainedRun(tuned, name=config.finetune.name),
+    ]
+    scoring = dataclasses.replace(config.evaluate, runs=tuple(run.name for run in runs))
     evaluation = evaluate.run(scoring, prepared, embedded, runs, join(out, config.evaluate.name))
     write_bytes(join(out, METRICS), read_bytes(evaluation.path(METRICS)))
     predicting = dataclasses.replace(config.predict, run=config.finetune.name)
@@ -58,7 +62,7 @@ def run(config: ChainConfig, out: str) -> ChainResult:
         folder = _write_samples(prepared, config.samples, join(out, SAMPLES))
         predicting = dataclasses.replace(predicting, pictures=folder)
         predicting = dataclasses.replace(predicting, name=f"{SAMPLES}-{predicting.name}")
-    predictions = predict.run(predicting, tuned, prepared, join(out, predicting.name))
+    predictions = predict.run(predicting, runs[-1], prepared, join(out, predicting.name))
     write_bytes(join(out, CONFIG), config.to_json().encode())
     return ChainResult(prepared, evaluation, predictions)
 

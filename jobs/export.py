@@ -3,17 +3,17 @@
 from img2prompt import cli, presets
 from img2prompt.artifact import Artifact
 from img2prompt.predict import export
+from img2prompt.predict.choose import choose_predictor
 from img2prompt.prepare import shard
 from img2prompt.storage import join
-from img2prompt.train import preflight
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.EXPORT)
     config, out = options.config, options.out
-    trained = Artifact.load(join(out, "runs", config.run), preflight.STAGE)
+    predictor = choose_predictor(config.run, out)
     shards = Artifact.load(join(out, "shards"), shard.STAGE)
-    made = export.run(config, trained, shards, join(out, config.name))
+    made = export.run(config, predictor, shards, join(out, config.name))
     cli.show(f"{config.run} in {made.uri}", ["file"], [[name] for name in made.names()])
 
 

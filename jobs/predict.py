@@ -1,22 +1,21 @@
 """Predict the prompts of a folder of pictures: vectors, submission.csv and readable prompts."""
 
 from img2prompt import cli, presets
-from img2prompt.artifact import Artifact
 from img2prompt.distributed import cluster
 from img2prompt.predict import predict
+from img2prompt.predict.choose import choose_predictor
 from img2prompt.prepare import run as prepare
 from img2prompt.storage import join
-from img2prompt.train import preflight
 
 
 def job() -> None:
     options = cli.parse(__doc__, presets.PREDICT)
     config, out = options.config, options.out
-    trained = Artifact.load(join(out, "runs", config.run), preflight.STAGE)
+    predictor = choose_predictor(config.run, out, config.neighbours)
     prepared = prepare.PreparedData.load(out)
     predict.list_pictures(config.pictures)
     with cluster.connect():
-        predictions = predict.run(config, trained, prepared, join(out, config.name))
+        predictions = predict.run(config, predictor, prepared, join(out, config.name))
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",
         ["picture", "nearest prompt", "cosine"],
