@@ -15,6 +15,7 @@ from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.predict import evaluate, predict
 from img2prompt.predict.metrics import cosine
+from img2prompt.predictors.trained import TrainedRun
 from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
 from img2prompt.prepare.run import PreparedData
@@ -62,8 +63,11 @@ def run(config: ChainConfig, out: str) -> ChainResult:
     start = probe if config.finetune.start_from else None
     inputs = TrainInputs(prepared.shards, start=start)
     tuned = train.run(config.finetune, inputs, workspace.run(config.finetune.name))
-    runs = {config.probe.name: probe, config.finetune.name: tuned}
-    scoring = dataclasses.replace(config.evaluate, runs=tuple(runs))
+    runs = [
+        TrainedRun(probe, name=config.probe.name),
+        TrainedRun(tuned, name=config.finetune.name),
+    ]
+    scoring = dataclasses.replace(config.evaluate, runs=tuple(run.name for run in runs))
     folder = workspace.evaluation(config.evaluate.name)
     evaluation = evaluate.run(scoring, prepared, embedded, runs, folder)
     write_bytes(workspace.metrics, read_bytes(evaluation.path(METRICS)))
@@ -72,7 +76,7 @@ def run(config: ChainConfig, out: str) -> ChainResult:
         folder = _write_samples(prepared, config.samples, workspace.samples)
         predicting = dataclasses.replace(predicting, pictures=folder)
     folder = workspace.predictions(predicting.name)
-    predictions = predict.run(predicting, tuned, prepared, folder)
+    predictions = predict.run(predicting, runs[-1], prepared, folder)
     write_bytes(workspace.config, config.to_json().encode())
     return ChainResult(prepared, evaluation, predictions)
 

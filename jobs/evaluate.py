@@ -12,11 +12,13 @@ def job() -> None:
 
     from img2prompt.distributed import cluster
     from img2prompt.predict import evaluate
+    from img2prompt.predictors.trained import TrainedRun
     from img2prompt.prepare.run import PreparedData
 
     prepared = PreparedData.load(options.out)
+    predictors = [TrainedRun(run, name=name) for name, run in runs.items()]
     with cluster.connect():
-        evaluation = evaluate.run(config, prepared, embedded, runs, folder)
+        evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
         f"{config.split} pictures, in {evaluation.uri}",
         ["system", "mean cosine", "95 % interval", "pictures"],

@@ -6,12 +6,13 @@ from img2prompt import cli, presets
 def job() -> None:
     options = cli.parse(__doc__, presets.EXPORT)
     config, workspace = options.config, options.workspace
-    folder = workspace.export(config.name)
-    trained, shards = workspace.open_run(config.run), workspace.open_shards()
+    folder, shards = workspace.export(config.name), workspace.open_shards()
 
     from img2prompt.predict import export
+    from img2prompt.predict.choose import choose_predictor
 
-    exported = export.run(config, trained, shards, folder)
+    predictor = choose_predictor(config.run, workspace)
+    exported = export.run(config, predictor, shards, folder)
     cli.show(f"{config.run} in {exported.uri}", ["file"], [[name] for name in exported.names()])
 
 

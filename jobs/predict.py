@@ -7,16 +7,17 @@ def job() -> None:
     options = cli.parse(__doc__, presets.PREDICT)
     config, workspace = options.config, options.workspace
     folder = workspace.predictions(config.name)
-    trained = workspace.open_run(config.run)
 
     from img2prompt.distributed import cluster
     from img2prompt.predict import predict
+    from img2prompt.predict.choose import choose_predictor
     from img2prompt.prepare.run import PreparedData
 
+    predictor = choose_predictor(config.run, workspace, config.neighbours)
     prepared = PreparedData.load(options.out)
     predict.list_pictures(config.pictures)
     with cluster.connect():
-        predictions = predict.run(config, trained, prepared, folder)
+        predictions = predict.run(config, predictor, prepared, folder)
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",
         ["picture", "nearest prompt", "cosine"],

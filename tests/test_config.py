@@ -14,6 +14,7 @@ from img2prompt import cli, config, presets
 from img2prompt.config.base import Config, differences, dotted
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.heads import HeadsConfig
+from img2prompt.config.predict import EvaluateConfig, PredictConfig
 from img2prompt.config.prepare import (
     CleanConfig,
     FeaturesConfig,
@@ -203,6 +204,8 @@ RULES = [
     (TrainConfig, {"name": ""}, "name is ''; allowed: a folder name without slashes"),
     (TrainConfig, {"name": "a/b"}, "name is 'a/b'; allowed: a folder name without slashes"),
     (TrainConfig, {"name": "a", "start_from": "a"}, "start_from is 'a'; allowed: another run"),
+    (EvaluateConfig, {"views": ()}, "views is (); allowed: one or more of plain and flip, each o"),
+    (PredictConfig, {"views": ("flip", "flip")}, "views is ('flip', 'flip'); allowed: one or more"),
     (SearchConfig, {**RUNS, "head_widths": ()}, "head_widths is (); allowed: 1 or more values"),
     (
         SearchConfig,

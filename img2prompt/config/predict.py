@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from img2prompt.config.base import Config
+from img2prompt.config.base import Config, check
 from img2prompt.config.ranges import NonNegativeInt, PositiveInt
 
 
@@ -22,7 +22,13 @@ class EvaluateConfig(Config):
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of prompts behind each 95 % interval."""
     batch_size: PositiveInt = 64
+    views: tuple[Literal["plain", "flip"], ...] = ("plain",)
+    """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     seed: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_views(self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +40,23 @@ class PredictConfig(Config):
     pictures: str = ""
     """Folder of pictures (png, jpg, jpeg, webp); file names without ending become `imgId`."""
     run: str = "lora"
-    """Training run under `runs/` that predicts."""
+    """Training run under `runs/` that predicts, or `neighbours` (k-NN over the training pictures'
+    features) or `mean` (the mean training vector)."""
+    neighbours: PositiveInt = 5
+    """Training pictures whose targets are averaged by `neighbours`."""
     nearest: PositiveInt = 3
     """Real prompts listed for each picture."""
     prompts: str = ""
     """Text file, one prompt a line, to search for readable prompts; empty: training prompts."""
     batch_size: PositiveInt = 64
+    views: tuple[Literal["plain", "flip"], ...] = ("plain",)
+    """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     encoder: str = ""
     """Folder of the all-MiniLM-L6-v2 model for `prompts`; empty: the installed package."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_views(self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +67,8 @@ class ExportConfig(Config):
     """Folder name of the result."""
     run: str = "lora"
     """Training run under `runs/` that is exported."""
+
+
+def _check_views(views: tuple[str, ...]) -> None:
+    good = len(views) > 0 and len(set(views)) == len(views)
+    check(good, "views", views, "one or more of plain and flip, each once")

@@ -167,7 +167,8 @@ class ShardRows:
 class FeatureRows:
     """The same rows with cached features instead of pixels, all in memory (2 KB at D=1024).
 
-    With several views, training rows come once for each of them.
+    With several views, training rows come once for each of them, and rows of other splits in the
+    plain view alone: a run is validated on pictures as they are.
     """
 
     def __init__(self, features: Artifact, shards: Artifact, split: str) -> None:

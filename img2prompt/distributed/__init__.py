@@ -1,1 +1,1 @@
-"""Ray for every room: the cluster, tasks, model actors, progress."""
+"""Ray code that all stages share: the cluster, tasks, model actors, progress."""

@@ -1,8 +1,8 @@
-"""Where the stages run: one call that joins or starts a Ray cluster, logging, and what is there.
+"""Join or start a Ray cluster with one call, set up logging, and report available resources.
 
-`connect` is called once a job. With RAY_ADDRESS in the environment, as `ray job submit` sets it,
-it joins that cluster; else it starts one on this machine that nobody else can join by accident:
-own folder, own token, and its address is known to its own processes only.
+`connect` is called once in a job. With RAY_ADDRESS in the environment, as `ray job submit` sets it,
+it joins that cluster. Otherwise it starts a cluster on this machine that nobody else can join by
+accident: it has its own folder and token, and only its own processes know its address.
 """
 
 import json
@@ -30,17 +30,17 @@ LOCAL_CPUS = 4
 """Fewest logical CPUs of a cluster on this machine: Ray Data beside Ray Train needs that many."""
 
 CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
-"""Variables in which a cluster that grows by itself declares how far; cluster/ sets them."""
+"""Environment variables with the largest size of a cluster that autoscales; cluster/ sets them."""
 
 TRAINING = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
-"""Ray Train asks its workers for one report at a time, every two seconds where this is not set:
-short epochs would wait for it. Train and Tune leave workers in the folder of the driver, so that
-relative paths in configs, such as `--tower.weights DIR`, mean the same there."""
+"""Ray Train polls its workers for one report at a time, every two seconds by default, and short
+epochs would wait for that. Train and Tune keep workers in the driver's working directory, so that
+relative paths in configs, such as `--tower.weights DIR`, mean the same in workers."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster can give to one job that is alone on it."""
+    """Resources of a cluster that one job has to itself."""
 
     cpus: float
     gpus: float
@@ -50,12 +50,18 @@ class Resources:
 def connect(
     *, cpus: int = 0, dashboard: bool = False, download: bool = False
 ) -> Iterator[Resources]:
-    """Join the cluster of RAY_ADDRESS or start one here; leave it, or stop it, at the end.
+    """Join the cluster of RAY_ADDRESS, or start a local one; leave it or stop it at the end.
 
-    `cpus`: logical CPUs of a local cluster (0: the cores, at least LOCAL_CPUS). `dashboard`: with
-    the one that Ray Train inside Ray Tune needs to free the workers of stopped trials. `download`:
-    workers may fetch weights from the hub. Inside another `connect` this yields the same cluster.
-    Raises UserError when the cluster of RAY_ADDRESS cannot be joined.
+    Inside another `connect` this yields the same cluster.
+
+    Args:
+        cpus: logical CPUs of a local cluster; 0: one per core, at least LOCAL_CPUS.
+        dashboard: start the dashboard, which Ray Train inside Ray Tune needs to free the workers
+            of stopped trials.
+        download: allow workers to fetch weights from the hub.
+
+    Raises:
+        UserError: the cluster of RAY_ADDRESS cannot be joined.
     """
     if ray.is_initialized():
         yield resources()
@@ -74,32 +80,33 @@ def connect(
 
 
 def resources() -> Resources:
-    """What the connected cluster has, or may grow to.
+    """Return what the connected cluster has, or may grow to.
 
-    Ray's autoscaler does not say how far it may go (its `get_max_resources_from_cluster_config`
-    finds nothing), so a cluster that grows tells its jobs through CEILINGS.
+    Ray's autoscaler does not report its limit (`get_max_resources_from_cluster_config` returns
+    nothing), so a cluster that grows declares it to its jobs through CEILINGS.
     """
-    there = ray.cluster_resources()
+    current = ray.cluster_resources()
     return Resources(
-        cpus=max(there.get("CPU", 0), _declared("CPU")),
-        gpus=max(there.get("GPU", 0), _declared("GPU")),
+        cpus=max(current.get("CPU", 0), _declared("CPU")),
+        gpus=max(current.get("GPU", 0), _declared("GPU")),
     )
 
 
 def accelerators() -> list[str]:
-    """Kinds of GPU that the connected cluster has now, as Ray names them: `H100`, `A100-40G`."""
-    mark = "accelerator_type:"
-    return [name.removeprefix(mark) for name in ray.cluster_resources() if name.startswith(mark)]
+    """Return the kinds of GPU that the cluster has now, in Ray's names: `H100`, `A100-40G`."""
+    prefix = "accelerator_type:"
+    names = ray.cluster_resources()
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def require(*, cpus: float = 0, gpus: float = 0) -> None:
-    """Refuse what the cluster can never give: Ray would wait for it without end (UserError)."""
-    most = resources()
-    for name, asked, there in (("CPU", cpus, most.cpus), ("GPU", gpus, most.gpus)):
-        if asked > there:
+    """Refuse (UserError) what the cluster can never provide: Ray would wait for it without end."""
+    limits = resources()
+    for name, needed, limit in (("CPU", cpus, limits.cpus), ("GPU", gpus, limits.gpus)):
+        if needed > limit:
             raise UserError(
-                f"this needs {asked:g} {name}s, the cluster has {there:g} at most: ask for fewer "
-                f"workers, add nodes, or declare how far it grows in {CEILINGS[name]}"
+                f"this needs {needed:g} {name}s, the cluster has {limit:g} at most: configure "
+                f"fewer workers, add nodes, or set {CEILINGS[name]} to the size it may grow to"
             )
 
 
@@ -111,10 +118,10 @@ def _declared(resource: str) -> int:
 
 
 def _process_setup() -> Callable[[], None]:
-    """What the driver and every worker do first: log img2prompt from INFO, the rest from WARNING.
+    """Return the setup of driver and workers: log img2prompt from INFO, the rest from WARNING.
 
-    A function inside a function travels to the workers whole; a plain one would travel by name, and
-    the workers of a cluster that runs already can import this package only later.
+    Ray pickles a nested function by value and a module's function by name, and workers of a
+    running cluster can import this package only after this setup.
     """
 
     def set_up() -> None:
@@ -122,15 +129,15 @@ def _process_setup() -> Callable[[], None]:
         logging.getLogger("img2prompt").setLevel(logging.INFO)
         logging.getLogger("ray").setLevel(logging.WARNING)
         if ray.is_initialized():
-            # Ray's State API, which Ray Train uses inside Ray Tune, looks for a cluster on the
-            # machine when this is unset, and may find another one.
+            # When this is unset, Ray's State API, which Ray Train uses inside Ray Tune, searches
+            # the machine for a cluster and may find another one.
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
     return set_up
 
 
 def _address() -> str:
-    """Address of the cluster to join; empty: none is named."""
+    """Return the address of the cluster to join; empty when RAY_ADDRESS names none."""
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         return ""
@@ -144,25 +151,25 @@ def _address() -> str:
 
 
 def _worker_environment(download: bool) -> dict[str, Any]:
-    """Ray's runtime environment of the workers; variables that the submitter set are left alone."""
+    """Return the workers' runtime environment, without variables that the submitter set."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
     variables |= TRAINING
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    given = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    own = (submitted.get("runtime_env") or {}).get("env_vars") or {}
     return {
-        "env_vars": {name: value for name, value in variables.items() if name not in given},
+        "env_vars": {name: value for name, value in variables.items() if name not in own},
         "worker_process_setup_hook": _process_setup(),
     }
 
 
 @contextmanager
 def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
-    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    mode = os.environ.get("RAY_AUTH_MODE") or ("token" if given else "disabled")
+    has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    mode = os.environ.get("RAY_AUTH_MODE") or ("token" if has_token else "disabled")
     with _environment({"RAY_AUTH_MODE": mode} | TRAINING):
         try:
-            _knock(address)
+            _check_listening(address)
             ray.init(address=address, **options)
         except (OSError, RuntimeError, AuthenticationError) as error:
             raise UserError(
@@ -188,23 +195,24 @@ def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Fail at once (OSError) where nothing listens; Ray tries for more than five minutes."""
+def _check_listening(address: str) -> None:
+    """Raise OSError at once where nothing listens; Ray retries for more than five minutes."""
     host, _, port = address.rpartition(":")
     if host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _local_environment() -> dict[str, str]:
-    """No usage statistics, and a token that only this run knows unless the user chose one.
+    """Return variables for a local cluster: no usage statistics, and a token of its own.
 
-    Ray's own choice depends on, and writes, ~/.ray/auth_token.
+    A token that the user chose is used instead. Ray's default would read and write
+    ~/.ray/auth_token.
     """
     variables = {
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
         "RAY_ADDRESS": "",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Nobody takes this machine away with a warning, and Ray's watcher logs an error at start.
+        # This machine is not preemptible, and Ray's watcher logs an error when it starts.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -214,7 +222,7 @@ def _local_environment() -> dict[str, str]:
 
 @contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that Ray's core reads, and put them back as they were."""
+    """Set variables that Ray's core reads, and restore the old values at the end."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     apply_authentication_settings()
@@ -230,8 +238,8 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _own_folder() -> Iterator[str]:
-    """A new folder for Ray's sockets and logs; kept when a run fails in an unforeseen way."""
-    # Not tempfile's own choice: a socket's path may have 107 characters at most.
+    """Make a folder for Ray's sockets and logs, and delete it unless an unexpected error occurs."""
+    # Not in tempfile's default folder: a socket's path may have 107 characters at most.
     folder = tempfile.mkdtemp(prefix="i2p-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     failed = False
     try:
@@ -247,7 +255,7 @@ def _own_folder() -> Iterator[str]:
 
 
 def _quieten_ray_data() -> None:
-    """Ray Data sets up a console of its own at import; its log file keeps everything."""
+    """Silence the console handler that Ray Data adds at import; its log file keeps everything."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)

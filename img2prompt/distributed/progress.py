@@ -1,4 +1,4 @@
-"""A line now and then while a long stage works, and at its end where the time went."""
+"""Progress lines while a long stage works, and a report of where its time went."""
 
 import json
 import logging
@@ -14,51 +14,57 @@ from img2prompt.artifact import Draft
 logger = logging.getLogger(__name__)
 
 SECONDS = 5.0
+"""Shortest time between two lines of progress."""
+
 TIMINGS = "timings.json"
-"""File of a stage's folder: where the time of its last run went."""
+"""File in a stage's folder with the step times of its last run."""
 
 
 class Progress:
     """Counts rows and logs count, share, rate and time left, at most every few seconds.
 
-    Without a `total` there is no share, and no time left.
+    Without a `total`, share and time left are not logged.
     """
 
-    def __init__(self, what: str, total: int | None) -> None:
-        self._what = what
+    def __init__(self, stage: str, total: int | None) -> None:
+        self._stage = stage
         self._total = total
         self._done = 0
-        self._began = self._told = time.perf_counter()
+        self._began = self._logged = time.perf_counter()
 
     def add(self, rows: int) -> None:
+        """Count rows that are done, and log a line when one is due or all rows are done."""
         self._done += rows
         now = time.perf_counter()
-        if now - self._told < SECONDS and self._done != self._total:
+        if now - self._logged < SECONDS and self._done != self._total:
             return
-        self._told = now
+        self._logged = now
         rate = self._done / max(now - self._began, 1e-9)
         if self._total is None:
-            logger.info("%s: %d rows, %.0f rows/s", self._what, self._done, rate)
+            logger.info("%s: %d rows, %.0f rows/s", self._stage, self._done, rate)
             return
+        rows_left = self._total - self._done
+        time_left = f", {rows_left / max(rate, 1e-9):.0f} s left" if rows_left else ""
         logger.info(
-            "%s: %d of %d rows (%.0f %%), %.0f rows/s, %.0f s left",
-            self._what,
+            "%s: %d of %d rows (%.0f %%), %.0f rows/s%s",
+            self._stage,
             self._done,
             self._total,
             100 * self._done / max(1, self._total),
             rate,
-            (self._total - self._done) / max(rate, 1e-9),
+            time_left,
         )
 
 
 class StepTimes:
-    """Seconds that each step of a stage was busy, and how many of a step could be at once.
+    """Seconds that each step of a stage was busy.
 
-    The bottleneck is the step whose workers were busy for the largest share of the time.
+    `slots` are the workers of each step. The bottleneck is the step whose workers were busy for
+    the largest share of the time.
     """
 
-    def __init__(self, what: str, slots: Mapping[str, int], unit: str = "images") -> None:
-        self._what = what
+    def __init__(self, stage: str, slots: Mapping[str, int], unit: str = "images") -> None:
+        self._stage = stage
         self._unit = unit
         self._slots = dict(slots)
         self.busy = dict.fromkeys(slots, 0.0)
@@ -66,16 +72,17 @@ class StepTimes:
         self._began = time.perf_counter()
 
     def add(self, step: str, seconds: float) -> None:
+        """Add seconds in which one worker of a step was busy."""
         self.busy[step] += seconds
 
     def add_rows(self, rows: int, seconds: Mapping[str, float]) -> None:
-        """Rows that a worker has finished, with the seconds of its steps."""
+        """Add rows that a worker has finished, and the seconds of its steps."""
         self._rows += rows
         for step, busy in seconds.items():
             self.add(step, busy)
 
     def add_columns(self, table: pa.Table) -> None:
-        """Rows with their own seconds in the columns `STEP_s`."""
+        """Add the rows of a table that has their seconds in the columns `STEP_s`."""
         self._rows += table.num_rows
         for step in self.busy:
             if f"{step}_s" in table.column_names:
@@ -83,13 +90,13 @@ class StepTimes:
 
     @contextmanager
     def measure(self, step: str) -> Iterator[None]:
-        """Add what the block takes."""
+        """Add the seconds that the block takes."""
         began = time.perf_counter()
         yield
         self.add(step, time.perf_counter() - began)
 
     def report(self) -> dict[str, Any]:
-        """Ready for JSON: seconds by step, rows/s, share of the time busy, and the bottleneck."""
+        """Return seconds by step, rows/s, busy shares and the bottleneck, ready for JSON."""
         wall = max(time.perf_counter() - self._began, 1e-9)
         share = {step: busy / (wall * self._slots[step]) for step, busy in self.busy.items()}
         return {
@@ -103,24 +110,24 @@ class StepTimes:
         }
 
     def keep(self, draft: Draft) -> None:
-        """Log the report, and write it as the TIMINGS of a folder."""
+        """Log the report, and write it as TIMINGS into a stage's folder."""
         draft.write_bytes(TIMINGS, json.dumps(self.log(), indent=2).encode(), rows=0)
 
     def log(self) -> dict[str, Any]:
-        """Log the report in one line; returns it."""
-        found = self.report()
+        """Log the report in one line and return it."""
+        report = self.report()
         steps = ", ".join(
-            f"{step} {busy:.1f} s ({found['busy_share'][step]:.0%} of {self._slots[step]})"
+            f"{step} {busy:.1f} s ({report['busy_share'][step]:.0%} of {self._slots[step]})"
             for step, busy in self.busy.items()
         )
         logger.info(
             "%s: %d rows in %.1f s, %.0f %s/s; %s; bottleneck: %s",
-            self._what,
-            found["rows"],
-            found["wall_s"],
-            found["rows_per_s"],
+            self._stage,
+            report["rows"],
+            report["wall_s"],
+            report["rows_per_s"],
             self._unit,
             steps,
-            found["bottleneck"],
+            report["bottleneck"],
         )
-        return found
+        return report

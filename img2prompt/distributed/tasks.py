@@ -1,4 +1,4 @@
-"""Ray tasks by the thousand, a few at a time."""
+"""Thousands of Ray tasks, a few at a time."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,32 +9,33 @@ from ray.exceptions import RayTaskError
 from img2prompt.errors import UserError
 
 AHEAD = 2
-"""Tasks under way for each worker: one that runs and one whose input is already there."""
+"""Tasks submitted for each worker: one that runs and one whose input has already arrived."""
 
 
-def run_bounded(started: Iterable[ray.ObjectRef], workers: float) -> Iterator[Any]:
-    """Results as they come, in any order, of tasks that start when `started` is asked for them.
+def run_bounded(tasks: Iterable[ray.ObjectRef], workers: float) -> Iterator[Any]:
+    """Yield the results of tasks as they finish, in any order.
 
-    At most AHEAD * workers are under way, and arguments wait in the object store only that long, so
-    memory does not grow with the number of tasks. A task whose worker or node dies is run again by
-    Ray; what it raises itself is raised here.
+    `tasks` is an iterator that submits a task for each reference it yields. At most
+    AHEAD * workers tasks are submitted and unfinished, so that arguments in the object store, and
+    memory, do not grow with the number of tasks. Ray runs a task again when its worker or node
+    dies. An exception that a task raises is raised here.
     """
-    coming: list[ray.ObjectRef] = []
-    for ref in started:
-        coming.append(ref)
-        if len(coming) >= AHEAD * max(1, int(workers)):
-            yield _first(coming)
-    while coming:
-        yield _first(coming)
+    pending: list[ray.ObjectRef] = []
+    for ref in tasks:
+        pending.append(ref)
+        if len(pending) >= AHEAD * max(1, int(workers)):
+            yield _take_first(pending)
+    while pending:
+        yield _take_first(pending)
 
 
-def _first(coming: list[ray.ObjectRef]) -> Any:
-    """Take the result that is there first out of `coming`."""
-    (ready,), _ = ray.wait(coming, num_returns=1)
-    coming.remove(ready)
+def _take_first(pending: list[ray.ObjectRef]) -> Any:
+    """Remove the first task that finishes from `pending` and return its result."""
+    (ready,), _ = ray.wait(pending, num_returns=1)
+    pending.remove(ready)
     try:
         return ray.get(ready)
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # said to the user, without Ray's traceback
+        if isinstance(error.cause, UserError):  # shown to the user without Ray's traceback
             raise error.cause from None
         raise

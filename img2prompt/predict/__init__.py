@@ -1,1 +1,1 @@
-"""Finished runs -> scores, predictions, a submission, exported files."""
+"""From predictors to scores, predictions, a submission file and exported files."""

@@ -1,91 +1,151 @@
-"""How good runs are on a held-out split, beside three baselines.
+"""Score predictors on a held-out split, beside two baselines.
 
-shards/ + features/ + runs/ -> evaluation/: `metrics.json` (mean cosine with a 95 % interval, over
-all and by source) and `scores.parquet` (each picture's cosine under each system).
+shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine with a 95 % interval,
+over all pictures and by source) and `scores.parquet` (each picture's cosine for each predictor).
+
+Predictors that can answer from the cached features do so. All others share one stream of pictures
+through actors that hold all of them.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.predict import EvaluateConfig
-from img2prompt.data.shards import FeatureRows
 from img2prompt.data.vectors import matrix
-from img2prompt.distributed.actors import forward_split
-from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.distributed.actors import Pool, forward_split
+from img2prompt.errors import UserError
+from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval
-from img2prompt.predictors.neighbours import knn_targets
+from img2prompt.predictors.base import PredictorSpec, average_views
+from img2prompt.predictors.cached import has_views, read_view
+from img2prompt.predictors.mean import MeanVector
+from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.run import PreparedData
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
+PICTURE_COLUMNS = ("id", "source", "group")
+"""Columns of SCORES beside those of the predictors."""
 
 
 def run(
     config: EvaluateConfig,
     prepared: PreparedData,
     features: Artifact,
-    runs: dict[str, Artifact],
+    predictors: Sequence[PredictorSpec],
     out: str,
 ) -> Artifact:
-    """Score the baselines and each run on `config.split`; `runs` are finished runs by name."""
+    """Score the baselines and the predictors on `config.split`.
+
+    Raises UserError for predictors or features of other shards, and for names used twice.
+    """
+    shards = prepared.shards
+    baselines = (
+        MeanVector(shards, name=MEAN),
+        NearestNeighbours(features, shards, config.neighbours, name=NEIGHBOURS),
+    )
+    systems = (*baselines, *predictors)
+    _check_names([spec.name for spec in systems])
     inputs = {
-        "shards": prepared.shards.fingerprint,
+        "shards": shards.fingerprint,
         "features": features.fingerprint,
-        **{f"run {name}": run.fingerprint for name, run in runs.items()},
+        **{f"{k} {spec.name}": v for spec in predictors for k, v in spec.fingerprints().items()},
     }
-    check = functools.partial(_check, prepared.shards, features, runs)
+    check = functools.partial(_check, config, shards, features, systems)
     draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
-    predicted = _baselines(config, prepared.shards, features)
-    for name, trained in runs.items():
-        predicted[name] = forward_split(
-            prepared.shards,
-            config.split,
-            functools.partial(load_prompt_model, trained),
-            config.batch_size,
-        )[1]
-    answers = _answers(prepared, config.split)
-    target = matrix(answers["target"])
-    scores = {name: cosine(vectors, target) for name, vectors in predicted.items()}
-    table = answers.drop_columns(["target"])
+    pictures = _pictures(prepared, config.split)
+    target = matrix(pictures["target"])
+    vectors = _predict(config, shards, features, systems, pictures["id"].to_pylist())
+    scores = {spec.name: cosine(vectors[spec.name], target) for spec in systems}
+    table = pictures.select(PICTURE_COLUMNS)
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
-    return draft.publish(split=config.split, systems=_summaries(config, answers, scores))
+    return draft.publish(split=config.split, systems=_summaries(config, pictures, scores))
 
 
-def _check(shards: Artifact, features: Artifact, runs: dict[str, Artifact]) -> None:
-    """Refuse (UserError) what was made from other data, or a run whose tower is not there."""
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse (UserError) a predictor whose column of scores would have another column's name."""
+    columns = [*PICTURE_COLUMNS, *names]
+    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+        raise UserError(
+            f"predictors have the names {list(names)}; allowed: names that differ from each other "
+            f"and from {', '.join(PICTURE_COLUMNS)} (repeated: {', '.join(repeated)})"
+        )
+
+
+def _check(
+    config: EvaluateConfig, shards: Artifact, features: Artifact, systems: Sequence[PredictorSpec]
+) -> None:
+    """Refuse (UserError) what was made from other shards, or cannot be loaded."""
     features.require_input("shards", shards)
-    for trained in runs.values():
-        trained.require_input("shards", shards)
-        load_prompt_model(trained)
+    baselines = (MEAN, NEIGHBOURS)
+    for spec in systems:
+        # Baselines on cached features do not need the tower that made them.
+        if spec.name not in baselines or not _uses_cache(config, features, spec):
+            spec.check(shards)
 
 
-def _baselines(
-    config: EvaluateConfig, shards: Artifact, features: Artifact
+def _uses_cache(config: EvaluateConfig, features: Artifact, spec: PredictorSpec) -> bool:
+    return has_views(features, config.views) and spec.reads_features(features)
+
+
+def _predict(
+    config: EvaluateConfig,
+    shards: Artifact,
+    features: Artifact,
+    systems: Sequence[PredictorSpec],
+    ids: list[str],
 ) -> dict[str, np.ndarray]:
-    """Vectors (N, 384) of the mean training vector and of nearest neighbours in feature space."""
-    train = FeatureRows(features, shards, "train")
-    held_out = FeatureRows(features, shards, config.split)
-    mean = train.targets.mean(axis=0)
-    return {
-        MEAN: np.broadcast_to(mean, held_out.targets.shape),
-        NEIGHBOURS: knn_targets(
-            train.features, train.targets, held_out.features, config.neighbours
-        ),
-    }
+    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor."""
+    cached = [spec for spec in systems if _uses_cache(config, features, spec)]
+    streamed = [spec for spec in systems if not _uses_cache(config, features, spec)]
+    vectors = _from_features(config, features, cached, ids)
+    return vectors | _from_pictures(config, shards, streamed, ids)
 
 
-def _answers(prepared: PreparedData, split: str) -> pa.Table:
-    """id, source, group and target of each picture of the split, in the order of the shards."""
+def _from_features(
+    config: EvaluateConfig, features: Artifact, systems: Sequence[PredictorSpec], ids: list[str]
+) -> dict[str, np.ndarray]:
+    """Answer from the cached features, in this process."""
+    views = []
+    for view in config.views if systems else ():
+        view_ids, rows = read_view(features, config.split, view)
+        assert view_ids == ids, "the features are those of the shards"
+        views.append(torch.from_numpy(rows).float())
+    vectors = {}
+    for spec in systems:
+        head = spec.load_head(torch.device("cpu"))
+        with torch.inference_mode():
+            vectors[spec.name] = average_views([head.predict(rows) for rows in views]).vectors
+    return vectors
+
+
+def _from_pictures(
+    config: EvaluateConfig, shards: Artifact, systems: Sequence[PredictorSpec], ids: list[str]
+) -> dict[str, np.ndarray]:
+    """Answer from the pictures, which pass once through actors that hold all these predictors."""
+    if not systems:
+        return {}
+    make_model = functools.partial(AnswerColumns, systems, config.views)
+    pool = Pool(make_model=make_model, batch_size=config.batch_size)
+    table = forward_split(shards, config.split, pool)
+    assert table["id"].to_pylist() == ids
+    return {spec.name: read_answers(table, spec.name).vectors for spec in systems}
+
+
+def _pictures(prepared: PreparedData, split: str) -> pa.Table:
+    """Return id, source, target and group of each picture of the split, in the shards' order."""
     rows = prepared.shards.read_tables(f"{split}/", ["id", "prompt_id", "source", "target"])
     groups = prepared.groups.read_tables("rows", ["prompt_id", "group"])
     group = dict(zip(groups["prompt_id"].to_pylist(), groups["group"].to_pylist(), strict=True))
@@ -94,10 +154,11 @@ def _answers(prepared: PreparedData, split: str) -> pa.Table:
 
 
 def _summaries(
-    config: EvaluateConfig, answers: pa.Table, scores: dict[str, np.ndarray]
+    config: EvaluateConfig, pictures: pa.Table, scores: dict[str, np.ndarray]
 ) -> dict[str, dict]:
-    clusters = answers["group"].to_numpy()
-    sources = answers["source"].to_pylist()
+    """Return each predictor's mean cosine and interval, over all pictures and by source."""
+    clusters = pictures["group"].to_numpy()
+    sources = pictures["source"].to_pylist()
     options = {"samples": config.bootstrap, "seed": config.seed}
     return {
         name: {
@@ -112,7 +173,7 @@ def _summaries(
 
 
 def summary(evaluation: Artifact) -> list[list[object]]:
-    """Rows for a table: each system, over all and by source where there are several."""
+    """Return table rows: each predictor's score, over all and by source where there are several."""
     rows: list[list[object]] = []
     for name, scores in evaluation.counts["systems"].items():
         rows.append(_row(name, scores["all"]))

@@ -1,8 +1,8 @@
 """The score: mean cosine between predicted and true prompt vectors, with its uncertainty.
 
-Pictures of one prompt group stand and fall together, so intervals come from resampling whole
-groups (the cluster bootstrap: Field and Welsh, "Bootstrapping clustered data", JRSS B 69, 2007).
-Resampling pictures one by one would promise more than the data hold.
+Pictures of one prompt group are not independent, so intervals come from resampling whole groups
+(the cluster bootstrap: Field and Welsh, "Bootstrapping clustered data", JRSS B 69, 2007).
+Resampling single pictures would give intervals that are too narrow.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Score:
 
 
 def cosine(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Cosine (N,) float64 of each row of `pred` (N, D) with the same row of `target` (N, D).
+    """Return the cosine (N,) float64 of each row of `pred` (N, D) with that of `target` (N, D).
 
     Raises:
         ValueError: shapes differ, or a row is zero or not finite.
@@ -39,17 +39,17 @@ def cosine(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
 def mean_cosine_interval(
     cosines: np.ndarray, clusters: np.ndarray, samples: int, seed: int
 ) -> Score:
-    """Mean over rows, with the 95 % percentile interval of a bootstrap over clusters.
+    """Return the mean over rows, with the 95 % percentile interval of a bootstrap over clusters.
 
     Args:
-        cosines: numbers (N,), N >= 1.
-        clusters: any labels (N,); rows of one label are drawn together.
+        cosines: (N,), N >= 1.
+        clusters: any labels (N,); rows with one label are drawn together.
         samples: bootstrap resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
-        The score. With a single cluster nothing is known about its spread, so the interval is the
-        whole range [-1, 1].
+        The score. A single cluster says nothing about the spread, so its interval is the whole
+        range [-1, 1].
     """
     _, number = np.unique(clusters, return_inverse=True)
     sums, rows = np.bincount(number, cosines), np.bincount(number)
@@ -76,7 +76,7 @@ def by_source(
     samples: int,
     seed: int,
 ) -> dict[str, Score]:
-    """The score of each source alone, by name."""
+    """Return the score over each source's rows, by the source's name."""
     names = np.asarray(sources)
     return {
         str(name): mean_cosine_interval(

@@ -1,8 +1,9 @@
-"""A folder of pictures and a run -> predictions/: vectors, submission, readable prompts.
+"""A folder of pictures and a predictor -> predictions/: vectors, submission, readable prompts.
 
-`vectors-*.parquet` (id, vector), `submission.csv` (Kaggle's format), `prompts.csv` (the nearest
-real prompts of each picture with their cosine), `rejected.parquet` (id, reason). Pictures go in
-parts, so a killed run goes on with the parts that are missing.
+`vectors-*.parquet` (id, vector, and text and confidence where the predictor gives them),
+`submission.csv` (Kaggle's format), `prompts.csv` (the nearest real prompts of each picture with
+their cosine), `rejected.parquet` (id, reason). Pictures are predicted in parts, so a killed run
+resumes with the parts that are missing.
 """
 
 import csv
@@ -33,12 +34,13 @@ from img2prompt.data.sources.rows import (
     unread_picture,
 )
 from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed.actors import DECODE_CPUS, Pool, to_matrix
+from img2prompt.distributed.actors import DECODE_CPUS, Pool
 from img2prompt.distributed.progress import Progress
 from img2prompt.errors import UserError
-from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.model.text import PromptEncoder
+from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.submission import check_id, write_submission
+from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.neighbours import NearestPrompts
 from img2prompt.prepare.run import PreparedData
 from img2prompt.storage import open_uri, read_bytes
@@ -53,24 +55,26 @@ PART = 10_000
 """Pictures in one file of vectors."""
 
 
-def run(config: PredictConfig, trained: Artifact, prepared: PreparedData, out: str) -> Artifact:
+def run(
+    config: PredictConfig, predictor: PredictorSpec, prepared: PreparedData, out: str
+) -> Artifact:
     """Predict all pictures of a folder; counts `pictures`, and `rejected` by kind."""
-    found, unnamed = list_pictures(config.pictures)
-    listing = [[info.base_name, info.size] for info in found.values()]
+    pictures, unnamed = list_pictures(config.pictures)
+    listing = [[info.base_name, info.size] for info in pictures.values()]
     listing += [[row.id, row.reason] for row in unnamed]
     prompts = _read_prompts(config.prompts) if config.prompts else []
     inputs = {
-        "run": trained.fingerprint,
+        **predictor.fingerprints(),
+        "shards": prepared.shards.fingerprint,
         "pictures": fingerprint_of(listing),
         "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
     }
-    trained.require_input("shards", prepared.shards)
-    check = functools.partial(_check_tower, trained)
+    check = functools.partial(predictor.check, prepared.shards)
     draft = Draft.open(out, Stage.PREDICTIONS, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    places = {name: files.inside(config.pictures, info.base_name) for name, info in found.items()}
-    _predict_parts(config, trained, prepared.shards, places, draft)
+    uris = {name: files.inside(config.pictures, info.base_name) for name, info in pictures.items()}
+    _predict_parts(config, predictor, prepared.shards, uris, draft)
     ids, vectors, unread = _collect(draft)
     rejected = pa.concat_tables([rejected_table(unnamed), unread])
     draft.write_table(REJECTED, rejected)
@@ -82,16 +86,11 @@ def run(config: PredictConfig, trained: Artifact, prepared: PreparedData, out: s
     return draft.publish(pictures=len(ids), rejected=kinds)
 
 
-def _check_tower(trained: Artifact) -> None:
-    """Refuse (UserError) here, not in an actor, a run whose tower is not there."""
-    load_prompt_model(trained)
-
-
 def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]]:
-    """Each picture by its id, the file name without ending, in the order of the ids.
+    """Return each picture by its id, the file name without ending, in the order of the ids.
 
-    Rejected are names that cannot be an id of the submission, and, of files that share an id, all
-    but the first.
+    Rejected are files whose name cannot be an id of the submission, and, of files that share an
+    id, all but the first.
 
     Raises:
         UserError: no folder, or no picture in it.
@@ -99,63 +98,67 @@ def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]
     fs, path = open_uri(folder)
     if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
-    found, rejected = dict[str, pafs.FileInfo](), list[Rejected]()
-    there = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
-    for info in sorted(there, key=_file_name):
+    pictures, rejected = dict[str, pafs.FileInfo](), list[Rejected]()
+    infos = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
+    for info in sorted(infos, key=_file_name):
         stem, ending = posixpath.splitext(_file_name(info))
         if not is_picture(ending):
             continue
-        if reason := _name_reason(stem, info, found):
+        if reason := _name_reason(stem, info, pictures):
             rejected.append(Rejected(stem, reason))
         else:
-            found[stem] = info
-    looked = f"looked for {', '.join(PICTURE_ENDS)}"
-    if not found:
-        told = "".join(f"\n  {row.reason}" for row in rejected[:3])
-        raise UserError(f"{folder} holds no picture; {looked}{told}")
-    logger.info("predict: %d pictures of %d files; %s", len(found), len(there), looked)
-    return dict(sorted(found.items())), rejected
+            pictures[stem] = info
+    endings = f"looked for {', '.join(PICTURE_ENDS)}"
+    if not pictures:
+        reasons = "".join(f"\n  {row.reason}" for row in rejected[:3])
+        raise UserError(f"{folder} contains no picture; {endings}{reasons}")
+    logger.info("predict: %d pictures of %d files; %s", len(pictures), len(infos), endings)
+    return dict(sorted(pictures.items())), rejected
 
 
 def _file_name(info: pafs.FileInfo) -> str:
-    """The name of a file; what is no UTF-8 in it as escapes."""
+    """Return the name of a file, with bytes that are not UTF-8 as escapes."""
     try:
         return info.base_name
     except UnicodeDecodeError as error:
         return posixpath.basename(error.object.decode("utf-8", "backslashreplace"))
 
 
-def _name_reason(stem: str, info: pafs.FileInfo, found: dict[str, pafs.FileInfo]) -> str | None:
-    """Why a picture cannot have its file name without ending as id, beside those found."""
+def _name_reason(stem: str, info: pafs.FileInfo, pictures: dict[str, pafs.FileInfo]) -> str | None:
+    """Return why a file name without ending cannot be an id beside those of `pictures`."""
     try:
         check_id(stem)
-        both = f"{info.path} and {found[stem].path}" if stem in found else info.path
+        both = f"{info.path} and {pictures[stem].path}" if stem in pictures else info.path
     except (UserError, UnicodeDecodeError) as error:
         return f"unusable name: {error}"
-    return f"repeated id: {both} would both be {stem!r}: rename one" if stem in found else None
+    return f"repeated id: {both} would both be {stem!r}: rename one" if stem in pictures else None
 
 
 def _predict_parts(
-    config: PredictConfig, trained: Artifact, shards: Artifact, places: dict[str, str], draft: Draft
+    config: PredictConfig,
+    predictor: PredictorSpec,
+    shards: Artifact,
+    uris: dict[str, str],
+    draft: Draft,
 ) -> None:
-    names = list(places)
-    progress = Progress("predict", total=len(names))
-    prepare = functools.partial(load_pictures, size=shards.config["size"], fit=shards.config["fit"])
-    pool = Pool(
-        make_model=functools.partial(load_prompt_model, trained), batch_size=config.batch_size
-    )
+    """Predict the pictures `uris`, by id, and write each part that is not written yet."""
+    ids = list(uris)
+    progress = Progress("predict", total=len(ids))
+    load = functools.partial(load_pictures, size=shards.config["size"], fit=shards.config["fit"])
+    make_model = functools.partial(AnswerColumns, [predictor], config.views)
+    pool = Pool(make_model=make_model, batch_size=config.batch_size)
     done = draft.receipts()
-    for number, start in enumerate(range(0, len(names), PART)):
-        part = names[start : start + PART]
+    for number, start in enumerate(range(0, len(ids), PART)):
+        part = ids[start : start + PART]
         if f"rejected-{number:05d}.parquet" not in done:
-            rows = ray.data.from_items([{"id": name, "uri": places[name]} for name in part])
-            rows = rows.map_batches(prepare, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
-            _write_part(draft, number, _gather(pool.forward(rows, len(part))))
+            rows = ray.data.from_items([{"id": name, "uri": uris[name]} for name in part])
+            rows = rows.map_batches(load, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
+            _write_part(draft, number, _gather(pool.forward(rows, len(part)), predictor.name))
         progress.add(len(part))
 
 
 def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str, Any]:
-    """Pixels of each `uri`; a picture that cannot be read gets its `reason` and a black square."""
+    """Load the pixels of each `uri`; an unreadable picture gets a `reason` and a black square."""
     pixels = np.zeros((len(batch["uri"]), size, size, 3), np.uint8)
     reasons = [""] * len(pixels)
     for row, uri in enumerate(batch["uri"]):
@@ -166,26 +169,36 @@ def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str
     return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
 
 
-def _gather(rows: ray.data.Dataset) -> pa.Table:
-    """All rows in memory, in the order of the ids."""
+def _gather(rows: ray.data.Dataset, name: str) -> pa.Table:
+    """Return all rows, in the order of the ids, with the answers of the predictor `name`."""
     tables = []
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        column = vector_column(to_matrix(batch["vector"]))
-        tables.append(pa.table({"id": batch["id"], "reason": batch["reason"], "vector": column}))
+        answers = read_answers(batch, name)
+        columns = {
+            "id": batch["id"],
+            "reason": batch["reason"],
+            "vector": vector_column(answers.vectors),
+        }
+        if answers.texts is not None:
+            columns["text"] = pa.array(answers.texts, pa.string())
+        if answers.confidences is not None:
+            columns["confidence"] = pa.array(answers.confidences, pa.float32())
+        tables.append(pa.table(columns))
     table = pa.concat_tables(tables)
     return table.take(np.argsort(np.array(table["id"].to_pylist())))
 
 
 def _write_part(draft: Draft, number: int, table: pa.Table) -> None:
-    """Vectors first: the file of rejected rows tells that a part is complete."""
+    """Write the vectors, then the rejected rows, whose file marks the part as complete."""
     good = pc.field("reason") == ""
-    draft.write_table(f"vectors-{number:05d}.parquet", table.filter(good).select(["id", "vector"]))
+    answers = table.filter(good).drop_columns(["reason"])
+    draft.write_table(f"vectors-{number:05d}.parquet", answers)
     rejected = table.filter(~good).select(["id", "reason"]).cast(REJECTED_SCHEMA)
     draft.write_table(f"rejected-{number:05d}.parquet", rejected)
 
 
 def _collect(draft: Draft) -> tuple[list[str], np.ndarray, pa.Table]:
-    """Ids, vectors (N, 384) and rejected rows of all parts."""
+    """Return ids, vectors (N, 384) and rejected rows of all parts."""
     names = sorted(draft.receipts())
     vectors = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("vectors-")])
     rejected = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("rejected-")])
@@ -200,7 +213,7 @@ def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray) -> None
 
 
 def _read_prompts(path: str) -> list[str]:
-    """The distinct lines of a text file, in alphabetical order."""
+    """Return the distinct lines of a text file, in alphabetical order."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -209,12 +222,12 @@ def _read_prompts(path: str) -> list[str]:
         ) from None
     prompts = sorted({line.strip() for line in text.splitlines()} - {""})
     if not prompts:
-        raise UserError(f"prompts {path!r} holds no line of text; allowed: one prompt a line")
+        raise UserError(f"prompts {path!r} contains no text; allowed: one prompt a line")
     return prompts
 
 
 def _corpus(prompts: list[str], encoder: str, prepared: PreparedData) -> NearestPrompts:
-    """What predictions are compared with: the user's prompts, or those of training."""
+    """Index the prompts that predictions are compared with: the user's, or those of training."""
     if prompts:
         return NearestPrompts(PromptEncoder(encoder).encode(prompts), prompts)
     splits = prepared.groups.read_tables("rows", ["prompt_id", "kept", "split"])
@@ -230,14 +243,14 @@ def _write_prompts(
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["imgId", "rank", "cosine", "prompt"])
-    for name, found in zip(ids, corpus.search(vectors, nearest), strict=True):
-        for rank, (prompt, cosine) in enumerate(found, start=1):
+    for name, matches in zip(ids, corpus.search(vectors, nearest), strict=True):
+        for rank, (prompt, cosine) in enumerate(matches, start=1):
             writer.writerow([name, rank, f"{cosine:.4f}", prompt])
     draft.write_bytes(PROMPTS, sink.getvalue().encode(), rows=len(ids) * nearest)
 
 
 def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
-    """Rows for a table: the nearest prompt of the first pictures."""
+    """Return table rows: the nearest prompt of the first pictures."""
     if PROMPTS not in predictions.files:
         return []
     text = read_bytes(predictions.path(PROMPTS)).decode()
@@ -246,6 +259,6 @@ def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
 
 
 def rejected_summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
-    """Rows for a table: the first pictures that could not be read, with the reason."""
+    """Return table rows: the first pictures that could not be read, with the reason."""
     rows = predictions.read_table(REJECTED).slice(0, limit).to_pylist()
     return [[row["id"], row["reason"]] for row in rows]

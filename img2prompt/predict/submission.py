@@ -1,4 +1,4 @@
-"""The competition's file: a line `<imgId>_<eId>,<val>` for each of the 384 numbers of a picture.
+"""Kaggle's submission file: a line `<imgId>_<eId>,<val>` for each of a picture's 384 numbers.
 
 Header `imgId_eId,val`; pictures in ascending order of id, numbers in order. Values are written with
 the fewest digits that give the same float32 back. 16,000 pictures make 6.1 million lines, so whole
@@ -22,12 +22,12 @@ _PICTURES_AT_ONCE = 1024
 
 
 def write_submission(path: str, ids: Sequence[str], vectors: np.ndarray) -> None:
-    """Write vectors (N, 384) of the pictures `ids`, sorted by id, all of the file or nothing.
+    """Write the vectors (N, 384) of the pictures `ids`, sorted by id, as one atomic file.
 
     The file is read back and compared before this returns.
 
     Raises:
-        UserError: an id is repeated or cannot stand in a CSV file.
+        UserError: an id is repeated or cannot be written to a CSV file.
         ValueError: vectors of another shape, or not finite.
     """
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -48,10 +48,10 @@ def write_submission(path: str, ids: Sequence[str], vectors: np.ndarray) -> None
 
 
 def read_submission(path: str) -> tuple[list[str], np.ndarray]:
-    """Ids, ascending, and their vectors (N, 384) float32.
+    """Return the ids, ascending, and their vectors (N, 384) float32.
 
     Raises:
-        UserError: names the line that is not as `write_submission` writes it.
+        UserError: a line differs from the format of `write_submission`; the message names it.
     """
     if not exists(path):
         raise UserError(f"{path} does not exist: give a submission file")
@@ -70,7 +70,7 @@ def read_submission(path: str) -> tuple[list[str], np.ndarray]:
 
 
 def check_id(name: str) -> None:
-    """UserError when a picture's id cannot stand in the file."""
+    """Refuse (UserError) a picture's id that cannot be written to the file."""
     if not name or any(c in name for c in ',"\r\n'):
         raise UserError(
             f"id {name!r} has a comma, a quote or a line end, or is empty: rename that picture"
@@ -95,7 +95,7 @@ def _check(ids: Sequence[str], vectors: np.ndarray) -> None:
 
 
 def _keys(ids: Sequence[str]) -> pa.Array:
-    """`<id>_0` to `<id>_383` for every id."""
+    """Return the keys `<id>_0` to `<id>_383` for every id."""
     numbers = pa.array([str(number) for number in range(DIMENSIONS)])
     rows = np.arange(len(ids))
     names = pa.array(ids, pa.string()).take(pa.array(np.repeat(rows, DIMENSIONS)))
@@ -137,8 +137,8 @@ def _picture_ids(path: str, keys: pa.ChunkedArray) -> list[str]:
         wrong = np.flatnonzero(pc.call_function("not_equal", [part, expected]).to_numpy())
         if len(wrong):
             row = int(wrong[0])
-            line, found = start * DIMENSIONS + row + 2, part[row].as_py()
-            raise UserError(f"{path}: line {line} is for {found!r}; allowed: {expected[row]}")
+            line, key = start * DIMENSIONS + row + 2, part[row].as_py()
+            raise UserError(f"{path}: line {line} is for {key!r}; allowed: {expected[row]}")
     for number, (before, after) in enumerate(pairwise(ids), start=1):
         if before >= after:
             line = number * DIMENSIONS + 2

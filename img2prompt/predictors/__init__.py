@@ -1,1 +1,1 @@
-"""Ways to answer: from pictures or features to prompt vectors and texts."""
+"""Predictors: from pictures, or features, to prompt vectors, texts and confidences."""

@@ -1,21 +1,30 @@
-"""Nearest prompts of a vector, and the nearest-neighbour baseline.
+"""Nearest neighbours, in feature space and among prompts.
 
-Both are exact (faiss `IndexFlatIP` over unit rows).
+`NearestNeighbours` predicts vectors from the training pictures that look most alike.
+`NearestPrompts` lists the known prompts that are closest to a vector. Both search exactly (faiss
+`IndexFlatIP` over unit rows).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import faiss
 import numpy as np
+import torch
+from torch import Tensor
 
-from img2prompt.data.vectors import unit_rows
+from img2prompt.artifact import Artifact
+from img2prompt.data.vectors import matrix, unit_rows
+from img2prompt.model.inference import prepare_for_inference
+from img2prompt.predictors.base import Answers, Predictor, PredictorSpec, TowerPredictor
+from img2prompt.predictors.cached import load_frozen_tower, read_view
 
 _QUERIES_AT_ONCE = 1024
 _ROWS_AT_ONCE = 65536
 
 
 class NearestPrompts:
-    """Readable prompts for predicted vectors.
+    """An index of known prompts, which gives readable prompts for predicted vectors.
 
     Args:
         vectors: prompt vectors (N, D), N >= 1.
@@ -29,9 +38,9 @@ class NearestPrompts:
         self._prompts = prompts
 
     def search(self, queries: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
-        """For each query (Q, D) its k nearest prompts with their cosines, the nearest first.
+        """Return the k nearest prompts and their cosines for each query (Q, D), nearest first.
 
-        Fewer than k when there are fewer prompts.
+        Returns all prompts when there are fewer than k.
         """
         unit = unit_rows(queries, "queries").astype(np.float32)
         cosines, rows = self._index.search(unit, min(k, self._index.ntotal))
@@ -41,33 +50,75 @@ class NearestPrompts:
         ]
 
 
-def knn_targets(
-    train_features: np.ndarray, train_targets: np.ndarray, features: np.ndarray, k: int
-) -> np.ndarray:
-    """Vectors (Q, D) float32 of unit length: what the k most similar training rows say.
+@dataclass(frozen=True)
+class NearestNeighbours(PredictorSpec):
+    """k-NN over the cached features of the training pictures.
 
-    The mean of their targets weighted by cosine, on features scaled to unit length but not centred,
-    as in the k-NN evaluations of arXiv 1805.01978 and 2104.14294. Cosines below 0 weigh nothing
-    unless all are.
+    Each actor holds the index: 4 bytes for each number of a feature, and the targets.
+    """
+
+    features: Artifact
+    shards: Artifact
+    neighbours: int
+
+    def fingerprints(self) -> Mapping[str, str]:
+        return {"features": self.features.fingerprint}
+
+    def check(self, shards: Artifact) -> None:
+        self.features.require_input("shards", shards)
+        load_frozen_tower(self.features)
+
+    def load(self, device: torch.device) -> Predictor:
+        tower = load_frozen_tower(self.features)
+        prepare_for_inference(tower, tower, device, self.features.config["precision"])
+        return TowerPredictor(tower, self.load_head(device))
+
+    def reads_features(self, features: Artifact) -> bool:
+        return features.inputs["tower"] == self.features.inputs["tower"]
+
+    def load_head(self, device: torch.device) -> Predictor:
+        ids, features = read_view(self.features, "train", "plain")
+        rows = self.shards.read_tables("train/", ["id", "target"])
+        assert ids == rows["id"].to_pylist(), "the features are those of the shards"
+        return NeighbourPredictor(features, matrix(rows["target"]), self.neighbours)
+
+
+class NeighbourPredictor:
+    """Prompt vectors from the k training rows with the most similar features.
+
+    The answer is the mean of their targets weighted by cosine, at unit length. Features are scaled
+    to unit length but not centred, as in the k-NN evaluations of arXiv 1805.01978 and 2104.14294.
+    Cosines below 0 weigh nothing unless all are.
 
     Args:
-        train_features: (N, F), N >= 1.
-        train_targets: unit rows (N, D).
-        features: (Q, F).
-        k: neighbours; all training rows when there are fewer.
+        features: of the training rows, (N, D), N >= 1. One row for each picture: with several
+            views of a picture, fewer than k pictures would answer.
+        targets: unit rows (N, 384).
+        neighbours: k; all training rows when there are fewer.
     """
-    index = _index(train_features, "train_features")
-    unit = unit_rows(features, "features").astype(np.float32)
-    found = []
-    for start in range(0, len(unit), _QUERIES_AT_ONCE):
-        part = unit[start : start + _QUERIES_AT_ONCE]
-        cosines, rows = index.search(part, min(k, index.ntotal))
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, neighbours: int) -> None:
+        self._index = _index(features, "features")
+        self._targets = targets
+        self._neighbours = min(neighbours, len(features))
+
+    def predict(self, inputs: Tensor) -> Answers:
+        """Answer for features (Q, D)."""
+        queries = unit_rows(inputs.float().cpu().numpy(), "queries").astype(np.float32)
+        means = [
+            self._weighted_mean(queries[start : start + _QUERIES_AT_ONCE])
+            for start in range(0, len(queries), _QUERIES_AT_ONCE)
+        ]
+        return Answers(unit_rows(np.concatenate(means), "neighbours").astype(np.float32))
+
+    def _weighted_mean(self, queries: np.ndarray) -> np.ndarray:
+        cosines, rows = self._index.search(queries, self._neighbours)
         weights = np.maximum(cosines, 1e-6)
-        found.append(np.einsum("qk,qkd->qd", weights, train_targets[rows]))
-    return unit_rows(np.concatenate(found), "neighbours").astype(np.float32)
+        return np.einsum("qk,qkd->qd", weights, self._targets[rows])
 
 
 def _index(vectors: np.ndarray, what: str) -> faiss.IndexFlatIP:
+    """Build an exact index of rows (N, D) at unit length; `what` names them in errors."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     for start in range(0, len(vectors), _ROWS_AT_ONCE):
         part = vectors[start : start + _ROWS_AT_ONCE]

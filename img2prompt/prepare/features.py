@@ -10,14 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.data.shards import SPLITS, check_size
 from img2prompt.data.vectors import vector_column
-from img2prompt.distributed.actors import Pool, actor_count, forward_shards
+from img2prompt.distributed.actors import Pool, actor_count, forward_shards, to_matrix
 from img2prompt.distributed.progress import Progress
+from img2prompt.model.inference import prepare_for_inference
 from img2prompt.model.towers.build import open_tower
+from img2prompt.model.views import ViewVectors
 from img2prompt.workspace import Stage
 
 FREE = ("workers", "batch_size", "tower.download")
@@ -44,25 +47,30 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     names = [name for split in SPLITS for name in shards.names(f"{split}/") if name not in done]
     rows = sum(shards.files[name].rows for name in names)
     pool = Pool(
-        make_model=functools.partial(open_tower, config.tower),
+        make_model=functools.partial(_load_tower, config),
         batch_size=config.batch_size,
         workers=config.workers,
-        precision=config.precision,
-        views=config.views,
     )
     progress, times = Progress("features", total=rows), pool.times("features", rows)
-    for name, ids, vectors in forward_shards(shards, names, pool, times):
+    for name, rows_of_views in forward_shards(shards, names, pool, times):
         with times.measure("write"):
-            draft.write_table(name, _table(ids, vectors, config.views))
-        progress.add(len(ids))
+            draft.write_table(name, _one_row_a_view(rows_of_views, config.views))
+        progress.add(len(rows_of_views))
     times.keep(draft)
     rows = sum(receipt.rows for receipt in draft.receipts().values())
     return draft.publish(pictures=rows // len(config.views), rows=rows)
 
 
-def _table(ids: list[str], vectors: np.ndarray, views: Sequence[str]) -> pa.Table:
-    """Return the rows of vectors (N, V, D), view by view."""
-    by_view = vectors.transpose(1, 0, 2).reshape(-1, vectors.shape[2])
+def _load_tower(config: FeaturesConfig, device: torch.device) -> ViewVectors:
+    tower = open_tower(config.tower)
+    prepare_for_inference(tower, tower, device, config.precision)
+    return ViewVectors(tower, config.views)
+
+
+def _one_row_a_view(table: pa.Table, views: Sequence[str]) -> pa.Table:
+    """Turn rows with a `vector` (V * D) into V rows, all of one view before the next."""
+    ids, vectors = table["id"].to_pylist(), to_matrix(table["vector"])
+    by_view = np.concatenate(np.split(vectors, len(views), axis=1))
     return pa.table(
         {
             "id": ids * len(views),

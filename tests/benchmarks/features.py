@@ -29,7 +29,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -55,9 +54,17 @@ from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
-from img2prompt.distributed.actors import Pool, actor_count, forward_shards
+from img2prompt.distributed.actors import (
+    ModelMaker,
+    Pool,
+    actor_count,
+    forward_shards,
+    to_matrix,
+)
+from img2prompt.model.inference import prepare_for_inference
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.towers.build import open_tower
+from img2prompt.model.views import ViewVectors
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pictures"
 
@@ -155,16 +162,15 @@ def staged(
 ) -> tuple[float, float, dict[str, np.ndarray]]:
     """Run the stage: steady pictures/s, pictures/s of the whole time, and the features by id."""
     pool = Pool(
-        make_model=timed(tower, time.time()),
-        batch_size=options.batch_size,
-        precision=options.precision,
+        make_model=timed(tower, options.precision, time.time()), batch_size=options.batch_size
     )
     times, stamps = pool.times("features", options.rows), []
     found: dict[str, np.ndarray] = {}
     began = time.perf_counter()
-    for _, ids, vectors in forward_shards(shards, shards.names("train/"), pool, times):
-        found |= dict(zip(ids, vectors[:, 0, 3:], strict=True))
-        stamps.append(vectors[:, 0, :3])
+    for _, table in forward_shards(shards, shards.names("train/"), pool, times):
+        vectors = to_matrix(table["vector"])
+        found |= dict(zip(table["id"].to_pylist(), vectors[:, 3:], strict=True))
+        stamps.append(vectors[:, :3])
     whole = options.rows / (time.perf_counter() - began)
     times.log()
     return steady_rate(after_first(np.concatenate(stamps))), whole, found
@@ -180,7 +186,7 @@ def after_first(stamps: np.ndarray) -> np.ndarray:
     return stamps[warm] if warm.any() else stamps
 
 
-def timed(tower: TowerConfig, zero: float) -> Callable[[], nn.Module]:
+def timed(tower: TowerConfig, precision: str, zero: float) -> ModelMaker:
     """Maker of a tower whose features follow (begin, end, process), times since `zero`."""
 
     # Workers cannot import this file; a class inside a function travels to them whole.
@@ -195,7 +201,11 @@ def timed(tower: TowerConfig, zero: float) -> Callable[[], nn.Module]:
             row = torch.tensor([began, time.time() - zero, float(os.getpid())])
             return torch.cat([row.repeat(len(pixels), 1), features], dim=1)
 
-    return lambda: Timed()
+    def make(device: torch.device) -> ViewVectors:
+        model = Timed()
+        return ViewVectors(prepare_for_inference(model, model.tower, device, precision), ["plain"])
+
+    return make
 
 
 def theirs(

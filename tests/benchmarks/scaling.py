@@ -19,7 +19,6 @@ machine. Every row must come back once. On two cores of an AMD EPYC (Zen 5):
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +34,8 @@ from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
-from img2prompt.distributed.actors import Pool, forward_shards
+from img2prompt.distributed.actors import ModelMaker, Pool, forward_shards, to_matrix
+from img2prompt.model.views import ViewVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Options:
     rows_per_shard: int = 256
 
 
-def sleeper(seconds: float, zero: float) -> Callable[[], nn.Module]:
+def sleeper(seconds: float, zero: float) -> ModelMaker:
     """Maker of a model whose output is (begin, end, process) for each row, times since `zero`."""
 
     # Workers cannot import this file; a class inside a function travels to them whole.
@@ -66,7 +66,7 @@ def sleeper(seconds: float, zero: float) -> Callable[[], nn.Module]:
             row = torch.tensor([began, time.time() - zero, float(os.getpid())])
             return row.repeat(len(pixels), 1)
 
-    return lambda: Sleeper()
+    return lambda device: ViewVectors(Sleeper(), ["plain"])
 
 
 def write_shards(options: Options, rows: int, folder: str) -> Artifact:
@@ -92,9 +92,9 @@ def stream(options: Options, shards: Artifact, actors: int, seconds: float) -> n
     times = pool.times(f"{actors} actors", rows)
     seen: list[str] = []
     stamps = []
-    for _, ids, vectors in forward_shards(shards, shards.names("train/"), pool, times):
-        seen += ids
-        stamps.append(vectors[:, 0])
+    for _, table in forward_shards(shards, shards.names("train/"), pool, times):
+        seen += table["id"].to_pylist()
+        stamps.append(to_matrix(table["vector"]))
     times.log()
     assert len(seen) == len(set(seen)) == rows, "every row comes once"
     return np.concatenate(stamps)

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +10,34 @@ from img2prompt.config.prepare import ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed.actors import Pool, forward_shards, forward_split, to_matrix
+from img2prompt.distributed.actors import (
+    ModelMaker,
+    Pool,
+    forward_shards,
+    forward_split,
+    to_matrix,
+)
+from img2prompt.model.views import ViewVectors
 
 pytestmark = pytest.mark.ray
 
 COUNTS = {"train": [9, 0, 14, 1], "val": [5]}
 
 
-def make_means() -> Callable[[], nn.Module]:
-    """Maker of a model from pixels (B, S, S, 3) to twice their mean colours (B, 3)."""
+def make_means(*views: str) -> ModelMaker:
+    """Maker of a model from pixels (B, S, S, 3) to twice their mean colours (B, 3) in each view."""
 
     # Workers cannot import this file; a class inside a function travels to them whole.
     class Means(nn.Module):
         def forward(self, pixels: Tensor) -> Tensor:
             return pixels.float().mean(dim=(1, 2)) * 2
 
-    return lambda: Means()
+    return lambda device: ViewVectors(Means(), views or ["plain"])
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Pictures of one colour, which tells split and row; one file is empty."""
+    """Pictures of one colour, which encodes split and row; one file is empty."""
     draft = Draft.open(str(tmp_path_factory.mktemp("shards")), "shards", ShardConfig(size=16), {})
     for split, counts in COUNTS.items():
         for number, rows in enumerate(counts):
@@ -54,42 +60,44 @@ def expected(split: str) -> list[tuple[int, int, int]]:
 
 
 def test_a_split_comes_in_the_order_of_its_rows(cluster, shards: Artifact) -> None:
-    ids, vectors = forward_split(shards, "train", make_means(), batch_size=4)
-    assert ids == [f"train/{row}" for row in range(sum(COUNTS["train"]))]
+    table = forward_split(shards, "train", Pool(make_model=make_means(), batch_size=4))
+    assert table.column_names == ["id", "vector"]
+    assert table["id"].to_pylist() == [f"train/{row}" for row in range(sum(COUNTS["train"]))]
+    vectors = to_matrix(table["vector"])
     np.testing.assert_array_equal(vectors, expected("train"))
     assert vectors.dtype == np.float32
 
 
 def test_each_file_comes_once_and_whole(cluster, shards: Artifact) -> None:
     names = shards.names("train/") + shards.names("val/")
-    pool = Pool(make_model=make_means(), batch_size=100, workers=1, views=("plain", "flip"))
+    pool = Pool(make_model=make_means("plain", "flip"), batch_size=100, workers=1)
     times = pool.times("means", 29)
     stream = list(forward_shards(shards, names, pool, times))
-    found = {name: (ids, vectors) for name, ids, vectors in stream}
-    assert len(stream) == len(found)
-    assert set(found) == {name for name in names if shards.files[name].rows}
-    for name, (ids, vectors) in found.items():
-        assert ids == shards.read_table(name)["id"].to_pylist()
-        assert vectors.shape == (len(ids), 2, 3)
+    tables = dict(stream)
+    assert len(stream) == len(tables)
+    assert set(tables) == {name for name in names if shards.files[name].rows}
+    for name, table in tables.items():
+        assert table["id"].to_pylist() == shards.read_table(name)["id"].to_pylist()
+        assert to_matrix(table["vector"]).shape == (len(table), 6)
     report = times.log()
     assert report["rows"] == 29
     assert all(report["busy_s"][step] > 0 for step in ("read", "decode", "forward"))
     assert report["bottleneck"] in report["busy_s"]
 
 
-def test_no_files_need_no_cluster(cluster, shards: Artifact) -> None:
+def test_no_files_give_no_rows(cluster, shards: Artifact) -> None:
     pool = Pool(make_model=make_means(), batch_size=4)
     assert list(forward_shards(shards, [], pool, pool.times("means", 0))) == []
 
 
-def test_a_picture_that_is_damaged_in_a_shard_stops_the_run(cluster, tmp_path: Path) -> None:
+def test_a_damaged_picture_in_a_shard_stops_the_run(cluster, tmp_path: Path) -> None:
     draft = Draft.open(str(tmp_path), "shards", ShardConfig(size=16), {})
     table = pa.table(
         [["a"], ["a"], ["a"], [b"no picture"], vector_column(np.zeros((1, 384)))], schema=SCHEMA
     )
     draft.write_table("val/00000.parquet", table)
     with pytest.raises(Exception, match="not a picture"):
-        forward_split(draft.publish(), "val", make_means(), 4)
+        forward_split(draft.publish(), "val", Pool(make_model=make_means(), batch_size=4))
 
 
 def test_vectors_in_any_encoding_become_a_matrix() -> None:

@@ -1,6 +1,6 @@
-"""Clusters on this machine: what they offer, what workers see, what is left; clusters to join.
+"""Local clusters (their resources, the workers' environment, cleaning up) and clusters to join.
 
-Drivers run in processes of their own, since one process is in one cluster at a time.
+Each driver runs in a process of its own, since a process is in one cluster at a time.
 """
 
 import json
@@ -55,7 +55,7 @@ left = [visit["folder"] for visit in seen if os.path.exists(visit["folder"])]
 print("SEEN " + json.dumps([seen, changed, left]))
 """
 
-LEAD_NOWHERE = """
+JOIN_EACH = """
 import os, sys
 from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
@@ -72,12 +72,12 @@ for address in sys.argv[1:]:
 def run_script(
     text: str, *arguments: str, cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess:
-    """Python in an environment that names no cluster."""
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "IMG2PROMPT_"))}
+    """Run Python code in an environment that names no cluster."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "IMG2PROMPT_"))}
     done = subprocess.run(
         [sys.executable, "-c", text, *arguments],
         cwd=cwd,
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+        env={**environment, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=280,
@@ -128,13 +128,13 @@ def test_workers_have_the_package_of_the_driver(visits) -> None:
 
 
 @pytest.mark.ray
-def test_workers_fetch_weights_only_where_that_is_asked_for(visits) -> None:
+def test_workers_fetch_weights_only_with_download(visits) -> None:
     assert [visit["worker"]["HF_HUB_OFFLINE"] for visit in visits] == ["1", "0"]
     assert visits[0]["worker"]["TOKENIZERS_PARALLELISM"] == "false"
 
 
 @pytest.mark.ray
-def test_every_process_knows_its_own_cluster(visits) -> None:
+def test_driver_and_workers_have_the_address_of_their_cluster(visits) -> None:
     for visit in visits:
         assert visit["worker"]["RAY_ADDRESS"] == visit["driver"]["RAY_ADDRESS"] == visit["address"]
 
@@ -172,9 +172,9 @@ def test_an_explicit_choice_of_authentication_is_kept(home) -> None:
     assert changed == []
 
 
-def test_an_address_that_leads_nowhere_is_an_error_at_once() -> None:
+def test_an_address_without_a_cluster_is_an_error_at_once() -> None:
     addresses = ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "somewhere", "127.0.0.1:1"]
-    lines = run_script(LEAD_NOWHERE, *addresses).stdout.splitlines()
+    lines = run_script(JOIN_EACH, *addresses).stdout.splitlines()
     assert len(lines) == 4
     for address, line in zip(addresses[:3], lines, strict=False):
         assert line.startswith(f"RAY_ADDRESS is {address!r}; allowed: HOST:PORT")
@@ -183,11 +183,11 @@ def test_an_address_that_leads_nowhere_is_an_error_at_once() -> None:
     assert "refused" in lines[3]
 
 
-def cluster_of(found: Mapping[str, float], patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ray, "cluster_resources", lambda: dict(found))
+def cluster_of(current: Mapping[str, float], patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ray, "cluster_resources", lambda: dict(current))
 
 
-def test_what_a_cluster_can_never_give_is_refused(monkeypatch) -> None:
+def test_more_than_a_cluster_can_provide_is_refused(monkeypatch) -> None:
     cluster_of({"CPU": 4.0, "memory": 1e9}, monkeypatch)
     assert runtime.resources() == runtime.Resources(cpus=4, gpus=0)
     runtime.require(cpus=4)
@@ -197,7 +197,7 @@ def test_what_a_cluster_can_never_give_is_refused(monkeypatch) -> None:
         runtime.require(gpus=1)
 
 
-def test_a_cluster_that_grows_declares_how_far(monkeypatch) -> None:
+def test_an_autoscaling_cluster_declares_its_largest_size(monkeypatch) -> None:
     cluster_of({"CPU": 4.0, "GPU": 1.0}, monkeypatch)
     monkeypatch.setenv("IMG2PROMPT_MAX_CPUS", "2")
     monkeypatch.setenv("IMG2PROMPT_MAX_GPUS", "8")
@@ -211,7 +211,7 @@ def test_a_cluster_that_grows_declares_how_far(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("error", "kept"), [(None, False), (UserError("yours"), False), (RuntimeError("ours"), True)]
 )
-def test_logs_are_kept_after_an_unforeseen_error_only(error, kept, tmp_path, monkeypatch, caplog):
+def test_logs_are_kept_after_an_unexpected_error_only(error, kept, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
 
     def use_folder() -> None:

@@ -9,13 +9,13 @@ from img2prompt.distributed.progress import Progress, StepTimes
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that shows the last number of this list."""
+    """The time is the last number of this list."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[-1])
     return now
 
 
-def test_it_tells_now_and_then_and_at_the_end(
+def test_a_line_is_logged_every_few_seconds_and_at_the_end(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="img2prompt")
@@ -25,19 +25,19 @@ def test_it_tells_now_and_then_and_at_the_end(
         count.add(rows)
     assert caplog.messages == [
         "shards: 50 of 200 rows (25 %), 10 rows/s, 15 s left",
-        "shards: 200 of 200 rows (100 %), 20 rows/s, 0 s left",
+        "shards: 200 of 200 rows (100 %), 20 rows/s",
     ]
 
 
-def test_nothing_to_do_divides_by_nothing(
+def test_a_stage_without_rows_logs_zeros(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="img2prompt")
     Progress("shards", total=0).add(0)
-    assert caplog.messages == ["shards: 0 of 0 rows (0 %), 0 rows/s, 0 s left"]
+    assert caplog.messages == ["shards: 0 of 0 rows (0 %), 0 rows/s"]
 
 
-def test_without_a_total_there_is_no_share(
+def test_share_and_time_left_are_not_logged_without_a_total(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="img2prompt")
@@ -57,9 +57,9 @@ def test_the_bottleneck_is_the_step_whose_workers_were_busiest(
     clock.append(105.0)
     with times.measure("forward"):
         clock.append(105.5)
-    found = times.log()
-    assert found["busy_s"] == {"decode": 12.0, "forward": 4.5}
-    assert found["bottleneck"] == "forward"
+    report = times.log()
+    assert report["busy_s"] == {"decode": 12.0, "forward": 4.5}
+    assert report["bottleneck"] == "forward"
     assert caplog.messages == [
         "features: 3 rows in 5.5 s, 1 images/s; "
         "decode 12.0 s (55% of 4), forward 4.5 s (82% of 1); bottleneck: forward"

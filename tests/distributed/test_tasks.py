@@ -7,24 +7,24 @@ from img2prompt.errors import UserError
 pytestmark = pytest.mark.ray
 
 
-def test_every_task_runs_once_and_few_wait(cluster) -> None:
+def test_every_task_runs_once_and_few_are_pending(cluster) -> None:
     double = ray.remote(lambda number: 2 * number)
-    started: list[int] = []
+    submitted: list[int] = []
 
     def tasks():
         for number in range(20):
-            started.append(number)
+            submitted.append(number)
             yield double.remote(number)
 
-    found, most = [], 0
+    results, most = [], 0
     for result in run_bounded(tasks(), workers=2):
-        most = max(most, len(started) - len(found))
-        found.append(result)
-    assert sorted(found) == [2 * number for number in range(20)]
+        most = max(most, len(submitted) - len(results))
+        results.append(result)
+    assert sorted(results) == [2 * number for number in range(20)]
     assert most == 2 * AHEAD
 
 
-def test_what_a_task_raises_is_raised(cluster) -> None:
+def test_an_exception_of_a_task_is_raised(cluster) -> None:
     def fail(number):
         raise ValueError(f"number {number}")
 
@@ -32,7 +32,7 @@ def test_what_a_task_raises_is_raised(cluster) -> None:
         list(run_bounded([ray.remote(fail).remote(7)], workers=1))
 
 
-def test_what_the_user_must_know_comes_without_a_traceback(cluster) -> None:
+def test_a_user_error_of_a_task_is_raised_without_rays_traceback(cluster) -> None:
     def fail():
         raise UserError("the disk is full")
 
@@ -41,5 +41,5 @@ def test_what_the_user_must_know_comes_without_a_traceback(cluster) -> None:
     assert str(caught.value) == "the disk is full"
 
 
-def test_nothing_to_do_is_done(cluster) -> None:
+def test_no_tasks_give_no_results(cluster) -> None:
     assert list(run_bounded([], workers=1)) == []

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import io
 import json
@@ -9,10 +8,13 @@ import torch
 from PIL import Image
 
 from img2prompt.artifact import Artifact
+from img2prompt.distributed.actors import forward_split
 from img2prompt.errors import UserError
-from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.predict import evaluate
+from img2prompt.predictors.base import PredictorSpec
+from img2prompt.predictors.mean import MeanVector
+from img2prompt.predictors.neighbours import NearestNeighbours
+from img2prompt.predictors.trained import TrainedRun
 from img2prompt.workspace import Stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -90,18 +92,66 @@ def test_baselines_equal_brute_force(chained, scores) -> None:
     np.testing.assert_allclose(column(scores, evaluate.NEIGHBOURS), cosines, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_runs_score_as_their_model_does_by_hand(chained, scores, name: str) -> None:
-    rows = rows_of(chained, "test")
+def systems_of(chained) -> list[PredictorSpec]:
+    """The baselines and the runs."""
+    shards = chained.made.prepared.shards
+    features = Artifact.load(f"{chained.out}/features", "features")
+    runs = [Artifact.load(f"{chained.out}/runs/{name}", Stage.TRAIN) for name in RUNS]
+    return [
+        MeanVector(shards, name=evaluate.MEAN),
+        NearestNeighbours(features, shards, 3, name=evaluate.NEIGHBOURS),
+        *(TrainedRun(run, name=name) for run, name in zip(runs, RUNS, strict=True)),
+    ]
+
+
+def in_process(spec: PredictorSpec, rows: list[dict], flip: bool = False) -> np.ndarray:
+    """Unit vectors of a predictor for all pictures, as they are or flipped, in this process."""
     pixels = np.stack([np.array(Image.open(io.BytesIO(row["image"]))) for row in rows])
-    model = load_prompt_model(Artifact.load(f"{chained.out}/runs/{name}", Stage.TRAIN))
-    dtype = compute_dtype("auto", torch.device("cpu"))
-    half = dtype != torch.float32
-    with torch.inference_mode(), torch.autocast("cpu", dtype) if half else contextlib.nullcontext():
-        vectors = unit(model(torch.from_numpy(pixels)).float().numpy())
-    cosines = (vectors * unit(column(rows, "target"))).sum(axis=1)
-    np.testing.assert_allclose(column(scores, name), cosines, atol=2e-3)
+    seen = np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
+    with torch.inference_mode():
+        return unit(spec.load(torch.device("cpu")).predict(torch.from_numpy(seen)).vectors)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_scores_are_those_of_each_predictor_in_this_process(chained, scores, number: int) -> None:
+    rows, spec = rows_of(chained, "test"), systems_of(chained)[number]
+    cosines = (in_process(spec, rows) * unit(column(rows, "target"))).sum(axis=1)
+    np.testing.assert_allclose(column(scores, spec.name), cosines, atol=2e-3)
     assert cosines.std() > 0.02  # else the tolerance would prove nothing
+
+
+def test_views_that_are_not_cached_are_seen_in_one_stream(chained, tmp_path, monkeypatch) -> None:
+    streams = []
+
+    def watched(shards, split, pool):
+        streams.append(split)
+        return forward_split(shards, split, pool)
+
+    monkeypatch.setattr(evaluate, "forward_split", watched)
+    prepared = chained.made.prepared
+    features = Artifact.load(f"{chained.out}/features", "features")
+    config = dataclasses.replace(chained.config.evaluate, split="val", views=("plain", "flip"))
+    systems = systems_of(chained)
+    made = evaluate.run(config, prepared, features, systems[2:], str(tmp_path / "flips"))
+    assert streams == ["val"]
+    rows, table = rows_of(chained, "val"), made.read_table(evaluate.SCORES).to_pylist()
+    truth = unit(column(rows, "target"))
+    for spec in systems:
+        plain, flipped = (in_process(spec, rows, flip) for flip in (False, True))
+        cosines = (unit(plain + flipped) * truth).sum(axis=1)
+        np.testing.assert_allclose(column(table, spec.name), cosines, atol=2e-3)
+        if spec.name != evaluate.MEAN:
+            assert abs(plain - flipped).max() > 1e-3
+
+
+def test_names_of_predictors_must_differ(chained, tmp_path) -> None:
+    features = Artifact.load(f"{chained.out}/features", "features")
+    lora = systems_of(chained)[3]
+    for systems in ([lora, lora], [dataclasses.replace(lora, name="group")]):
+        with pytest.raises(UserError, match="allowed: names that differ"):
+            evaluate.run(
+                chained.config.evaluate, chained.made.prepared, features, systems, str(tmp_path)
+            )
 
 
 def test_systems_differ(scores) -> None:
@@ -122,18 +172,18 @@ def test_the_table_names_systems_and_sources(chained, systems) -> None:
 def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> None:
     made, features = chained.made, Artifact.load(f"{chained.out}/features", "features")
     config = dataclasses.replace(chained.config.evaluate, split="val", neighbours=10**6, runs=())
-    scored = evaluate.run(config, made.prepared, features, {}, str(tmp_path / "val"))
+    scored = evaluate.run(config, made.prepared, features, [], str(tmp_path / "val"))
     assert list(scored.counts["systems"]) == [evaluate.MEAN, evaluate.NEIGHBOURS]
     assert scored.counts["split"] == "val"
     ids = scored.read_table(evaluate.SCORES)["id"].to_pylist()
     assert ids == [row["id"] for row in rows_of(chained, "val")]
-    monkeypatch.setattr(evaluate, "_baselines", None)
-    assert evaluate.run(config, made.prepared, features, {}, str(tmp_path / "val")) == scored
+    monkeypatch.setattr(evaluate, "_predict", None)
+    assert evaluate.run(config, made.prepared, features, [], str(tmp_path / "val")) == scored
     with pytest.raises(UserError, match=r"split: saved 'val', requested 'test'"):
         evaluate.run(
             dataclasses.replace(config, split="test"),
             made.prepared,
             features,
-            {},
+            [],
             str(tmp_path / "val"),
         )

@@ -18,6 +18,8 @@ from img2prompt.config.train import PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import WEIGHTS, learned_state, load_prompt_model
 from img2prompt.predict import export
+from img2prompt.predictors.mean import MeanVector
+from img2prompt.predictors.trained import TrainedRun
 
 PLANS = {
     "LoRA": FINETUNE,
@@ -64,7 +66,9 @@ def test_an_export_predicts_the_same_without_this_package(
     plan: PlanConfig, width: int, tiny_tower: str, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, tiny_tower, plan, width)
-    made = export.run(ExportConfig(), run, shards_of(tmp_path), str(tmp_path / "export"))
+    made = export.run(
+        ExportConfig(), TrainedRun(run, name="lora"), shards_of(tmp_path), str(tmp_path / "export")
+    )
     pixels = MemoryRows(4, seed=0).pixels
     expected = load_prompt_model(run)(torch.from_numpy(pixels))
 
@@ -84,7 +88,9 @@ def test_an_export_predicts_the_same_without_this_package(
 
 def test_an_export_is_a_folder_with_a_manifest(tiny_tower: str, tmp_path: Path) -> None:
     run, shards = run_of(tmp_path, tiny_tower, FINETUNE, 0), shards_of(tmp_path)
-    made = export.run(ExportConfig(), run, shards, str(tmp_path / "export"))
+    made = export.run(
+        ExportConfig(), TrainedRun(run, name="lora"), shards, str(tmp_path / "export")
+    )
     assert made.names() == [
         "head.safetensors",
         "tower/config.json",
@@ -94,7 +100,10 @@ def test_an_export_is_a_folder_with_a_manifest(tiny_tower: str, tmp_path: Path) 
     assert made.inputs == {"run": run.fingerprint}
     written = tmp_path / "export" / "tower" / "model.safetensors"
     before = written.stat().st_mtime_ns
-    assert export.run(ExportConfig(), run, shards, str(tmp_path / "export")) == made
+    assert (
+        export.run(ExportConfig(), TrainedRun(run, name="lora"), shards, str(tmp_path / "export"))
+        == made
+    )
     assert written.stat().st_mtime_ns == before
     fields = json.loads((written.parent / "preprocessor_config.json").read_text())
     assert fields["size"] == {"shortest_edge": 32}
@@ -104,12 +113,24 @@ def test_other_shards_than_the_runs_are_refused(tiny_tower: str, tmp_path: Path)
     run = run_of(tmp_path, tiny_tower, FINETUNE, 0)
     other = shards_of(tmp_path, size=48)
     with pytest.raises(UserError, match="was made from other shards"):
-        export.run(ExportConfig(), run, other, str(tmp_path / "export"))
+        export.run(ExportConfig(), TrainedRun(run, name="lora"), other, str(tmp_path / "export"))
     assert not (tmp_path / "export").exists()
+
+
+def test_a_predictor_that_is_not_a_trained_run_is_refused(tmp_path: Path) -> None:
+    shards = shards_of(tmp_path)
+    with pytest.raises(UserError, match=r"'mean' cannot be exported: .*allowed: a training run"):
+        export.run(ExportConfig(), MeanVector(shards, name="mean"), shards, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_on_another_tower_is_refused(tiny_tower: str, tmp_path: Path) -> None:
     run = run_of(tmp_path, tiny_tower, FINETUNE, 0)
     foreign = dataclasses.replace(run, inputs={**run.inputs, "tower": "0" * 16})
     with pytest.raises(UserError, match="was trained on a tower with fingerprint 0000"):
-        export.run(ExportConfig(), foreign, shards_of(tmp_path), str(tmp_path / "export"))
+        export.run(
+            ExportConfig(),
+            TrainedRun(foreign, name="lora"),
+            shards_of(tmp_path),
+            str(tmp_path / "export"),
+        )

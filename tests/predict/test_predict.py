@@ -27,8 +27,11 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.model.text import PromptEncoder
 from img2prompt.predict import predict
+from img2prompt.predict.choose import choose_predictor
 from img2prompt.predict.submission import read_submission
-from img2prompt.workspace import Stage
+from img2prompt.predictors.base import Answers, PredictorSpec
+from img2prompt.predictors.trained import TrainedRun
+from img2prompt.workspace import Stage, Workspace
 
 SIZE = 32
 
@@ -96,7 +99,7 @@ BAD = {"unreadable picture": 3, "unusable name": 1, "repeated id": 1}
 @dataclass
 class Predicted:
     config: PredictConfig
-    run: Artifact
+    run: TrainedRun
     made: Artifact
     pixels: dict[str, np.ndarray]
     parts: list[str]
@@ -109,7 +112,7 @@ def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     pixels = write_good(folder)
     write_bad(folder)
     config = PredictConfig(pictures=str(folder), run="lora", batch_size=4)
-    run = Artifact.load(f"{chained.out}/runs/lora", Stage.TRAIN)
+    run = TrainedRun(Artifact.load(f"{chained.out}/runs/lora", Stage.TRAIN), name="lora")
     out = str(tmp_path_factory.mktemp("predicted") / "out")
     parts: list[str] = []
     real = Pool.forward
@@ -139,7 +142,7 @@ def marked(test):
 
 
 @marked
-def test_a_killed_run_goes_on_with_the_missing_part(predicted) -> None:
+def test_a_killed_run_resumes_with_the_missing_part(predicted) -> None:
     assert predicted.parts == ["done", "killed", "done"]
     assert [predicted.made.files[f"rejected-0000{n}.parquet"].rows for n in (0, 1)] == [2, 1]
 
@@ -165,8 +168,8 @@ def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> No
 
 
 @marked
-def test_vectors_are_what_the_model_says(predicted) -> None:
-    model, found = load_prompt_model(predicted.run), vectors_of(predicted.made)
+def test_vectors_are_those_of_the_model(predicted) -> None:
+    model, found = load_prompt_model(predicted.run.run), vectors_of(predicted.made)
     names = list(predicted.pixels)
     pixels = torch.from_numpy(np.stack([predicted.pixels[name] for name in names]))
     dtype = compute_dtype("auto", torch.device("cpu"))
@@ -248,7 +251,7 @@ def test_a_finished_folder_is_kept_and_a_changed_one_refused(chained, predicted)
 
 @marked
 def test_a_file_of_prompts(chained, predicted, tmp_path: Path, monkeypatch) -> None:
-    def copy_parts(config, trained, shards, paths, draft) -> None:
+    def copy_parts(config, predictor, shards, uris, draft) -> None:
         for name in (n for n in predicted.made.names() if n[:-14] in ("vectors", "rejected")):
             draft.write_table(name, predicted.made.read_table(name))
 
@@ -275,7 +278,7 @@ def test_bad_prompt_files_are_found_before_any_work(
     (tmp_path / "bytes.txt").write_bytes(b"caf\xe9\n")
     for name, message in [
         ("absent.txt", r"absent\.txt' cannot be read .*allowed: UTF-8 text"),
-        ("empty.txt", r"empty\.txt' holds no line of text; allowed: one prompt a line"),
+        ("empty.txt", r"empty\.txt' contains no text; allowed: one prompt a line"),
         ("bytes.txt", r"bytes\.txt' cannot be read .*0xe9.*allowed: UTF-8 text"),
     ]:
         config = replace(predicted.config, prompts=str(tmp_path / name))
@@ -287,7 +290,7 @@ def test_bad_prompt_files_are_found_before_any_work(
 @marked
 def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monkeypatch) -> None:
     def any_vectors(batch: dict) -> dict:
-        return {**batch, "vector": np.ones((len(batch.pop("pixels")), 384), np.float32)}
+        return {**batch, "vector of lora": np.ones((len(batch.pop("pixels")), 384), np.float32)}
 
     monkeypatch.setattr(Pool, "forward", lambda self, rows, count: rows.map_batches(any_vectors))
     (tmp_path / "pictures").mkdir()
@@ -298,6 +301,65 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     assert predict.SUBMISSION not in made.files
     assert predict.summary(made) == []
     assert len(predict.rejected_summary(made)) == 5
+
+
+def make_brightness() -> PredictorSpec:
+    """A predictor that names a picture's brightness, and is confident of bright pictures."""
+
+    # Workers cannot import this file; classes inside a function travel to them whole.
+    @dataclass(frozen=True)
+    class Brightness(PredictorSpec):
+        def fingerprints(self) -> dict[str, str]:
+            return {"brightness": "1"}
+
+        def check(self, shards: Artifact) -> None: ...
+
+        def load(self, device: torch.device) -> "Brightness":
+            return self
+
+        def predict(self, inputs: torch.Tensor) -> Answers:
+            levels = inputs.float().mean(dim=(1, 2, 3)).cpu().numpy()
+            texts = [f"brightness {level:.0f}" for level in levels]
+            return Answers(np.ones((len(levels), 384), np.float32), texts, levels / 255)
+
+    return Brightness(name="brightness")
+
+
+@marked
+def test_texts_and_confidences_are_written_beside_the_vectors(chained, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for level in (0, 100, 200):
+        picture = Image.new("RGB", (SIZE, SIZE), (level, level, level))
+        picture.save(tmp_path / "pictures" / f"{level:03d}.png")
+    (tmp_path / "pictures" / "zero.png").touch()
+    config = PredictConfig(pictures=str(tmp_path / "pictures"), batch_size=2)
+    out = str(tmp_path / "out")
+    made = predict.run(config, make_brightness(), chained.made.prepared, out)
+    table = made.read_tables("vectors-")
+    assert table.column_names == ["id", "vector", "text", "confidence"]
+    assert table["id"].to_pylist() == ["000", "100", "200"]
+    assert table["text"].to_pylist() == ["brightness 0", "brightness 100", "brightness 200"]
+    np.testing.assert_allclose(table["confidence"], [0, 100 / 255, 200 / 255], atol=1e-6)
+    assert made.inputs["brightness"] == "1"
+    assert predict.run(config, make_brightness(), chained.made.prepared, out) == made
+
+
+@marked
+@pytest.mark.parametrize("name", ["mean", "neighbours"])
+def test_built_in_predictors_predict_new_pictures(
+    chained, predicted, tmp_path: Path, name: str
+) -> None:
+    spec = choose_predictor(name, Workspace(chained.out), neighbours=3)
+    config = replace(predicted.config, run=name)
+    made = predict.run(config, spec, chained.made.prepared, str(tmp_path / "out"))
+    vectors = vectors_of(made)
+    assert set(vectors) == set(predicted.pixels)
+    pixels = torch.from_numpy(np.stack(list(predicted.pixels.values())))
+    with torch.inference_mode():
+        expected = spec.load(torch.device("cpu")).predict(pixels).vectors
+    found = np.stack([vectors[picture] for picture in predicted.pixels])
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    assert (np.ptp(expected, axis=0).max() > 0.05) == (name == "neighbours")
 
 
 def test_pictures_are_listed_by_stem(tmp_path: Path) -> None:
@@ -312,9 +374,9 @@ def test_pictures_are_listed_by_stem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"holds no picture; looked for \.png, \.jpg, \.jpeg, \.webp"),
-        (["notes.txt", "png"], "holds no picture"),
-        (["a,b.png"], "(?s)holds no picture.*id 'a,b' has a comma.*rename"),
+        ([], r"contains no picture; looked for \.png, \.jpg, \.jpeg, \.webp"),
+        (["notes.txt", "png"], "contains no picture"),
+        (["a,b.png"], "(?s)contains no picture.*id 'a,b' has a comma.*rename"),
     ],
 )
 def test_folders_that_cannot_be_predicted(tmp_path: Path, names: list, message: str) -> None:

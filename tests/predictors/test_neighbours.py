@@ -1,8 +1,25 @@
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from sklearn.neighbors import NearestNeighbors
+from small_artifacts import pixels_of, write_features, write_shards
 
-from img2prompt.predictors.neighbours import NearestPrompts, knn_targets
+from img2prompt.config.tower import TowerConfig
+from img2prompt.data.vectors import matrix
+from img2prompt.errors import UserError
+from img2prompt.model.towers.build import open_tower
+from img2prompt.predictors.cached import has_views, read_view
+from img2prompt.predictors.neighbours import (
+    NearestNeighbours,
+    NearestPrompts,
+    NeighbourPredictor,
+)
+
+CPU = torch.device("cpu")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -13,17 +30,17 @@ def test_search_equals_brute_force() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = rng.normal(size=(200, 384)), rng.normal(size=(7, 384)) * 9
     prompts = [f"prompt {number}" for number in range(200)]
-    found = NearestPrompts(vectors.astype(np.float32), prompts).search(queries, k=4)
+    matches = NearestPrompts(vectors.astype(np.float32), prompts).search(queries, k=4)
     cosine = unit(queries) @ unit(vectors).T
-    for row, pairs in enumerate(found):
+    for row, pairs in enumerate(matches):
         order = np.argsort(-cosine[row])[:4]
         assert [prompt for prompt, _ in pairs] == [prompts[number] for number in order]
         assert [value for _, value in pairs] == pytest.approx(cosine[row, order], abs=1e-5)
 
 
-def test_fewer_prompts_than_asked_for() -> None:
-    found = NearestPrompts(np.eye(3), ["a", "b", "c"]).search(np.array([[1.0, 0.5, 0]]), k=9)
-    assert [prompt for prompt, _ in found[0]] == ["a", "b", "c"]
+def test_all_prompts_are_returned_when_there_are_fewer_than_k() -> None:
+    matches = NearestPrompts(np.eye(3), ["a", "b", "c"]).search(np.array([[1.0, 0.5, 0]]), k=9)
+    assert [prompt for prompt, _ in matches[0]] == ["a", "b", "c"]
 
 
 def test_real_prompts_find_themselves(shared_data) -> None:
@@ -32,9 +49,9 @@ def test_real_prompts_find_themselves(shared_data) -> None:
     lines = (shared_data / "prompts" / "real_prompts.txt").read_text().splitlines()
     prompts = list(dict.fromkeys(lines))[:60]
     vectors = PromptEncoder().encode(prompts)
-    found = NearestPrompts(vectors, prompts).search(vectors[::3] * 2, k=1)
-    assert [pairs[0][0] for pairs in found] == prompts[::3]
-    assert [pairs[0][1] for pairs in found] == pytest.approx(np.ones(20), abs=1e-5)
+    matches = NearestPrompts(vectors, prompts).search(vectors[::3] * 2, k=1)
+    assert [pairs[0][0] for pairs in matches] == prompts[::3]
+    assert [pairs[0][1] for pairs in matches] == pytest.approx(np.ones(20), abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan])
@@ -52,9 +69,13 @@ def test_texts_and_vectors_must_match() -> None:
         NearestPrompts(np.eye(3), ["a", "b"])
 
 
+def predict(train: np.ndarray, targets: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
+    return NeighbourPredictor(train, targets, k).predict(torch.from_numpy(features)).vectors
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("queries", [3, 1500])
-def test_knn_targets_equal_sklearn(dtype: type, queries: int) -> None:
+def test_k_nearest_neighbours_equal_sklearn(dtype: type, queries: int) -> None:
     rng = np.random.default_rng(1)
     train = (rng.normal(size=(80, 16)) + 1).astype(dtype)
     features = (rng.normal(size=(queries, 16)) + 1).astype(dtype)
@@ -64,20 +85,81 @@ def test_knn_targets_equal_sklearn(dtype: type, queries: int) -> None:
         NearestNeighbors(n_neighbors=5, metric="cosine").fit(wide[0]).kneighbors(wide[1])
     )
     expected = unit(((1 - distance)[:, :, None] * targets[rows]).sum(axis=1))
-    found = knn_targets(train, targets, features, k=5)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    vectors = predict(train, targets, features, k=5)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, atol=2e-5)
 
 
-def test_knn_with_one_neighbour_copies_its_target() -> None:
+def test_one_neighbour_gives_its_target() -> None:
     rng = np.random.default_rng(2)
     train = rng.normal(size=(30, 8))
     targets = unit(rng.normal(size=(30, 384)))
-    np.testing.assert_allclose(knn_targets(train, targets, 5 * train, k=1), targets, atol=1e-6)
+    np.testing.assert_allclose(predict(train, targets, 5 * train, k=1), targets, atol=1e-6)
 
 
-def test_knn_with_more_neighbours_than_rows_and_opposite_features() -> None:
-    train, targets = np.array([[1.0, 0], [0, 1]]), np.array([[1.0, 0, 0], [0, 1, 0]])
-    found = knn_targets(train, targets, np.array([[2.0, 0], [-1, -1]]), k=50)
-    np.testing.assert_allclose(found[0], [1, 0, 0], atol=1e-5)
-    np.testing.assert_allclose(found[1], [np.sqrt(0.5), np.sqrt(0.5), 0], atol=1e-6)
+def test_more_neighbours_than_rows_and_opposite_features() -> None:
+    train, targets = np.array([[1.0, 0], [0, 1]]), np.eye(2, 384)
+    vectors = predict(train, targets, np.array([[2.0, 0], [-1, -1]]), k=50)
+    np.testing.assert_allclose(vectors[0, :2], [1, 0], atol=1e-5)
+    np.testing.assert_allclose(vectors[1, :2], [np.sqrt(0.5), np.sqrt(0.5)], atol=1e-6)
+    np.testing.assert_array_equal(vectors[:, 2:], 0)
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> NearestNeighbours:
+    folder = tmp_path_factory.mktemp("neighbours")
+    shards = write_shards(folder / "shards")
+    features = write_features(folder / "features", shards, tiny_tower)
+    return NearestNeighbours(features, shards, neighbours=3, name="neighbours")
+
+
+def by_hand(spec: NearestNeighbours, pixels: torch.Tensor) -> np.ndarray:
+    """Vectors of the three most similar training pictures, each compared as it is, unflipped."""
+    tower = open_tower(TowerConfig.from_json(json.dumps(spec.features.config["tower"]))).eval()
+    train = unit(tower(pixels_of(spec.shards, "train")).double().numpy())
+    targets = matrix(spec.shards.read_tables("train/", ["target"])["target"])
+    cosines = unit(tower(pixels).double().numpy()) @ train.T
+    nearest = np.argsort(-cosines, axis=1)[:, :3]
+    weights = np.take_along_axis(cosines, nearest, axis=1)
+    return unit((weights[:, :, None] * targets[nearest]).sum(axis=1))
+
+
+@torch.inference_mode()
+def test_pictures_are_answered_from_the_plain_view_of_training_pictures(
+    spec: NearestNeighbours,
+) -> None:
+    pixels = pixels_of(spec.shards, "test")
+    vectors = spec.load(CPU).predict(pixels).vectors
+    np.testing.assert_allclose(vectors, by_hand(spec, pixels), atol=2e-3)
+
+
+@torch.inference_mode()
+def test_cached_features_replace_pictures(spec: NearestNeighbours) -> None:
+    assert spec.reads_features(spec.features)
+    ids, cached = read_view(spec.features, "test", "plain")
+    assert ids == spec.shards.read_tables("test/", ["id"])["id"].to_pylist()
+    vectors = spec.load_head(CPU).predict(torch.from_numpy(cached)).vectors
+    expected = spec.load(CPU).predict(pixels_of(spec.shards, "test")).vectors
+    np.testing.assert_allclose(vectors, expected, atol=2e-3)
+
+
+def test_a_flipped_view_is_read_alone(spec: NearestNeighbours) -> None:
+    assert has_views(spec.features, ("flip", "plain"))
+    plain, flip = (read_view(spec.features, "train", view) for view in ("plain", "flip"))
+    assert plain[0] == flip[0]
+    assert plain[1].shape == flip[1].shape == (12, 32)
+    assert abs(plain[1] - flip[1]).max() > 0.01
+
+
+def test_other_shards_and_another_tower_are_refused(
+    spec: NearestNeighbours, tmp_path: Path
+) -> None:
+    spec.check(spec.shards)
+    assert spec.fingerprints() == {"features": spec.features.fingerprint}
+    with pytest.raises(UserError, match="was made from other shards"):
+        spec.check(write_shards(tmp_path, seed=1))
+    inputs = {**spec.features.inputs, "tower": "0" * 16}
+    foreign = dataclasses.replace(spec.features, inputs=inputs)
+    assert not spec.reads_features(foreign)
+    with pytest.raises(UserError, match="was made by a tower with fingerprint 0000"):
+        dataclasses.replace(spec, features=foreign).check(spec.shards)

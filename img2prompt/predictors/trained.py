@@ -1,0 +1,39 @@
+"""A finished training run as a predictor."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from img2prompt.artifact import Artifact
+from img2prompt.config.train import TrainConfig
+from img2prompt.model.inference import prepare_for_inference
+from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.predictors.base import ModulePredictor, Predictor, PredictorSpec
+
+
+@dataclass(frozen=True)
+class TrainedRun(PredictorSpec):
+    """A finished run. A probe, which has a frozen tower, also answers from cached features."""
+
+    run: Artifact
+
+    def fingerprints(self) -> Mapping[str, str]:
+        return {"run": self.run.fingerprint}
+
+    def check(self, shards: Artifact) -> None:
+        self.run.require_input("shards", shards)
+        load_prompt_model(self.run)
+
+    def load(self, device: torch.device) -> Predictor:
+        model = load_prompt_model(self.run)
+        return ModulePredictor(prepare_for_inference(model, model.tower, device))
+
+    def reads_features(self, features: Artifact) -> bool:
+        config = TrainConfig.from_json(json.dumps(self.run.config), where=self.run.uri)
+        same_tower = features.inputs["tower"] == self.run.inputs["tower"]
+        return config.plan.frozen_tower and same_tower
+
+    def load_head(self, device: torch.device) -> Predictor:
+        return ModulePredictor(load_prompt_model(self.run).head.to(device))
