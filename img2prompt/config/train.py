@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from img2prompt.config.base import Config, check
+from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.tower import TowerConfig
 
 
@@ -161,6 +162,7 @@ class TrainConfig(Config):
     plan: PlanConfig = field(default_factory=PlanConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     start_from: str = ""
     """Run whose head is the start (LP-FT: arXiv 2202.10054); empty: a fresh head."""
@@ -181,4 +183,18 @@ class TrainConfig(Config):
             "engine.micro_batch",
             self.engine.micro_batch,
             "0 with a wide head: its BatchNorm needs the whole global batch in one pass",
+        )
+        pictures = self.recipe.flip == 0 or not self.plan.frozen_tower
+        check(
+            pictures,
+            "recipe.flip",
+            self.recipe.flip,
+            "0 for a probe: it reads cached features, which are mirrored by features.views",
+        )
+        whole = self.recipe.ema_decay == 0 or self.engine.kind == "plain"
+        check(
+            whole or self.engine.zero_stage < 3,
+            "recipe.ema_decay",
+            self.recipe.ema_decay,
+            "0 with engine.zero_stage 3, which leaves each worker only a part of every weight",
         )

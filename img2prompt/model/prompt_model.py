@@ -58,11 +58,16 @@ def build_prompt_model(
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changed: parameters that require gradients, and BatchNorm's statistics."""
+    """What training changed, on the CPU: see `learned_tensors`."""
+    return {name: tensor.cpu().contiguous() for name, tensor in learned_tensors(model).items()}
+
+
+def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own parameters that require gradients, and BatchNorm's statistics, detached."""
     learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     head_buffers = {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
     return {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor
         for name, tensor in model.state_dict().items()
         if name in learning | head_buffers
     }

@@ -89,18 +89,29 @@ def in_parts(batch: Batch, count: int) -> Iterator[Batch]:
     size = len(batch.ids)
     for part in range(count):
         cut = slice(part * size // count, (part + 1) * size // count)
-        yield Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut])
+        yield Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut], batch.prompt_ids[cut])
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets; cached features, which are float16, as float32.
+@dataclass(frozen=True)
+class DeviceBatch(Batch):
+    """A batch whose arrays are tensors on the device."""
 
-    What is there already is not copied.
+    inputs: torch.Tensor
+    """Pixels uint8 (B, S, S, 3), or features float32 (B, D)."""
+    targets: torch.Tensor
+    """float32 (B, 384)."""
+
+
+def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
+    """Move a batch; cached features, which are float16, become float32.
+
+    Tensors that are on the device are not copied.
     """
     inputs = torch.as_tensor(batch.inputs).to(device)
     if inputs.is_floating_point():
         inputs = inputs.float()
-    return inputs, torch.as_tensor(batch.targets).to(device)
+    targets = torch.as_tensor(batch.targets).to(device)
+    return DeviceBatch(batch.ids, inputs, targets, batch.prompt_ids)
 
 
 def seed_step(seed: int, now: Position, rank: int) -> None:

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -28,7 +28,7 @@ from img2prompt.storage import delete_folder, join, read_bytes
 from img2prompt.train import job as train_job
 from img2prompt.train import preflight
 from img2prompt.train import run as train
-from img2prompt.train.checkpoint import best_row
+from img2prompt.train.checkpoint import best_row, best_score
 from img2prompt.train.heads_together import HeadOutcome, train_heads
 from img2prompt.train.job import TrainInputs, TrainJob
 from img2prompt.train.preflight import FREE
@@ -61,7 +61,7 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
         rows = _rows(heads, _train(heads, inputs, out, tower), tower)
         draft.write_bytes(TABLE, json.dumps(rows, indent=2).encode())
     rows = table(draft.uri)
-    _publish_best(rows, drafts, config.keep)
+    _publish_best(rows, drafts, {head.name: head for head in heads}, config.keep)
     failed = sum(row["end"] == "failed" for row in rows)
     return draft.publish(
         heads=len(rows), failed=failed, best=rows[0]["name"], val_cosine=rows[0]["best"]
@@ -126,7 +126,7 @@ def _row(head: TrainConfig, outcome: HeadOutcome, learned: int) -> dict[str, Any
         "seed": head.seed,
         "end": "failed" if outcome.reason else "finished",
         "reason": outcome.reason,
-        "best": best and best["val_cosine"],
+        "best": best and best_score(best)[0],
         "best_epoch": best and best["epoch"],
         "learned": learned,
         "seconds": outcome.seconds,
@@ -138,8 +138,13 @@ def _rank(row: dict[str, Any]) -> float:
     return math.inf if row["end"] == "failed" else -row["best"]
 
 
-def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep: int) -> None:
-    """The best of each width become runs; the folders of all others go."""
+def _publish_best(
+    rows: Sequence[dict[str, Any]],
+    drafts: Mapping[str, Draft],
+    configs: Mapping[str, TrainConfig],
+    keep: int,
+) -> None:
+    """Make the best heads of each width runs, and delete the folders of all others."""
     finished = [row for row in rows if row["end"] == "finished"]
     widths = {row["width"] for row in finished}
     best = [
@@ -148,7 +153,8 @@ def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep
     for row in best:
         draft = drafts[row["name"]]
         if draft.finished() is None:
-            train.publish(draft, train_job.checkpoints(draft.uri), row["seconds"])
+            store = train_job.checkpoints(draft.uri)
+            train.publish(draft, configs[row["name"]], store, row["seconds"])
         delete_folder(train_job.storage(draft.uri))
     for name in drafts.keys() - {row["name"] for row in best}:
         delete_folder(drafts[name].uri)

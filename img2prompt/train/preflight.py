@@ -98,15 +98,21 @@ def check(config: TrainConfig, inputs: TrainInputs, tower: Tower) -> None:
 def check_resumable(
     config: TrainConfig, inputs: TrainInputs, out: str, store: CheckpointStore
 ) -> None:
-    """Refuse (UserError) a config whose model or batches are not those of the run in `out`."""
+    """Refuse (UserError) a config whose model, batches or recipe differ from the run in `out`."""
     last = store.newest()
     if last is None:
         return
-    size = json.loads(read_bytes(join(out, CONFIG)))["optim"]["batch_size"]
+    begun = json.loads(read_bytes(join(out, CONFIG)))
+    size, recipe = begun["optim"]["batch_size"], begun["recipe"]
     if config.optim.batch_size != size:
         raise UserError(
             f"optim.batch_size is {config.optim.batch_size}; allowed for the run in {out}: {size}, "
             "as it counts its position in batches"
+        )
+    if config.recipe.to_dict() != recipe:
+        raise UserError(
+            f"recipe is {config.recipe.to_dict()}; allowed for the run in {out}: {recipe}, as its "
+            "checkpoints keep the state of that recipe"
         )
     load_learned_state(build_model(config, inputs), dict(last.engine.model), store.uri)
 

@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.controller.state import ResizingState
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, write_bytes
 from img2prompt.train.checkpoint import CheckpointStore
-from img2prompt.train.health import end_and_wait, listen
+from img2prompt.train.health import end_and_wait, note_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SaveFirst(WorkerGroupCallback, ControllerCallback):
         self._group: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        worker_group.execute(listen)
+        worker_group.execute(note_sigterm)
         self._group = worker_group
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -38,7 +39,14 @@ from img2prompt.model.prompt_model import WEIGHTS, open_tower
 from img2prompt.model.towers.clip import Tower
 from img2prompt.storage import delete_folder, join
 from img2prompt.train.batches import rows_at_once
-from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, History, Position
+from img2prompt.train.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    DamagedError,
+    History,
+    Position,
+    best_score,
+)
 from img2prompt.train.job import STOP, TrainInputs, TrainJob, absolute, checkpoints, storage
 from img2prompt.train.preflight import (
     FREE,
@@ -52,6 +60,7 @@ from img2prompt.train.preflight import (
 )
 from img2prompt.train.ray_callbacks import own_callbacks, sigterm_asks_to_stop, to_user_error
 from img2prompt.train.ray_worker import train_worker
+from img2prompt.train.recipe import build_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +85,7 @@ def run(
         return finished
     began = time.perf_counter()
     _fit(config, inputs, out, callbacks or [])
-    return publish(draft, checkpoints(out), time.perf_counter() - began)
+    return publish(draft, config, checkpoints(out), time.perf_counter() - began)
 
 
 def advance(
@@ -175,15 +184,22 @@ def _in_half(engine: EngineConfig) -> bool:
     return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
 
 
-def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
-    """Finish the run in `draft` from its checkpoints, which go then."""
+def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: float) -> Artifact:
+    """Finish the run in `draft` from its checkpoints, then delete them.
+
+    The published weights are those with the best validation cosine of all epochs: the model's own,
+    or another set that the recipe validates, which `metrics.json` names.
+    """
     last = store.newest()
     assert last is not None, "every epoch saves one"
     history = last.position.history
-    best, top = _best(store, history)
-    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(best.engine.model)))
+    best, row = _best(store, history)
+    score, name = best_score(row)
+    weights = _validated_weights(config, best, name)
+    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(weights)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
-    metrics = {"best_epoch": top["epoch"], "val_cosine": top["val_cosine"], "seconds": seconds}
+    metrics = {"best_epoch": row["epoch"], "val_cosine": score, "seconds": seconds}
+    metrics["weights"] = name or "raw"
     if last.position.skipped:
         metrics["skipped_batches"] = last.position.skipped
     run = draft.publish(**metrics)
@@ -192,12 +208,23 @@ def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
 
 
 def _best(store: CheckpointStore, history: History) -> tuple[Checkpoint, dict[str, Any]]:
-    """Checkpoint and row of the best epoch whose checkpoint is whole."""
-    for row in sorted(history, key=lambda row: -row["val_cosine"]):
+    """Return checkpoint and history row of the best epoch whose checkpoint is whole."""
+    for row in sorted(history, key=lambda row: -best_score(row)[0]):
         name = Position(epoch=row["epoch"]).name
         if name in store.names():
             try:
                 return store.read(name), row
             except DamagedError as error:
-                logger.warning("%s is damaged (%s): the next best epoch counts", name, error)
-    raise UserError(f"{store.uri} holds no whole checkpoint: run the same command again")
+                logger.warning("%s is damaged (%s): trying the next best epoch", name, error)
+    raise UserError(f"{store.uri} contains no whole checkpoint: run the same command again")
+
+
+def _validated_weights(
+    config: TrainConfig, checkpoint: Checkpoint, name: str
+) -> Mapping[str, torch.Tensor]:
+    """Return a checkpoint's weights: the set `name` of its recipe; empty: the model's own."""
+    if not name:
+        return checkpoint.engine.model
+    recipe = build_recipe(config)
+    recipe.load(checkpoint.recipe)
+    return recipe.weights_to_validate()[name]

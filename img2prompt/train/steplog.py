@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ class StepLog:
         self._began = time.perf_counter()
         self._times = {"data": 0.0, "compute": 0.0, "step": 0.0}
         self._sums = [0.0, 0, 0]  # loss, rows, steps
+        self._part_sums: dict[str, float] = {}
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -93,10 +95,14 @@ class StepLog:
         yield
         self._times[what] += time.perf_counter() - began
 
-    def add(self, loss: float, rows: int) -> None:
-        """A step is done: this worker's mean loss and rows."""
+    def add(
+        self, loss: float, rows: int, parts: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Count a step: this worker's mean loss, its rows, and the loss's parts by name."""
         for number, value in enumerate((loss * rows, rows, 1)):
             self._sums[number] += value
+        for name, value in parts.items():
+            self._part_sums[name] = self._part_sums.get(name, 0.0) + value * rows
 
     @property
     def is_due(self) -> bool:
@@ -114,6 +120,7 @@ class StepLog:
         rate = rows / seconds
         made = dict(facts)
         made["loss"] = loss / rows if rows else None
+        made |= {f"loss/{name}": total / rows for name, total in self._part_sums.items()}
         made |= {f"{name}_s": spent / max(steps, 1) for name, spent in self._times.items()}
         made |= {"images_per_s": rate * self._workers, "worker_hours": self._hours}
         made["mfu"] = rate * self._flop / self._peak if self._peak else None

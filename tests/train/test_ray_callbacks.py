@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from img2prompt.errors import UserError
 from img2prompt.storage import write_bytes
 from img2prompt.train.checkpoint import CheckpointStore, Position
-from img2prompt.train.health import end_and_wait, listen
+from img2prompt.train.health import end_and_wait, note_sigterm
 from img2prompt.train.ray_callbacks import RETRIES, GiveUp, SaveFirst
 
 
@@ -48,7 +48,7 @@ def test_workers_save_before_their_number_changes(dead: bool) -> None:
     callback, group = SaveFirst(), Group(dead)
     callback.after_worker_group_start(group)
     callback.after_controller_state_update(RunningState(), RunningState())
-    assert group.told == [listen]
+    assert group.told == [note_sigterm]
     decision = ResizeDecision(num_workers=3, resources_per_worker={})
     callback.after_controller_state_update(RunningState(), ResizingState(scaling_decision=decision))
-    assert group.told == [listen, end_and_wait]
+    assert group.told == [note_sigterm, end_and_wait]
