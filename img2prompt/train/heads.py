@@ -1,10 +1,10 @@
 """shards/ + features/ -> heads/: many heads for the price of a few.
 
-`heads.json` tells every head, the best first. Each of the best `keep` of a width has a folder of
-its own that is a finished run of the stage "train", as that stage would have made it alone: a
-fine-tune starts from it, `evaluate` and `predict` take it.
+`heads.json` lists every head, best first. Each of the best `keep` heads of a width has its own
+folder with a finished run of the stage "train", equal to one trained alone: a fine-tune can start
+from it, `evaluate` and `predict` accept it.
 
-A killed run goes on after the last epoch that all heads have saved.
+A killed run resumes after the last epoch that all heads have saved.
 """
 
 import functools
@@ -43,7 +43,8 @@ TABLE = "heads.json"
 def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
     """Train all heads of the grid and publish the best.
 
-    Raises UserError for what `train.run` would refuse, and when every head fails.
+    Raises:
+        UserError: `train.run` would refuse a head, or every head fails.
     """
     base, heads = config.base, config.heads()
     tower = open_tower(base.tower, base.seed)
@@ -69,14 +70,14 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
 
 
 def table(uri: str) -> list[dict[str, Any]]:
-    """Rows of `heads.json` in a folder, the best head first."""
+    """Read the rows of `heads.json` in a folder, best head first."""
     return json.loads(read_bytes(join(uri, TABLE)))
 
 
 def _train(
     heads: Sequence[TrainConfig], inputs: TrainInputs, out: str, tower: Tower
 ) -> list[HeadOutcome]:
-    """In one Ray task, which is started again when its process or node dies."""
+    """Train in one Ray task, which Ray retries when its process or node dies."""
     _announce(heads, inputs, tower)
     jobs = []
     for head in heads:
@@ -84,8 +85,8 @@ def _train(
         jobs.append(TrainJob(head, inputs, folder, train_job.storage(folder)))
     gpus = 1 if cluster.resources().gpus >= 1 else 0
     task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=RETRIES)(train_heads)
-    (found,) = run_bounded(iter([task.remote(jobs, tower.width)]), workers=1)
-    return found
+    (outcomes,) = run_bounded(iter([task.remote(jobs, tower.width)]), workers=1)
+    return outcomes
 
 
 def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, tower: Tower) -> None:
@@ -105,14 +106,18 @@ def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, tower: Tower) -
 def _rows(
     heads: Sequence[TrainConfig], outcomes: Sequence[HeadOutcome], tower: Tower
 ) -> list[dict[str, Any]]:
-    """What heads.json says, the best first and the failed last; UserError if all failed."""
+    """Return the rows of heads.json, best first and failed last.
+
+    Raises:
+        UserError: all heads failed.
+    """
     rows = [
         _row(head, outcome, train.estimate(head, tower).learned)
         for head, outcome in zip(heads, outcomes, strict=True)
     ]
     if all(row["end"] == "failed" for row in rows):
-        told = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
-        raise UserError(f"every head failed; try lower learning rates (lrs):\n{told}")
+        reasons = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
+        raise UserError(f"every head failed; try lower learning rates (lrs):\n{reasons}")
     return sorted(rows, key=_rank)
 
 

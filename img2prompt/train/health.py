@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from img2prompt.errors import UserError
 from img2prompt.storage import exists
-from img2prompt.train.batches import WorkerRank, sum_of_all
+from img2prompt.train.batches import WorkerRank, sum_over_workers
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Vote:
     def of_all(self, worker: WorkerRank) -> "Vote":
         """Return the vote of all workers together, by one small all-reduce."""
         own = [self.nonfinite, self.preempted, self.stop_requested, self.save_due]
-        counts = sum_of_all(torch.tensor(own, dtype=torch.float64), worker)
+        counts = sum_over_workers(torch.tensor(own, dtype=torch.float64), worker)
         return Vote(*(bool(count) for count in counts.tolist()))
 
 

@@ -1,4 +1,4 @@
-"""A training job: what a run reads, what its workers receive, and where its files are."""
+"""A training job: its inputs, the message to its workers, and its folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,45 +8,45 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import FeatureRows, ShardRows
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_head, open_tower
 from img2prompt.storage import join
-from img2prompt.train.batches import Rows, SomeRows
+from img2prompt.train.batches import Rows, RowSubset
 from img2prompt.train.checkpoint import CheckpointStore
 
 CHECKPOINTS = "checkpoints"
 
 
 STOP = "stop/asked"
-"""A file of this name beside the checkpoints asks a run to save and end."""
+"""A file of this name beside the checkpoints makes a run save and end."""
 
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What a run reads."""
+    """Artifacts that a run reads."""
 
     shards: Artifact
     features: Artifact | None = None
     """Cached features: needed by a probe, unused by a fine-tune."""
     start: Artifact | None = None
-    """Finished run whose head is the start."""
+    """Finished run whose head this run starts from."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What all workers are told."""
+    """The message to all workers of a run."""
 
     config: TrainConfig
     inputs: TrainInputs
     out: str
     """Folder of the run."""
     work: str
-    """Folder of what is needed until the run is finished."""
+    """Folder of checkpoints and other files that are deleted when the run is finished."""
     until: int = 0
     """Epochs after which to pause; 0: none."""
 
 
 def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int = 1) -> Rows:
-    """Cached features for a probe; pictures for all else, decoded in so many threads.
+    """Open a split: cached features for a probe, else pictures, decoded in `threads` threads.
 
-    Of training rows the config's share.
+    Training rows are limited to the config's `optim.share`.
     """
     if config.plan.frozen_tower:
         assert inputs.features is not None
@@ -54,7 +54,7 @@ def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int
     else:
         rows = ShardRows(inputs.shards, split, threads)
     share = config.optim.share
-    return SomeRows(rows, share, config.seed) if split == "train" and share < 1 else rows
+    return RowSubset(rows, share, config.seed) if split == "train" and share < 1 else rows
 
 
 def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
@@ -69,15 +69,15 @@ def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
 
 
 def storage(out: str) -> str:
-    """Where Ray Train and the checkpoints are while a run is not finished."""
+    """Return the folder of Ray Train's files and the checkpoints of an unfinished run."""
     return join(absolute(out), "ray")
 
 
 def absolute(out: str) -> str:
-    """The same folder for every process on this machine."""
+    """Make a path absolute; a URI is returned as it is."""
     return out if "://" in out else str(Path(out).absolute())
 
 
 def checkpoints(out: str) -> CheckpointStore:
-    """Checkpoints of the run in folder `out`; none once it is finished."""
+    """Open the checkpoints of the run in folder `out`; a finished run has none."""
     return CheckpointStore(join(storage(out), CHECKPOINTS))

@@ -19,12 +19,12 @@ from img2prompt.model.loss import cosines
 from img2prompt.train.batches import (
     Rows,
     WorkerRank,
-    ids_of_all,
-    in_parts,
-    parts,
+    gather_ids,
+    micro_batches,
     prefetch,
     seed_step,
-    sum_of_all,
+    split_batch,
+    sum_over_workers,
     to_device,
 )
 from img2prompt.train.checkpoint import Position, score_name
@@ -125,7 +125,7 @@ class Loop:
             self.beat(f"computing {position}")
             position, vote = self.advance(position, batch)
             self._after_step(position, vote)
-        return _sums_of_all(position, self.worker)
+        return _sums_over_workers(position, self.worker)
 
     def advance(self, position: Position, batch: Batch) -> tuple[Position, Vote]:
         """Train on one global batch; the returned position has the sums of this worker's rows."""
@@ -145,7 +145,7 @@ class Loop:
         due = vote.save_due or (every > 0 and position.step % every == 0)
         if vote.ends or (due and not ends_epoch):
             self.beat(f"saving before {position}")
-            self.save(_sums_of_all(position, self.worker))
+            self.save(_sums_over_workers(position, self.worker))
         if vote.stop_requested:
             raise StopRequestedError(
                 f"{self.config.name} was asked to stop and is saved before {position}; run the "
@@ -170,7 +170,7 @@ class Loop:
         seed_step(self.config.seed, position, self.worker.rank)
         vote, buffers = self.vote(), self._copy_buffers()
         total, totals, count = 0.0, dict[str, float](), len(batch.ids)
-        for part in in_parts(batch, parts(self.config, self.worker.workers)):
+        for part in split_batch(batch, micro_batches(self.config, self.worker.workers)):
             with self.log.timed("compute"):
                 rows = self.recipe.augment(to_device(part, self.engine.device), position)
                 predicted = self.engine.forward(rows.inputs)
@@ -194,7 +194,7 @@ class Loop:
     def _weight(self, part: Batch) -> float:
         """Rows of this part over those of an average part: shares and parts may differ by a row."""
         workers, size = self.worker.workers, self.config.optim.batch_size
-        return len(part.ids) * workers * parts(self.config, workers) / size
+        return len(part.ids) * workers * micro_batches(self.config, workers) / size
 
     def _copy_buffers(self) -> list[torch.Tensor]:
         """Copy what a forward pass changes, if its batch may be skipped."""
@@ -205,7 +205,7 @@ class Loop:
         """Log that the batch is skipped, or raise if no more may be; both name the rows."""
         nonfinite = (~torch.isfinite(scores)).tolist()
         own = [row_id for row_id, is_bad in zip(part.ids, nonfinite, strict=True) if is_bad]
-        ids = ids_of_all(own, self.worker)
+        ids = gather_ids(own, self.worker)
         problem = f"{self.config.name}: non-finite loss at {position}, rows {ids[:16]}"
         allowed = self.config.engine.skip_nonfinite
         if position.skipped >= allowed:
@@ -249,8 +249,8 @@ class Loop:
         )
 
 
-def _sums_of_all(position: Position, worker: WorkerRank) -> Position:
+def _sums_over_workers(position: Position, worker: WorkerRank) -> Position:
     """Return the position with its sums taken over all workers."""
     own = torch.tensor([position.loss_sum, position.rows], dtype=torch.float64)
-    loss_sum, rows = sum_of_all(own, worker).tolist()
+    loss_sum, rows = sum_over_workers(own, worker).tolist()
     return replace(position, loss_sum=loss_sum, rows=int(rows))

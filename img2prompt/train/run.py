@@ -1,14 +1,13 @@
 """Train a probe, a fine-tune or a trial: one stage, different configs.
 
-shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the tensors that
-learned, from the epoch with the best validation cosine), `history.json` and `metrics.json`.
+shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the learned tensors of
+the epoch with the best validation cosine), `history.json` and `metrics.json`.
 
-Ray Train runs the workers (`worker.Loop`) and replaces them when one dies; they go on from their
-newest checkpoint with the very next batch. So does a killed run, which is found by its folder, also
-with another number of workers.
+Ray Train runs the workers (`loop.Loop`) and replaces them when one dies; they resume from their
+newest checkpoint with the next batch. So does a killed run when it is started again with the same
+folder, also with another number of workers.
 """
 
-import functools
 import json
 import logging
 import time
@@ -51,14 +50,14 @@ from img2prompt.train.job import STOP, TrainInputs, TrainJob, absolute, checkpoi
 from img2prompt.train.preflight import (
     FREE,
     STAGE,
-    adopt,
+    adopt_config,
     check,
     check_resumable,
     fingerprints,
     has_gpus,
     worker_count,
 )
-from img2prompt.train.ray_callbacks import own_callbacks, sigterm_asks_to_stop, to_user_error
+from img2prompt.train.ray_callbacks import own_callbacks, sigterm_requests_stop, to_user_error
 from img2prompt.train.ray_worker import train_worker
 from img2prompt.train.recipe import build_recipe
 
@@ -77,10 +76,11 @@ def run(
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials.
 
-    An unfinished run in `out` goes on, if it is the same; with `resume_anyway` also if its config
-    was another, as long as model, batch size and inputs are the same. The artifact keeps both.
+    An unfinished run in `out` with the same config resumes. With `resume_anyway` it also resumes
+    with another config, if model, batch size, recipe and inputs are the same; the artifact keeps
+    both configs.
     """
-    draft = _begun(config, inputs, out, resume_anyway)
+    draft = _open_draft(config, inputs, out, resume_anyway)
     if finished := draft.finished():
         return finished
     began = time.perf_counter()
@@ -95,21 +95,25 @@ def advance(
     epochs: int,
     callbacks: list[Any] | None = None,
 ) -> None:
-    """Train until `epochs` epochs are complete; `run` goes on from there, and publishes."""
-    if not _begun(config, inputs, out).finished():
+    """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
+    if not _open_draft(config, inputs, out).finished():
         _fit(config, inputs, out, callbacks or [], until=epochs)
 
 
-def _begun(config: TrainConfig, inputs: TrainInputs, out: str, anyway: bool = False) -> Draft:
-    """The run's folder, new or gone on with, once it is told what will be trained."""
+def _open_draft(
+    config: TrainConfig, inputs: TrainInputs, out: str, resume_anyway: bool = False
+) -> Draft:
+    """Check a run and open its folder, new or to resume; log what will be trained."""
     tower = open_tower(config.tower, config.seed)
     made_from = fingerprints(config, inputs, tower)
-
-    if anyway:
+    if resume_anyway:
         check_resumable(config, inputs, out, checkpoints(out))
-        adopt(config, made_from, out)
-    able = functools.partial(check, config, inputs, tower)
-    draft = Draft.open(out, STAGE, config, made_from, able, free=FREE)
+        adopt_config(config, made_from, out)
+
+    def check_run() -> None:
+        check(config, inputs, tower)
+
+    draft = Draft.open(out, STAGE, config, made_from, check_run, free=FREE)
     if draft.finished() is None:
         _announce(config, tower, inputs, worker_count(config))
     return draft
@@ -120,14 +124,14 @@ def _fit(
 ) -> None:
     job = TrainJob(config, inputs, absolute(out), storage(out), until)
     try:
-        with sigterm_asks_to_stop(join(storage(out), STOP)):
+        with sigterm_requests_stop(join(storage(out), STOP)):
             _trainer(job, callbacks).fit()
     except TrainingFailedError as error:
         raise to_user_error(error) from error
 
 
 def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
-    """Ray Train runs and replaces the workers; it sees no checkpoint, they keep their own."""
+    """Return Ray Train's trainer. Workers write their own checkpoints, unseen by it."""
     use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
     return TorchTrainer(
         lambda: train_worker(job),
@@ -140,7 +144,7 @@ def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
         run_config=RunConfig(
             name=STAGE,
             storage_path=job.work,
-            failure_config=FailureConfig(max_failures=-1),  # one of the callbacks gives up
+            failure_config=FailureConfig(max_failures=-1),  # a callback limits them
             callbacks=[*callbacks, *own_callbacks(checkpoints(job.out))],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

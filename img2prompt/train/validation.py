@@ -10,7 +10,7 @@ from torch import Tensor
 
 from img2prompt.model.average import other_weights
 from img2prompt.model.loss import cosines
-from img2prompt.train.batches import Rows, WorkerRank, prefetch, sum_of_all, to_device
+from img2prompt.train.batches import Rows, WorkerRank, prefetch, sum_over_workers, to_device
 from img2prompt.train.engines.base import Engine
 
 
@@ -62,5 +62,5 @@ def validate(
             scores = cosines(candidate.predict(batch.inputs), batch.targets).double().cpu()
             totals[number] += scores[counted].sum()
         totals[-1] += counted.sum()
-    totals = sum_of_all(totals, worker)
+    totals = sum_over_workers(totals, worker)
     return (totals[:-1] / totals[-1]).tolist()

@@ -14,7 +14,7 @@ from img2prompt.config.train import EngineConfig, OptimConfig, PlanConfig, Train
 from img2prompt.data.order import worker_share
 from img2prompt.errors import UserError
 from img2prompt.model.towers.clip import fresh_tower, save_tower
-from img2prompt.train.batches import WorkerRank, check_batch, parts, rows_at_once
+from img2prompt.train.batches import WorkerRank, check_batch, micro_batches, rows_at_once
 from img2prompt.train.checkpoint import Checkpoint, History, Position
 from img2prompt.train.engines.base import MOMENTS, Engine, trainable
 from img2prompt.train.engines.build import build_engine, compiles
@@ -122,7 +122,7 @@ def gradients(
     """Of the mean loss of 16 rows."""
     config = config_of(tower, width=width, engine__micro_batch=micro_batch)
     engine = Gradients(model_of(config), config, 9, CPU)
-    engine._parts = parts(config, worker.workers)
+    engine._parts = micro_batches(config, worker.workers)
     loop = Loop(
         config=config,
         engine=engine,
@@ -301,12 +301,15 @@ def test_parts_are_as_few_as_can_be() -> None:
     config = TrainConfig(
         name="x", optim=OptimConfig(batch_size=12), engine=EngineConfig(micro_batch=3)
     )
-    found = [(parts(config, workers), rows_at_once(config, workers)) for workers in (1, 2, 4, 5, 7)]
+    found = [
+        (micro_batches(config, workers), rows_at_once(config, workers))
+        for workers in (1, 2, 4, 5, 7)
+    ]
     assert found == [(4, 3), (2, 3), (1, 3), (1, 3), (1, 2)]
     ones = config.replace({"engine.micro_batch": 1})
-    assert [parts(ones, workers) for workers in (1, 5, 12)] == [12, 2, 1]
+    assert [micro_batches(ones, workers) for workers in (1, 5, 12)] == [12, 2, 1]
     for size in (0, 64):  # all, and more than a share
-        assert parts(config.replace({"engine.micro_batch": size}), 3) == 1
+        assert micro_batches(config.replace({"engine.micro_batch": size}), 3) == 1
 
 
 def test_float16_with_sharded_gradients_is_refused() -> None:

@@ -13,7 +13,7 @@ from tiny import ALONE
 
 from img2prompt.storage import write_bytes
 from img2prompt.train import health
-from img2prompt.train.batches import WorkerRank, ids_of_all
+from img2prompt.train.batches import WorkerRank, gather_ids
 from img2prompt.train.health import FileWatch, HangWatchdog, Vote
 
 REPO = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def member(rank: int, folder: str, frozen: bool) -> None:
     assert Vote(save_due=rank == 2, preempted=rank == 0).of_all(worker) == Vote(
         save_due=True, preempted=True
     )
-    assert ids_of_all(["a", "b"] if rank == 1 else [], worker) == ["a", "b"]
+    assert gather_ids(["a", "b"] if rank == 1 else [], worker) == ["a", "b"]
     end = Path(folder) / f"reason-{rank}"
     watch = HangWatchdog(
         worker, timeout=4.0, end=lambda reason: (end.write_text(reason), os._exit(0))

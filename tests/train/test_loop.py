@@ -14,7 +14,7 @@ from img2prompt.data.order import epoch_batches, first_rows
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import build_prompt_model, learned_state
-from img2prompt.train.batches import SomeRows, WorkerRank, prefetch, seed_step, total_steps
+from img2prompt.train.batches import RowSubset, WorkerRank, prefetch, seed_step, total_steps
 from img2prompt.train.checkpoint import History, Position
 from img2prompt.train.engines.plain import PlainEngine
 from img2prompt.train.health import NonFiniteLossError, PreemptedError, StopRequestedError, Vote
@@ -358,7 +358,7 @@ def test_an_epoch_is_logged(tiny_tower: str, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_share_of_the_rows_is_an_epoch_of_its_own() -> None:
-    some = SomeRows(TRAIN, 0.5, seed=3)
+    some = RowSubset(TRAIN, 0.5, seed=3)
     chosen = first_rows(TRAIN.group_sizes, 0.5, 3)
     assert len(some) == len(chosen) == 26 == sum(some.group_sizes)
     assert all(size > 0 for size in some.group_sizes)

@@ -20,7 +20,7 @@ from img2prompt.model.average import WeightAverage
 from img2prompt.model.loss import cosine_loss
 from img2prompt.model.prompt_model import WEIGHTS, learned_state
 from img2prompt.storage import read_bytes
-from img2prompt.train.batches import DeviceBatch, WorkerRank, in_parts, to_device
+from img2prompt.train.batches import DeviceBatch, WorkerRank, split_batch, to_device
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, Position, best_score
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.engines.plain import PlainEngine
@@ -127,7 +127,7 @@ def test_a_picture_is_flipped_alike_for_any_number_of_workers(config: TrainConfi
     numbers = epoch_batches(TRAIN.group_sizes, config.seed, 1, 16)[1]
 
     def augmented(numbers: np.ndarray, parts: int) -> Tensor:
-        batches = in_parts(TRAIN.fetch(numbers), parts)
+        batches = split_batch(TRAIN.fetch(numbers), parts)
         return torch.cat([recipe.augment(to_device(b, CPU), position).inputs for b in batches])
 
     whole = augmented(numbers, parts=1)
