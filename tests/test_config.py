@@ -66,7 +66,8 @@ def test_the_fingerprint_follows_every_setting() -> None:
     numbers = {k: v for k, v in dotted(config.to_dict()).items() if type(v) in (bool, int, float)}
     assert len(numbers) > 15
     parts = ("plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
-    small = dict.fromkeys([*parts, "optim.warmup", "optim.share"], 0.3)
+    parts = (*parts, "optim.warmup", "optim.share", "recipe.flip", "recipe.ema_decay")
+    small = dict.fromkeys(parts, 0.3)
     changed = [
         config.replace({name: small.get(name, 2 if name == "engine.zero_stage" else other(value))})
         for name, value in numbers.items()

@@ -15,6 +15,7 @@ from img2prompt.train.batches import Rows, WorkerRank, total_steps
 from img2prompt.train.checkpoint import Checkpoint, History, Position
 from img2prompt.train.engines.build import build_engine
 from img2prompt.train.loop import Loop
+from img2prompt.train.recipe import Recipe, build_recipe
 
 CPU = torch.device("cpu")
 ALONE = WorkerRank()
@@ -41,7 +42,7 @@ def model_of(config: TrainConfig) -> PromptModel:
 
 @dataclass
 class Trained:
-    """What became of a run in this process."""
+    """A run in this process."""
 
     saved: list[Checkpoint]
     reported: History
@@ -52,26 +53,44 @@ def run_loop(
     config: TrainConfig,
     train: Rows,
     val: Rows,
-    place: WorkerRank = ALONE,
+    worker: WorkerRank = ALONE,
     start: Checkpoint | None = None,
     device: torch.device = CPU,
-    made: Trained | None = None,
+    run: Trained | None = None,
+    recipe: Recipe | None = None,
     **hooks: Any,
 ) -> Trained:
-    """Train, or go on from `start`, keeping every checkpoint in memory; `hooks` are the loop's."""
-    made = made or Trained([], [], model_of(config))
+    """Train, or resume from `start`, keeping all checkpoints in memory; `hooks` are the loop's."""
+    run, recipe = run or Trained([], [], model_of(config)), recipe or build_recipe(config)
     if start is not None:
-        load_learned_state(made.model, dict(start.engine.model), "start")
-    engine = build_engine(made.model, config, total_steps(config, len(train)), device)
+        load_learned_state(run.model, dict(start.engine.model), "start")
+    engine = build_engine(run.model, config, total_steps(config, len(train)), device)
     if start is not None:
         engine.load(start.engine)
+        recipe.load(start.recipe)
 
     def save(position: Position) -> None:
-        made.saved.append(Checkpoint(position, engine.state()))
+        run.saved.append(Checkpoint(position, engine.state(), recipe.state()))
 
-    loop = Loop(config, engine, train, val, place, save, made.reported.append, **hooks)
+    loop = Loop(
+        config=config,
+        engine=engine,
+        recipe=recipe,
+        train=train,
+        val=val,
+        worker=worker,
+        save=save,
+        report=run.reported.append,
+        **hooks,
+    )
     loop.run(start.position if start else Position())
-    return made
+    return run
+
+
+def average_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The moving average of the weights in a checkpoint."""
+    prefix, state = "ema/weights/", checkpoint.recipe
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
 
 
 class MemoryRows:
@@ -90,7 +109,8 @@ class MemoryRows:
         return len(self.pixels)
 
     def fetch(self, rows: np.ndarray) -> Batch:
-        return Batch([f"row-{row}" for row in rows], self.pixels[rows], self.targets[rows])
+        ids, prompt_ids = ([f"{name}-{row}" for row in rows] for name in ("row", "prompt"))
+        return Batch(ids, self.pixels[rows], self.targets[rows], prompt_ids)
 
 
 def is_noise(name: str, wide: bool) -> bool:

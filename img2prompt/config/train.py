@@ -15,6 +15,7 @@ from img2prompt.config.ranges import (
     PositiveFraction,
     PositiveInt,
 )
+from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.tower import TowerConfig
 
 
@@ -157,6 +158,7 @@ class TrainConfig(Config):
     plan: PlanConfig = field(default_factory=PlanConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     start_from: str = ""
     """Run whose head this one starts from (LP-FT: arXiv 2202.10054); empty: a random head."""
@@ -173,4 +175,18 @@ class TrainConfig(Config):
             "engine.micro_batch",
             self.engine.micro_batch,
             "0 with a wide head: its BatchNorm needs the whole global batch in one pass",
+        )
+        pictures = self.recipe.flip == 0 or not self.plan.frozen_tower
+        check(
+            pictures,
+            "recipe.flip",
+            self.recipe.flip,
+            "0 for a probe: it reads cached features, which are mirrored by features.views",
+        )
+        whole = self.recipe.ema_decay == 0 or self.engine.kind == "plain"
+        check(
+            whole or self.engine.zero_stage < 3,
+            "recipe.ema_decay",
+            self.recipe.ema_decay,
+            "0 with engine.zero_stage 3, which leaves each worker only a part of every weight",
         )

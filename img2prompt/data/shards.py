@@ -71,6 +71,8 @@ class Batch:
     """Pixels uint8 (B, S, S, 3), or features float16 (B, D)."""
     targets: np.ndarray | Tensor
     """float32 (B, 384)."""
+    prompt_ids: list[str]
+    """The prompt of each row: pictures of one prompt share it."""
 
 
 READERS = 4
@@ -121,7 +123,8 @@ class ShardRows:
         ]
         table = pa.concat_tables(tables)
         pixels = list(self._decoders.map(images.decode, table["image"].to_pylist()))
-        return Batch(table["id"].to_pylist(), np.stack(pixels), matrix(table["target"]).copy())
+        ids, prompt_ids = table["id"].to_pylist(), table["prompt_id"].to_pylist()
+        return Batch(ids, np.stack(pixels), matrix(table["target"]).copy(), prompt_ids)
 
     def _take(self, groups: list[int]) -> dict[int, Future[pa.Table]]:
         """These groups, read or being read; each number stands for one row that is taken."""
@@ -147,7 +150,7 @@ class ShardRows:
         uri, group, _ = self._groups[number]
         file, lock = self._file(uri)
         with lock:  # pyarrow does not promise that a file may be read from several threads
-            return file.read_row_group(group, columns=["id", "image", "target"])
+            return file.read_row_group(group, columns=["id", "prompt_id", "image", "target"])
 
     def _file(self, uri: str) -> tuple[pq.ParquetFile, Lock]:
         """A file, opened when it was not among the last ones."""
@@ -175,16 +178,19 @@ class FeatureRows:
         table = features.read_tables(f"{split}/")
         if split != "train":
             table = table.filter(pc.field("view") == "plain")
-        answers = shards.read_tables(f"{split}/", columns=["id", "target"])
+        answers = shards.read_tables(f"{split}/", columns=["id", "prompt_id", "target"])
         place = {row_id: row for row, row_id in enumerate(answers["id"].to_pylist())}
         self.ids = table["id"].to_pylist()
         assert set(self.ids) == place.keys(), "features are of these shards"
         self.features = matrix(table["feature"])
-        self.targets = matrix(answers["target"])[[place[row_id] for row_id in self.ids]]
+        order = [place[row_id] for row_id in self.ids]
+        self.targets = matrix(answers["target"])[order]
+        self.prompt_ids = answers["prompt_id"].take(pa.array(order)).to_pylist()
         self.group_sizes = np.array([len(self.ids)], np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def fetch(self, rows: np.ndarray) -> Batch:
-        return Batch([self.ids[row] for row in rows], self.features[rows], self.targets[rows])
+        ids, prompt_ids = ([of[row] for row in rows] for of in (self.ids, self.prompt_ids))
+        return Batch(ids, self.features[rows], self.targets[rows], prompt_ids)

@@ -47,11 +47,16 @@ def build_prompt_model(
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies on the CPU of `learned_tensors`."""
+    return {name: tensor.cpu().contiguous() for name, tensor in learned_tensors(model).items()}
+
+
+def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that training changes: learning parameters and BatchNorm's statistics."""
     learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     head_buffers = {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
     return {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor
         for name, tensor in model.state_dict().items()
         if name in learning | head_buffers
     }

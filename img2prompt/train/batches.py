@@ -1,4 +1,4 @@
-"""What a worker's loop is fed with: its place among the workers, rows, batches, sums over all."""
+"""Input of a worker's loop: its rank, rows, batches, and sums over all workers."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,43 +18,47 @@ from img2prompt.train.checkpoint import Position
 
 
 class Rows(Protocol):
-    """Rows by number; `group_sizes` are the sizes of consecutive groups that are read together."""
+    """Rows by number. `group_sizes` are the sizes of consecutive row groups, each read at once."""
 
     group_sizes: np.ndarray
 
     def __len__(self) -> int: ...
     def fetch(self, rows: np.ndarray) -> Batch:
-        """May be called from several threads."""
+        """Read rows by number; called from several threads."""
         ...
 
 
-class SomeRows:
-    """A share of other rows, numbered from 0."""
+class RowSubset:
+    """A share of other rows, renumbered from 0."""
 
     def __init__(self, rows: Rows, share: float, seed: int) -> None:
         self._rows = rows
-        self._chosen = first_rows(rows.group_sizes, share, seed)
-        ends = np.searchsorted(self._chosen, np.cumsum(rows.group_sizes))
+        self._numbers = first_rows(rows.group_sizes, share, seed)
+        ends = np.searchsorted(self._numbers, np.cumsum(rows.group_sizes))
         sizes = np.diff(ends, prepend=0)
         self.group_sizes = sizes[sizes > 0]
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._numbers)
 
     def fetch(self, rows: np.ndarray) -> Batch:
-        return self._rows.fetch(self._chosen[rows])
+        return self._rows.fetch(self._numbers[rows])
 
 
 @dataclass(frozen=True)
 class WorkerRank:
-    """Where this worker stands."""
+    """Rank of this worker among all workers of a run."""
 
     rank: int = 0
     workers: int = 1
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:
-    """Optimiser steps of the whole run; fewer rows than one batch is a UserError."""
+    """Return the optimiser steps of a whole run.
+
+    Raises:
+        UserError: there are fewer rows than one batch has.
+    """
     steps = steps_per_epoch(rows, config.optim.batch_size)
     if steps == 0:
         raise UserError(
@@ -64,83 +68,94 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     return steps * config.optim.epochs
 
 
-AHEAD = 2
-"""Batches that are fetched while one is used: one may wait for a disk while another is decoded."""
+PREFETCH = 2
+"""Batches to fetch ahead: one may wait for a disk while another is decoded."""
 
 
 def prefetch(rows: Rows, shares: Iterable[np.ndarray]) -> Iterator[Batch]:
-    """Fetch the next batches, in threads, while this one is used."""
-    coming: deque[Future[Batch]] = deque()
-    with ThreadPoolExecutor(AHEAD, "fetch") as pool:
+    """Yield the batches in order, and fetch the next ones in threads meanwhile."""
+    pending: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(PREFETCH, "fetch") as pool:
         try:
             for share in shares:
-                coming.append(pool.submit(rows.fetch, share))
-                if len(coming) > AHEAD:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+                pending.append(pool.submit(rows.fetch, share))
+                if len(pending) > PREFETCH:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in coming:
+            for future in pending:
                 future.cancel()
 
 
-def in_parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """So many parts, as equal as can be."""
+def split_batch(batch: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into `count` parts whose sizes differ by one row at most."""
     size = len(batch.ids)
     for part in range(count):
         cut = slice(part * size // count, (part + 1) * size // count)
-        yield Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut])
+        yield Batch(batch.ids[cut], batch.inputs[cut], batch.targets[cut], batch.prompt_ids[cut])
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets; cached features, which are float16, as float32.
+@dataclass(frozen=True)
+class DeviceBatch(Batch):
+    """A batch whose arrays are tensors on the device."""
 
-    What is there already is not copied.
+    inputs: torch.Tensor
+    """Pixels uint8 (B, S, S, 3), or features float32 (B, D)."""
+    targets: torch.Tensor
+    """float32 (B, 384)."""
+
+
+def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
+    """Move a batch; cached features, which are float16, become float32.
+
+    Tensors that are on the device are not copied.
     """
     inputs = torch.as_tensor(batch.inputs).to(device)
     if inputs.is_floating_point():
         inputs = inputs.float()
-    return inputs, torch.as_tensor(batch.targets).to(device)
+    targets = torch.as_tensor(batch.targets).to(device)
+    return DeviceBatch(batch.ids, inputs, targets, batch.prompt_ids)
 
 
 def seed_step(seed: int, now: Position, rank: int) -> None:
-    """Make torch's draws a function of the position, so that a resumed run draws the same."""
+    """Seed torch by the position, so that a resumed run draws the same numbers."""
     words = np.random.SeedSequence([seed, now.epoch, now.step, rank]).generate_state(2)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def sum_of_all(total: torch.Tensor, place: WorkerRank) -> torch.Tensor:
-    """The sum over all workers, on the CPU."""
-    if place.workers == 1:
+def sum_over_workers(total: torch.Tensor, worker: WorkerRank) -> torch.Tensor:
+    """Sum a tensor over all workers; the result is on the CPU."""
+    if worker.workers == 1:
         return total
     total = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(total)
     return total.cpu()
 
 
-def ids_of_all(own: list[str], place: WorkerRank) -> list[str]:
-    """The ids that the workers hold, in order of rank."""
-    if place.workers == 1:
+def gather_ids(own: list[str], worker: WorkerRank) -> list[str]:
+    """Gather row ids of all workers, in order of rank."""
+    if worker.workers == 1:
         return own
-    found: list[list[str] | None] = [None] * place.workers
-    dist.all_gather_object(found, own)
-    return [row_id for ids in found for row_id in ids or []]
+    gathered: list[list[str] | None] = [None] * worker.workers
+    dist.all_gather_object(gathered, own)
+    return [row_id for ids in gathered for row_id in ids or []]
 
 
-def parts(config: TrainConfig, workers: int) -> int:
-    """Passes in which each worker takes its share of a global batch; none is without rows."""
+def micro_batches(config: TrainConfig, workers: int) -> int:
+    """Return the number of passes over a worker's share of a global batch; each has a row."""
     least, most = config.optim.batch_size // workers, -(-config.optim.batch_size // workers)
     return min(least, -(-most // (config.engine.micro_batch or most)))
 
 
 def rows_at_once(config: TrainConfig, workers: int) -> int:
-    """Most rows that a worker takes in one pass."""
+    """Return the most rows that a worker takes in one pass."""
     most = -(-config.optim.batch_size // workers)
-    return -(-most // parts(config, workers))
+    return -(-most // micro_batches(config, workers))
 
 
 def check_batch(config: TrainConfig, workers: int) -> None:
-    """A row for each worker, or a UserError."""
+    """Raise a UserError when a batch has fewer rows than there are workers."""
     size = config.optim.batch_size
     if size < workers:
         raise UserError(

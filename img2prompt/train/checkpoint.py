@@ -1,12 +1,13 @@
-"""Checkpoints that any number of workers can go on from.
+"""Checkpoints from which any number of workers can resume.
 
-A checkpoint holds whole float32 tensors by parameter name, never a rank's part of them: what
-learned, AdamW's moments, and an EMA when a recipe keeps one. The rest is numbers: schedule, loss
-scale, and the position (epoch, step). Row order and random draws are functions of seed and
-position (`data/order.py`, `worker.seed_step`), so no generator's state is kept.
+A checkpoint contains whole float32 tensors by parameter name, never one rank's part of them: the
+learned tensors, AdamW's moments, and the state of the recipe, such as averaged weights. The rest is
+numbers: schedule, loss scale, and the position (epoch, step). Row order and random draws are
+functions of seed and position (`data/order.py`, `batches.seed_step`), so no generator's state is
+saved.
 
-One folder a checkpoint. `digests.json` is written last and publishes it, on a disk and on an object
-store alike; a file that does not match its digest makes the checkpoint damaged.
+Each checkpoint is one folder. `digests.json` is written last and publishes it, on a disk and on an
+object store alike; a checkpoint with a file that does not match its digest is damaged.
 """
 
 import contextlib
@@ -29,49 +30,51 @@ from img2prompt.storage import delete_folder, join, open_uri, read_bytes, write_
 logger = logging.getLogger(__name__)
 
 History = list[dict[str, Any]]
-"""A row an epoch: epoch, train_loss, val_cosine, rows_per_second."""
+"""A row an epoch: epoch, train_loss, val_cosine, rows_per_second, and a val_cosine/NAME for each
+other set of weights that the recipe validates."""
 
+SCORE = "val_cosine"
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-EMA = "ema.safetensors"
+RECIPE = "recipe.safetensors"
 STATE = "state.json"
 DIGESTS = "digests.json"
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """What an engine has learned, as whole float32 tensors on the CPU: it knows no ranks."""
+    """State of an engine as whole float32 tensors on the CPU, independent of ranks."""
 
     model: Mapping[str, Tensor]
-    """Tensors that learn, and BatchNorm's statistics, by name."""
+    """Learned parameters and BatchNorm's statistics, by name."""
     optimizer: Mapping[str, Tensor]
     """AdamW's moments, as `NAME/exp_avg` and `NAME/exp_avg_sq`."""
     steps: int
     """Optimiser steps made."""
     schedule: Mapping[str, Any]
     scale: Mapping[str, Any] = field(default_factory=dict)
-    """Of the loss in float16; empty in other precisions."""
+    """State of the float16 loss scaler; empty in other precisions."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is."""
+    """The progress of a run."""
 
     epoch: int = 0
-    """Epochs that are complete."""
+    """Complete epochs."""
     step: int = 0
     """Global batches of the next epoch that are done."""
     loss_sum: float = 0.0
-    """Of the losses of that epoch's rows so far, over all workers."""
+    """Sum of the losses of that epoch's rows so far, over all workers."""
     rows: int = 0
     """Rows in `loss_sum`."""
     skipped: int = 0
-    """Global batches of the whole run that were left out."""
+    """Global batches that the whole run has skipped."""
     history: History = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """Of its checkpoint; names sort as runs go."""
+        """Name of its checkpoint; names sort in the order of training."""
         return f"{self.epoch:05d}-{self.step:09d}"
 
     def __str__(self) -> str:
@@ -80,16 +83,16 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from."""
+    """Everything that a run needs to resume."""
 
     position: Position
     engine: EngineState
-    ema: Mapping[str, Tensor] = field(default_factory=dict)
-    """Averages of the tensors that learn, by name; empty when none are kept."""
+    recipe: Mapping[str, Tensor] = field(default_factory=dict)
+    """State of the recipe, by name; empty when it has none."""
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 class CheckpointStore:
@@ -99,14 +102,18 @@ class CheckpointStore:
         self.uri = uri
 
     def names(self) -> list[str]:
-        """Published checkpoints, the oldest first."""
+        """Return the names of published checkpoints, oldest first."""
         fs, path = open_uri(self.uri)
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
         files = [info.path.split("/") for info in fs.get_file_info(selector) if info.is_file]
         return sorted(parts[-2] for parts in files if parts[-1] == DIGESTS)
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Publish a checkpoint; a disk that is or would get full is a UserError."""
+        """Publish a checkpoint.
+
+        Raises:
+            UserError: the disk is too small for it; older checkpoints are left as they were.
+        """
         folder = join(self.uri, checkpoint.position.name)
         files = _encode(checkpoint)
         delete_folder(folder)  # a damaged one of the same position
@@ -121,7 +128,7 @@ class CheckpointStore:
             raise UserError(f"{error}. The last good checkpoint: {self.last()}") from error
 
     def last(self) -> str:
-        """The newest published checkpoint, for people."""
+        """Return the URI of the newest published checkpoint, or "none yet", for messages."""
         return next((join(self.uri, name) for name in reversed(self.names())), "none yet")
 
     def _require_space(self, size: int) -> None:
@@ -131,11 +138,15 @@ class CheckpointStore:
             if (free := shutil.disk_usage(path).free) < size:
                 raise UserError(
                     f"{self.uri}: a checkpoint takes {size} bytes, and {free} are free. Free space "
-                    "there and run the same command again: it goes on from the last checkpoint"
+                    "there and run the same command again: it resumes from the last checkpoint"
                 )
 
     def read(self, name: str) -> Checkpoint:
-        """A checkpoint, if every byte of it is as it was written; else DamagedError."""
+        """Read a checkpoint and check every byte.
+
+        Raises:
+            DamagedError: a file is missing or differs from what was written.
+        """
         try:
             digests = json.loads(read_bytes(join(self.uri, name, DIGESTS)))
             files = {file: read_bytes(join(self.uri, name, file)) for file in digests}
@@ -143,13 +154,13 @@ class CheckpointStore:
             raise DamagedError(str(error)) from error
         for file, digest in digests.items():
             if _digest(files[file]) != digest:
-                raise DamagedError(f"{file} is not what was written: its digest differs")
+                raise DamagedError(f"{file} has another digest than when it was written")
         if not digests.keys() >= {WEIGHTS, OPTIMIZER, STATE}:
             raise DamagedError(f"{DIGESTS} lists {sorted(digests)} only")
         return _decode(files)
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; damaged ones are passed over with a warning."""
+        """Return the newest whole checkpoint, if any; damaged ones are skipped with a warning."""
         for name in reversed(self.names()):
             try:
                 return self.read(name)
@@ -162,7 +173,7 @@ class CheckpointStore:
         return None
 
     def history(self) -> History:
-        """Epochs behind the newest checkpoint, whose tensors are not looked at."""
+        """Return the history in the newest checkpoint, without reading tensors."""
         for name in reversed(self.names()):
             with contextlib.suppress(FileNotFoundError, ValueError):
                 return json.loads(read_bytes(join(self.uri, name, STATE)))["position"]["history"]
@@ -175,18 +186,37 @@ class CheckpointStore:
                 delete_folder(join(self.uri, name))
 
 
+def score_name(weights: str) -> str:
+    """Return the history's column for a set of weights; an empty name: the model's own."""
+    return f"{SCORE}/{weights}" if weights else SCORE
+
+
+def best_score(row: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the best validation cosine of an epoch and the weights that have it.
+
+    The name is empty for the model's own weights, which win a tie.
+    """
+    scores = {
+        name.removeprefix(SCORE).removeprefix("/"): value
+        for name, value in row.items()
+        if name.startswith(SCORE)
+    }
+    best = max(scores, key=lambda name: scores[name])
+    return scores[best], best
+
+
 def best_row(history: History) -> dict[str, Any]:
-    """The epoch with the best validation cosine, the first of equals."""
-    return max(history, key=lambda row: row["val_cosine"])
+    """Return the row of the epoch with the best validation cosine, the first of equals."""
+    return max(history, key=lambda row: best_score(row)[0])
 
 
 def best_name(history: History) -> str:
-    """Checkpoint of the end of the best epoch; empty: no epoch is complete."""
+    """Return the name of the best epoch's checkpoint; empty if no epoch is complete."""
     return Position(epoch=best_row(history)["epoch"]).name if history else ""
 
 
 class Saver:
-    """Writes checkpoints in a thread, one at a time, while training goes on."""
+    """Writes checkpoints in a thread, one at a time, while training continues."""
 
     def __init__(self, store: CheckpointStore, keep: int) -> None:
         self._store = store
@@ -195,12 +225,12 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Begin to write; waits for the one before, and raises what went wrong with that."""
+        """Begin to write; first wait for the previous one, and raise its error if it failed."""
         self.wait()
         self._pending = self._pool.submit(self._write, checkpoint)
 
     def wait(self) -> None:
-        """Until all is written; raises what went wrong."""
+        """Wait until everything is written, and raise the error if that failed."""
         if self._pending is not None:
             self._pending.result()
 
@@ -219,8 +249,8 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
         WEIGHTS: safetensors.torch.save(dict(engine.model)),
         OPTIMIZER: safetensors.torch.save(dict(engine.optimizer)),
     }
-    if checkpoint.ema:
-        files[EMA] = safetensors.torch.save(dict(checkpoint.ema))
+    if checkpoint.recipe:
+        files[RECIPE] = safetensors.torch.save(dict(checkpoint.recipe))
     numbers = {"steps": engine.steps, "schedule": engine.schedule, "scale": engine.scale}
     state = {"position": asdict(checkpoint.position), "engine": numbers}
     return files | {STATE: json.dumps(state, indent=2).encode()}
@@ -230,4 +260,4 @@ def _decode(files: Mapping[str, bytes]) -> Checkpoint:
     state = json.loads(files[STATE])
     tensors = {name: safetensors.torch.load(data) for name, data in files.items() if name != STATE}
     engine = EngineState(tensors[WEIGHTS], tensors[OPTIMIZER], **state["engine"])
-    return Checkpoint(Position(**state["position"]), engine, tensors.get(EMA, {}))
+    return Checkpoint(Position(**state["position"]), engine, tensors.get(RECIPE, {}))

@@ -1,17 +1,17 @@
 """shards/ + features/ -> heads/: many heads for the price of a few.
 
-`heads.json` tells every head, the best first. Each of the best `keep` of a width has a folder of
-its own that is a finished run of the stage "train", as that stage would have made it alone: a
-fine-tune starts from it, `evaluate` and `predict` take it.
+`heads.json` lists every head, best first. Each of the best `keep` heads of a width has its own
+folder with a finished run of the stage "train", equal to one trained alone: a fine-tune can start
+from it, `evaluate` and `predict` accept it.
 
-A killed run goes on after the last epoch that all heads have saved.
+A killed run resumes after the last epoch that all heads have saved.
 """
 
 import functools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -27,7 +27,7 @@ from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder, join, read_bytes
 from img2prompt.train import preflight
 from img2prompt.train import run as train
-from img2prompt.train.checkpoint import best_row
+from img2prompt.train.checkpoint import best_row, best_score
 from img2prompt.train.heads_together import HeadOutcome, train_heads
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import FREE
@@ -42,7 +42,8 @@ TABLE = "heads.json"
 def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
     """Train all heads of the grid and publish the best.
 
-    Raises UserError for what `train.run` would refuse, and when every head fails.
+    Raises:
+        UserError: `train.run` would refuse a head, or every head fails.
     """
     base, heads = config.base, config.heads()
     shape, fingerprints = read_shape(base.tower), preflight.fingerprints(base, inputs)
@@ -60,7 +61,7 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
         rows = _rows(heads, _train(heads, inputs, out, shape), shape)
         draft.write_bytes(TABLE, json.dumps(rows, indent=2).encode())
     rows = table(draft.uri)
-    _publish_best(rows, drafts, config.keep)
+    _publish_best(rows, drafts, {head.name: head for head in heads}, config.keep)
     failed = sum(row["end"] == "failed" for row in rows)
     return draft.publish(
         heads=len(rows), failed=failed, best=rows[0]["name"], val_cosine=rows[0]["best"]
@@ -68,21 +69,21 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
 
 
 def table(uri: str) -> list[dict[str, Any]]:
-    """Rows of `heads.json` in a folder, the best head first."""
+    """Read the rows of `heads.json` in a folder, best head first."""
     return json.loads(read_bytes(join(uri, TABLE)))
 
 
 def _train(
     heads: Sequence[TrainConfig], inputs: TrainInputs, out: str, shape: TowerShape
 ) -> list[HeadOutcome]:
-    """In one Ray task, which is started again when its process or node dies."""
+    """Train in one Ray task, which Ray retries when its process or node dies."""
     _announce(heads, inputs, shape)
     folder = HeadsFolder(absolute(out))
     jobs = [TrainJob(head, inputs, folder.head(head.name)) for head in heads]
     gpus = 1 if cluster.resources().gpus >= 1 else 0
     task = ray.remote(num_gpus=gpus, num_cpus=1 - gpus, max_retries=RETRIES)(train_heads)
-    (found,) = run_bounded(iter([task.remote(jobs, shape.width)]), workers=1)
-    return found
+    (outcomes,) = run_bounded(iter([task.remote(jobs, shape.width)]), workers=1)
+    return outcomes
 
 
 def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, shape: TowerShape) -> None:
@@ -102,14 +103,18 @@ def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, shape: TowerSha
 def _rows(
     heads: Sequence[TrainConfig], outcomes: Sequence[HeadOutcome], shape: TowerShape
 ) -> list[dict[str, Any]]:
-    """What heads.json says, the best first and the failed last; UserError if all failed."""
+    """Return the rows of heads.json, best first and failed last.
+
+    Raises:
+        UserError: all heads failed.
+    """
     rows = [
         _row(head, outcome, train.estimate(head, shape).learned)
         for head, outcome in zip(heads, outcomes, strict=True)
     ]
     if all(row["end"] == "failed" for row in rows):
-        told = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
-        raise UserError(f"every head failed; try lower learning rates (lrs):\n{told}")
+        reasons = "\n".join(f"  {row['name']}: {row['reason']}" for row in rows)
+        raise UserError(f"every head failed; try lower learning rates (lrs):\n{reasons}")
     return sorted(rows, key=_rank)
 
 
@@ -123,7 +128,7 @@ def _row(head: TrainConfig, outcome: HeadOutcome, learned: int) -> dict[str, Any
         "seed": head.seed,
         "end": "failed" if outcome.reason else "finished",
         "reason": outcome.reason,
-        "best": best and best["val_cosine"],
+        "best": best and best_score(best)[0],
         "best_epoch": best and best["epoch"],
         "learned": learned,
         "seconds": outcome.seconds,
@@ -135,8 +140,13 @@ def _rank(row: dict[str, Any]) -> float:
     return math.inf if row["end"] == "failed" else -row["best"]
 
 
-def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep: int) -> None:
-    """The best of each width become runs; the folders of all others go."""
+def _publish_best(
+    rows: Sequence[dict[str, Any]],
+    drafts: Mapping[str, Draft],
+    configs: Mapping[str, TrainConfig],
+    keep: int,
+) -> None:
+    """Make the best heads of each width runs, and delete the folders of all others."""
     finished = [row for row in rows if row["end"] == "finished"]
     widths = {row["width"] for row in finished}
     best = [
@@ -145,7 +155,8 @@ def _publish_best(rows: Sequence[dict[str, Any]], drafts: dict[str, Draft], keep
     for row in best:
         draft = drafts[row["name"]]
         if draft.finished() is None:
-            train.publish(draft, checkpoints(draft.uri), row["seconds"])
+            store = checkpoints(draft.uri)
+            train.publish(draft, configs[row["name"]], store, row["seconds"])
         delete_folder(RunFolder(draft.uri).work)
     for name in drafts.keys() - {row["name"] for row in best}:
         delete_folder(drafts[name].uri)

@@ -1,4 +1,4 @@
-"""What ends a run early or tells that a worker hangs.
+"""Ending a run early, and noticing a worker that hangs.
 
 Nothing here knows Ray: `ray_worker.py` connects signals, files and the log.
 """
@@ -22,72 +22,72 @@ import torch.distributed as dist
 
 from img2prompt.errors import UserError
 from img2prompt.storage import exists
-from img2prompt.train.batches import WorkerRank, sum_of_all
+from img2prompt.train.batches import WorkerRank, sum_over_workers
 
 logger = logging.getLogger(__name__)
 
 SIGTERM = threading.Event()
-"""Set in a worker's process by SIGTERM, once `listen` was called there, and by `end_and_wait`."""
+"""Set in a worker's process by SIGTERM, once `note_sigterm` was called, and by `end_and_wait`."""
 
 ENDED = threading.Event()
-"""Set in a worker's process when its loop is over and all is written."""
+"""Set in a worker's process when its loop has ended and everything is written."""
 
 
-class StoppedError(RuntimeError):
-    """A worker is to be replaced: the run was saved, and another worker can go on."""
+class PreemptedError(RuntimeError):
+    """A worker is being replaced: the run was saved, and new workers can resume."""
 
 
-class AskedToStop(UserError):
-    """Somebody asked the whole run to stop; it was saved."""
+class StopRequestedError(UserError):
+    """The whole run was asked to stop; it was saved."""
 
 
-class NotFiniteError(UserError):
-    """The loss is no number, and may not be skipped."""
+class NonFiniteLossError(UserError):
+    """The loss is not finite, and no more batches may be skipped."""
 
 
-def listen() -> None:
-    """Note the first SIGTERM in `SIGTERM` in place of dying by it. Call it in the main thread."""
+def note_sigterm() -> None:
+    """Set `SIGTERM` at the first signal, in place of ending the process. For the main thread."""
 
     def note(*_: Any) -> None:
         if SIGTERM.is_set():
-            os._exit(1)  # nobody has looked: there is no loop that could save
+            os._exit(1)  # no loop is running that could have saved after the first one
         SIGTERM.set()
 
     signal.signal(signal.SIGTERM, note)
 
 
 def end_and_wait(seconds: float) -> None:
-    """In a worker's process: have the loop save and end, and wait for that."""
+    """Make the loop of this worker's process save and end, and wait until it has."""
     SIGTERM.set()
     ENDED.wait(seconds)
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What workers must do together in a step: each is true when any worker says so."""
+    """What workers must do together in a step: each is true when any worker votes for it."""
 
-    bad: bool = False
-    """The loss of some rows is no number."""
-    taken: bool = False
-    """A worker has got SIGTERM, or will be replaced."""
-    asked: bool = False
-    """The run is asked to stop."""
-    late: bool = False
-    """A checkpoint is due: `engine.save_seconds` are over, or a machine will be taken away."""
+    nonfinite: bool = False
+    """The loss of some rows is not finite."""
+    preempted: bool = False
+    """A worker received SIGTERM, or is about to be replaced."""
+    stop_requested: bool = False
+    """The whole run was asked to stop."""
+    save_due: bool = False
+    """A checkpoint is due: `engine.save_seconds` have passed, or a machine will be taken away."""
 
     @property
     def ends(self) -> bool:
-        return self.taken or self.asked
+        return self.preempted or self.stop_requested
 
-    def of_all(self, place: WorkerRank) -> "Vote":
-        """The same on every worker; one small all-reduce."""
-        own = [self.bad, self.taken, self.asked, self.late]
-        found = sum_of_all(torch.tensor(own, dtype=torch.float64), place)
-        return Vote(*(bool(count) for count in found.tolist()))
+    def of_all(self, worker: WorkerRank) -> "Vote":
+        """Return the vote of all workers together, by one small all-reduce."""
+        own = [self.nonfinite, self.preempted, self.stop_requested, self.save_due]
+        counts = sum_over_workers(torch.tensor(own, dtype=torch.float64), worker)
+        return Vote(*(bool(count) for count in counts.tolist()))
 
 
 class FileWatch:
-    """Whether a file has appeared, looked up every `seconds` in a thread."""
+    """Sets `seen` when a file exists; a thread checks every `seconds`."""
 
     def __init__(self, uri: str, seconds: float = 2.0) -> None:
         self.seen = threading.Event()
@@ -106,14 +106,14 @@ class FileWatch:
 
 @dataclass
 class Beat:
-    """What a worker was last known to do."""
+    """The last known activity of a worker."""
 
     rank: int
     count: int
-    """Beats so far: of workers that wait for each other, those behind have fewer."""
+    """Beats so far: a worker that others wait for has fewer than they."""
     doing: str
-    told: float
-    """When its process last said so, in seconds since 1970."""
+    published: float
+    """When its process last published this, in seconds since 1970."""
     host: str
     pid: int
 
@@ -121,30 +121,31 @@ class Beat:
 class HangWatchdog:
     """Ends this process when its loop has not moved for `timeout` seconds, and names who hangs.
 
-    A collective waits without end for a worker that hangs, so the waiting worker finds out. Beats
-    go through the process group's own key-value store. Ray Train replaces all workers when one
-    ends.
+    A collective waits forever for a worker that hangs, so it is the waiting workers that notice.
+    Beats are published in the process group's key-value store. Ray Train replaces all workers when
+    one ends.
     """
 
     def __init__(
-        self, place: WorkerRank, timeout: float, end: Callable[[str], None] | None = None
+        self, worker: WorkerRank, timeout: float, end: Callable[[str], None] | None = None
     ) -> None:
-        self._place = place
+        """`end` is called with the reason; by default it logs it and ends the process."""
+        self._worker = worker
         self._timeout = timeout
         self._end = end or _end
         self._store: Any = None
-        if place.workers > 1:
+        if worker.workers > 1:
             store: Any = dist.distributed_c10d._get_default_store()
-            self._store = store.clone()  # a connection of its own: the loop may wait in the other
+            self._store = store.clone()  # a second connection: the loop may block the first
             self._store.set_timeout(timedelta(seconds=min(timeout, 30)))
-        self._own = Beat(place.rank, 0, "starting", 0.0, socket.gethostname(), os.getpid())
+        self._own = Beat(worker.rank, 0, "starting", 0.0, socket.gethostname(), os.getpid())
         self._moved = time.monotonic()
         self._closed = threading.Event()
         self._period = min(5.0, timeout / 8)
         threading.Thread(target=self._run, daemon=True).start()
 
     def beat(self, doing: str) -> None:
-        """The loop moves."""
+        """Note that the loop has moved, and what it does next."""
         self._own.count += 1
         self._own.doing = doing
         self._moved = time.monotonic()
@@ -154,23 +155,23 @@ class HangWatchdog:
 
     def _run(self) -> None:
         while not self._closed.wait(self._period):
-            self._own.told = time.time()
+            self._own.published = time.time()
             if self._store is not None:
                 with contextlib.suppress(RuntimeError):
-                    self._store.set(f"beat/{self._place.rank}", json.dumps(vars(self._own)))
+                    self._store.set(f"beat/{self._worker.rank}", json.dumps(vars(self._own)))
             if time.monotonic() - self._moved > self._timeout and not self._closed.is_set():
                 self._end(self.diagnose())
                 return
 
     def diagnose(self) -> str:
-        """Which workers hang, and in what; those on this machine are killed if they do not answer.
+        """Return which workers hang, and in what.
 
-        A stopped process takes no polite request.
+        Processes on this machine that do not answer are killed: a stopped one ignores SIGTERM.
         """
         lines = []
         for beat in self._behind(self._beats()):
             lines.append(f"worker {beat.rank} (process {beat.pid} on {beat.host}): {beat.doing}")
-            frozen = time.time() - beat.told > 4 * self._period
+            frozen = time.time() - beat.published > 4 * self._period
             if frozen and beat.host == self._own.host and beat.pid not in (0, os.getpid()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(beat.pid, signal.SIGKILL)
@@ -184,17 +185,17 @@ class HangWatchdog:
         pool = ThreadPoolExecutor(1)
         try:
             return pool.submit(self._read).result(timeout=3 * self._period)
-        except (TimeoutError, RuntimeError):  # the first worker keeps the store
+        except (TimeoutError, RuntimeError):  # rank 0 holds the store
             return [Beat(0, 0, "its process does not answer", 0.0, "its machine", 0), self._own]
         finally:
             pool.shutdown(wait=False)
 
     def _read(self) -> list[Beat]:
-        keys = [f"beat/{rank}" for rank in range(self._place.workers)]
+        keys = [f"beat/{rank}" for rank in range(self._worker.workers)]
         return [Beat(**json.loads(self._store.get(key))) for key in keys]
 
     def _behind(self, beats: list[Beat]) -> list[Beat]:
-        frozen = [beat for beat in beats if time.time() - beat.told > 4 * self._period]
+        frozen = [beat for beat in beats if time.time() - beat.published > 4 * self._period]
         least = min(beat.count for beat in beats)
         return frozen or [beat for beat in beats if beat.count == least]
 

@@ -1,4 +1,4 @@
-"""A training job: what a run reads, what its workers receive, and where its files are."""
+"""A training job: its inputs, the message to its workers, and its folders."""
 
 from dataclasses import dataclass
 
@@ -7,25 +7,25 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import FeatureRows, ShardRows
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model, load_head
 from img2prompt.model.towers.build import open_tower, read_shape
-from img2prompt.train.batches import Rows, SomeRows
+from img2prompt.train.batches import Rows, RowSubset
 from img2prompt.train.checkpoint import CheckpointStore
 from img2prompt.workspace import RunFolder
 
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What a run reads."""
+    """Artifacts that a run reads."""
 
     shards: Artifact
     features: Artifact | None = None
     """Cached features: needed by a probe, unused by a fine-tune."""
     start: Artifact | None = None
-    """Finished run whose head is the start."""
+    """Finished run whose head this run starts from."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What all workers are told."""
+    """The message to all workers of a run."""
 
     config: TrainConfig
     inputs: TrainInputs
@@ -36,9 +36,9 @@ class TrainJob:
 
 
 def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int = 1) -> Rows:
-    """Cached features for a probe; pictures for all else, decoded in so many threads.
+    """Open a split: cached features for a probe, else pictures, decoded in `threads` threads.
 
-    Of training rows the config's share.
+    Training rows are limited to the config's `optim.share`.
     """
     if config.plan.frozen_tower:
         assert inputs.features is not None
@@ -46,7 +46,7 @@ def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int
     else:
         rows = ShardRows(inputs.shards, split, threads)
     share = config.optim.share
-    return SomeRows(rows, share, config.seed) if split == "train" and share < 1 else rows
+    return RowSubset(rows, share, config.seed) if split == "train" and share < 1 else rows
 
 
 def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
@@ -60,5 +60,5 @@ def build_model(config: TrainConfig, inputs: TrainInputs) -> PromptModel:
 
 
 def checkpoints(out: str) -> CheckpointStore:
-    """Checkpoints of the run in folder `out`; none once it is finished."""
+    """Open the checkpoints of the run in folder `out`; a finished run has none."""
     return CheckpointStore(RunFolder(out).checkpoints)

@@ -1,11 +1,11 @@
-"""The training loop of one worker: batches, loss, step, validation, and going on where it ended.
+"""The training loop of one worker: batches, loss, step, validation, and resuming anywhere.
 
-The loop sees an engine and rows, never Ray or DeepSpeed; `ray_worker.py` gives it both.
+The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `ray_worker.py` provides them.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,23 +15,24 @@ import torch
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import epoch_batches, steps_per_epoch, worker_share
 from img2prompt.data.shards import Batch
-from img2prompt.model.loss import cosine_loss, cosines
+from img2prompt.model.loss import cosines
 from img2prompt.train.batches import (
     Rows,
     WorkerRank,
-    ids_of_all,
-    in_parts,
-    parts,
+    gather_ids,
+    micro_batches,
     prefetch,
     seed_step,
-    sum_of_all,
+    split_batch,
+    sum_over_workers,
     to_device,
 )
-from img2prompt.train.checkpoint import Position
+from img2prompt.train.checkpoint import Position, score_name
 from img2prompt.train.engines.base import Engine
-from img2prompt.train.health import AskedToStop, NotFiniteError, StoppedError, Vote
+from img2prompt.train.health import NonFiniteLossError, PreemptedError, StopRequestedError, Vote
+from img2prompt.train.recipe import Recipe
 from img2prompt.train.steplog import StepLog
-from img2prompt.train.validation import validate
+from img2prompt.train.validation import Candidate, validate
 
 logger = logging.getLogger(__name__)
 
@@ -39,33 +40,34 @@ logger = logging.getLogger(__name__)
 def _nothing(*_: Any) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
     """One worker's part of a run. All workers make the same calls in the same order."""
 
     config: TrainConfig
     engine: Engine
+    recipe: Recipe
     train: Rows
     val: Rows
-    place: WorkerRank
+    worker: WorkerRank
     save: Callable[[Position], None]
-    """Keeps the engine's state; called after each epoch, and inside it when that is due."""
+    """Saves engine and recipe; called after each epoch, and inside one when a checkpoint is due."""
     report: Callable[[dict[str, Any]], None] = _nothing
-    """Gets each epoch's row of the history."""
+    """Called with each epoch's row of the history."""
     vote: Callable[[], Vote] = Vote
-    """What this worker knows: whether the run has to end, or a checkpoint is due."""
+    """Returns what this worker knows: that the run has to end, or that a checkpoint is due."""
     beat: Callable[[str], None] = _nothing
-    """Hears what the loop is about to do."""
+    """Called with what the loop is about to do."""
     log: StepLog = field(default_factory=StepLog)
     until: int = 0
-    """Epochs after which to pause; 0: those of the config."""
+    """Epochs after which to pause; 0: the config's number of epochs."""
 
     def run(self, position: Position) -> Position:
         """Train from `position` to the last epoch, or to the one to pause after.
 
         Raises:
-            NotFiniteError: the loss is no number, more often than may be skipped.
-            AskedToStop, StoppedError: the vote was to end; `save` was called before.
+            NonFiniteLossError: the loss is not finite, more often than may be skipped.
+            StopRequestedError, PreemptedError: the workers voted to end; `save` was called before.
         """
         while position.epoch < (self.until or self.config.optim.epochs):
             position = self._epoch(position)
@@ -78,95 +80,166 @@ class Loop:
         return steps_per_epoch(len(self.train), self.config.optim.batch_size)
 
     def _epoch(self, position: Position) -> Position:
-        """What is left of an epoch, and validation."""
+        """Train the rest of an epoch, and validate."""
         began, size = time.perf_counter(), self.config.optim.batch_size
         done = self._steps(position)
         rate = (done.step - position.step) * size / (time.perf_counter() - began)
-        (score,) = validate([self.engine], self.val, self.place, size, self.beat)
-        after = self.end_epoch(done, score, rate)
-        row = after.history[-1]
-        if self.place.rank == 0:
-            logger.info(
-                "%s: epoch %d of %d, train loss %.4f, val cosine %.4f, %.0f rows/s",
-                self.config.name,
-                row["epoch"],
-                self.config.optim.epochs,
-                row["train_loss"],
-                row["val_cosine"],
-                row["rows_per_second"],
-            )
+        models = self.candidates()
+        scores = validate(list(models.values()), self.val, self.worker, size, self.beat)
+        after = self.end_epoch(done, dict(zip(models, scores, strict=True)), rate)
+        if self.worker.rank == 0:
+            self._log_epoch(after.history[-1], models)
         return after
 
-    def end_epoch(self, done: Position, val_cosine: float, rows_per_second: float) -> Position:
-        """The position after an epoch whose last step is `done`, with its row of the history."""
+    def candidates(self) -> dict[str, Candidate]:
+        """Return the models to validate, by the history's column for their score."""
+        sets = {"": {}, **self.recipe.weights_to_validate()}
+        return {score_name(name): Candidate(self.engine, sets[name]) for name in sets}
+
+    def end_epoch(
+        self, done: Position, scores: Mapping[str, float], rows_per_second: float
+    ) -> Position:
+        """Return the position after an epoch whose last step is `done`, with its history row."""
+        epoch = done.epoch + 1
         row = {
-            "epoch": done.epoch + 1,
+            "epoch": epoch,
             "train_loss": done.loss_sum / done.rows if done.rows else float("nan"),
-            "val_cosine": val_cosine,
+            **scores,
             "rows_per_second": rows_per_second,
         }
-        self.log.epoch(row, row["epoch"] * self._steps_per_epoch)
+        self.log.epoch(row, epoch * self._steps_per_epoch)
         history = [*done.history, row]
-        return Position(epoch=done.epoch + 1, history=history, skipped=done.skipped)
+        return Position(epoch=epoch, history=history, skipped=done.skipped)
 
-    def _steps(self, now: Position) -> Position:
-        """Steps from `now` to the end of its epoch; the sums are over all workers' rows."""
+    def _steps(self, position: Position) -> Position:
+        """Make the steps from `position` to the end of its epoch; sums are over all workers."""
         self.engine.module.train()
-        if self.place.rank > 0:
-            now = replace(now, loss_sum=0.0, rows=0)  # the first worker has those of before
-        todo = range(now.step, self._steps_per_epoch)
-        batches = prefetch(self.train, self.shares(now.epoch, todo))
-        for _ in todo:
-            self.beat(f"reading the rows of {now}")
+        if self.worker.rank > 0:
+            position = replace(position, loss_sum=0.0, rows=0)  # rank 0 holds the earlier sums
+        steps = range(position.step, self._steps_per_epoch)
+        batches = prefetch(self.train, self.shares(position.epoch, steps))
+        for _ in steps:
+            self.beat(f"reading the rows of {position}")
             with self.log.timed("data"):
                 batch = next(batches)
-            self.beat(f"computing {now}")
-            now, vote = self.advance(now, batch)
-            self._after(now, vote)
-        return _sums_of_all(now, self.place)
+            self.beat(f"computing {position}")
+            position, vote = self.advance(position, batch)
+            self._after_step(position, vote)
+        return _sums_over_workers(position, self.worker)
 
-    def advance(self, now: Position, batch: Batch) -> tuple[Position, Vote]:
-        """One global batch; the position after it, with the sums of this worker's rows."""
-        loss, vote = self._step(now, batch)
+    def advance(self, position: Position, batch: Batch) -> tuple[Position, Vote]:
+        """Train on one global batch; the returned position has the sums of this worker's rows."""
+        loss, vote = self._step(position, batch)
         if loss is None:
-            return replace(now, step=now.step + 1, skipped=now.skipped + 1), vote
+            return replace(position, step=position.step + 1, skipped=position.skipped + 1), vote
         rows = len(batch.ids)
-        self.log.add(loss, rows)
-        sums = {"loss_sum": now.loss_sum + loss * rows, "rows": now.rows + rows}
-        return replace(now, step=now.step + 1, **sums), vote
+        sums = {"loss_sum": position.loss_sum + loss * rows, "rows": position.rows + rows}
+        return replace(position, step=position.step + 1, **sums), vote
 
-    def _after(self, now: Position, vote: Vote) -> None:
-        """Tell, save and stop between two steps."""
-        if self.place.rank == 0 and (self.log.is_due or now.step == self._steps_per_epoch):
-            self._tell(now)
+    def _after_step(self, position: Position, vote: Vote) -> None:
+        """Log, save and stop as is due between two steps."""
+        ends_epoch = position.step == self._steps_per_epoch
+        if self.worker.rank == 0 and (self.log.is_due or ends_epoch):
+            self._log_steps(position)
         every = self.config.engine.save_every
-        due = vote.late or (every > 0 and now.step % every == 0)
-        if vote.ends or (due and now.step < self._steps_per_epoch):
-            self.beat(f"saving before {now}")
-            self.save(_sums_of_all(now, self.place))
-        if vote.asked:
-            raise AskedToStop(
-                f"{self.config.name} was asked to stop and is saved before {now}; run the same "
-                "command again: it goes on there"
+        due = vote.save_due or (every > 0 and position.step % every == 0)
+        if vote.ends or (due and not ends_epoch):
+            self.beat(f"saving before {position}")
+            self.save(_sums_over_workers(position, self.worker))
+        if vote.stop_requested:
+            raise StopRequestedError(
+                f"{self.config.name} was asked to stop and is saved before {position}; run the "
+                "same command again to resume there"
             )
-        if vote.taken:
-            raise StoppedError(
-                f"workers are to be replaced; {self.config.name} is saved before {now}"
+        if vote.preempted:
+            raise PreemptedError(
+                f"workers are being replaced; {self.config.name} is saved before {position}"
             )
 
-    def _tell(self, now: Position) -> None:
-        step = now.epoch * self._steps_per_epoch + now.step
+    def shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
+        """This worker's row numbers of each of the epoch's global batches."""
+        size, worker = self.config.optim.batch_size, self.worker
+        batches = epoch_batches(self.train.group_sizes, self.config.seed, epoch, size)
+        return (worker_share(batches[step], worker.rank, worker.workers) for step in steps)
+
+    def _step(self, position: Position, batch: Batch) -> tuple[float | None, Vote]:
+        """Train on one global batch; return the mean loss of this worker's rows, None if skipped.
+
+        A global batch is skipped on every worker when the loss of any row is not finite.
+        """
+        seed_step(self.config.seed, position, self.worker.rank)
+        vote, buffers = self.vote(), self._copy_buffers()
+        total, totals, count = 0.0, dict[str, float](), len(batch.ids)
+        for part in split_batch(batch, micro_batches(self.config, self.worker.workers)):
+            with self.log.timed("compute"):
+                rows = self.recipe.augment(to_device(part, self.engine.device), position)
+                predicted = self.engine.forward(rows.inputs)
+                loss, loss_parts = self.recipe.loss(predicted, rows)
+                vote = replace(vote, nonfinite=not torch.isfinite(loss)).of_all(self.worker)
+                if vote.nonfinite:
+                    self._skip_or_raise(position, part, cosines(predicted, rows.targets))
+                    for buffer, before in zip(self.engine.module.buffers(), buffers, strict=True):
+                        buffer.copy_(before)
+                    return None, vote
+                self.engine.backward(loss * self._weight(part))
+            total += loss.item() * len(part.ids)
+            for name, value in loss_parts.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(part.ids)
+        with self.log.timed("step"):
+            self.engine.step()
+            self.recipe.after_step(self.engine)
+        self.log.add(total / count, count, {name: sum_ / count for name, sum_ in totals.items()})
+        return total / count, vote
+
+    def _weight(self, part: Batch) -> float:
+        """Rows of this part over those of an average part: shares and parts may differ by a row."""
+        workers, size = self.worker.workers, self.config.optim.batch_size
+        return len(part.ids) * workers * micro_batches(self.config, workers) / size
+
+    def _copy_buffers(self) -> list[torch.Tensor]:
+        """Copy what a forward pass changes, if its batch may be skipped."""
+        may_skip = self.config.engine.skip_nonfinite > 0
+        return [buffer.clone() for buffer in self.engine.module.buffers()] if may_skip else []
+
+    def _skip_or_raise(self, position: Position, part: Batch, scores: torch.Tensor) -> None:
+        """Log that the batch is skipped, or raise if no more may be; both name the rows."""
+        nonfinite = (~torch.isfinite(scores)).tolist()
+        own = [row_id for row_id, is_bad in zip(part.ids, nonfinite, strict=True) if is_bad]
+        ids = gather_ids(own, self.worker)
+        problem = f"{self.config.name}: non-finite loss at {position}, rows {ids[:16]}"
+        allowed = self.config.engine.skip_nonfinite
+        if position.skipped >= allowed:
+            raise NonFiniteLossError(
+                f"{problem}; {position.skipped} batches skipped before, engine.skip_nonfinite "
+                f"allows {allowed}. Look at those rows, or lower optim.lr ({self.config.optim.lr})"
+            )
+        if self.worker.rank == 0:
+            logger.warning("%s; batch skipped, %d of %d", problem, position.skipped + 1, allowed)
+
+    def _log_epoch(self, row: Mapping[str, Any], columns: Mapping[str, Candidate]) -> None:
+        logger.info(
+            "%s: epoch %d of %d, train loss %.4f, %s, %.0f rows/s",
+            self.config.name,
+            row["epoch"],
+            self.config.optim.epochs,
+            row["train_loss"],
+            ", ".join(f"{column.replace('_', ' ')} {row[column]:.4f}" for column in columns),
+            row["rows_per_second"],
+        )
+
+    def _log_steps(self, position: Position) -> None:
+        step = position.epoch * self._steps_per_epoch + position.step
         is_due = self.log.is_due
-        line = self.log.line(step=step, epoch=now.epoch + 1, skipped=now.skipped)
+        line = self.log.line(step=step, epoch=position.epoch + 1, skipped=position.skipped)
         if not is_due:
-            return  # the epoch is over, and has a line of its own
+            return  # the epoch ends here and is logged by itself
         mfu = "" if line["mfu"] is None else f", MFU {line['mfu']:.1%}"
         logger.info(
-            "%s: epoch %d, step %d of %d, loss %.4f; %.0f images/s%s; a step: data %.0f ms, "
+            "%s: epoch %d, step %d of %d, loss %.4f; %.0f images/s%s; per step: data %.0f ms, "
             "forward and backward %.0f ms, optimiser %.0f ms; %.2f worker-hours so far",
             self.config.name,
-            now.epoch + 1,
-            now.step,
+            position.epoch + 1,
+            position.step,
             self._steps_per_epoch,
             float("nan") if line["loss"] is None else line["loss"],
             line["images_per_s"],
@@ -175,60 +248,9 @@ class Loop:
             line["worker_hours"],
         )
 
-    def shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
-        """This worker's rows of each of the epoch's global batches."""
-        size, place = self.config.optim.batch_size, self.place
-        batches = epoch_batches(self.train.group_sizes, self.config.seed, epoch, size)
-        return (worker_share(batches[step], place.rank, place.workers) for step in steps)
 
-    def _step(self, now: Position, batch: Batch) -> tuple[float | None, Vote]:
-        """One global batch; the mean loss of this worker's rows, None if it was skipped."""
-        seed_step(self.config.seed, now, self.place.rank)
-        total, vote, kept = 0.0, self.vote(), self._statistics()
-        for part in in_parts(batch, parts(self.config, self.place.workers)):
-            with self.log.timed("compute"):
-                inputs, targets = to_device(part, self.engine.device)
-                predicted = self.engine.forward(inputs)
-                loss = cosine_loss(predicted, targets)
-                vote = replace(vote, bad=not torch.isfinite(loss)).of_all(self.place)
-                if vote.bad:
-                    self._count_bad(now, part, cosines(predicted, targets))
-                    for buffer, before in zip(self.engine.module.buffers(), kept, strict=True):
-                        buffer.copy_(before)
-                    return None, vote
-                self.engine.backward(loss * self._weight(part))
-            total += loss.item() * len(part.ids)
-        with self.log.timed("step"):
-            self.engine.step()
-        return total / len(batch.ids), vote
-
-    def _weight(self, part: Batch) -> float:
-        """How many times the average part's rows it has: shares and parts may differ by a row."""
-        workers, size = self.place.workers, self.config.optim.batch_size
-        return len(part.ids) * workers * parts(self.config, workers) / size
-
-    def _statistics(self) -> list[torch.Tensor]:
-        """Copies of what a forward pass changes, if the pass may turn out not to count."""
-        may_skip = self.config.engine.skip_nonfinite > 0
-        return [buffer.clone() for buffer in self.engine.module.buffers()] if may_skip else []
-
-    def _count_bad(self, now: Position, part: Batch, scores: torch.Tensor) -> None:
-        """Skip the batch if that is allowed, else stop; tell the rows."""
-        bad = (~torch.isfinite(scores)).tolist()
-        ids = ids_of_all([i for i, no in zip(part.ids, bad, strict=True) if no], self.place)
-        told = f"{self.config.name}: the loss is no finite number at {now}, rows {ids[:16]}"
-        allowed = self.config.engine.skip_nonfinite
-        if now.skipped >= allowed:
-            raise NotFiniteError(
-                f"{told}; {now.skipped} batches skipped before, engine.skip_nonfinite allows "
-                f"{allowed}. Look at those rows, or lower optim.lr ({self.config.optim.lr})"
-            )
-        if self.place.rank == 0:
-            logger.warning("%s; batch skipped, %d of %d", told, now.skipped + 1, allowed)
-
-
-def _sums_of_all(now: Position, place: WorkerRank) -> Position:
-    """The same position with the sums over all workers."""
-    own = torch.tensor([now.loss_sum, now.rows], dtype=torch.float64)
-    loss_sum, rows = sum_of_all(own, place).tolist()
-    return replace(now, loss_sum=loss_sum, rows=int(rows))
+def _sums_over_workers(position: Position, worker: WorkerRank) -> Position:
+    """Return the position with its sums taken over all workers."""
+    own = torch.tensor([position.loss_sum, position.rows], dtype=torch.float64)
+    loss_sum, rows = sum_over_workers(own, worker).tolist()
+    return replace(position, loss_sum=loss_sum, rows=int(rows))

@@ -1,4 +1,4 @@
-"""AdamW with two rates, and the schedule they follow."""
+"""AdamW with separate rates for tower and head, and their schedule."""
 
 import math
 
@@ -10,12 +10,12 @@ from img2prompt.config.train import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) over the tensors that learn, in groups by rate and decay."""
+    """Return AdamW (arXiv 1711.05101) over the trainable tensors, in groups by rate and decay."""
     return torch.optim.AdamW(parameter_groups(model, config), betas=(0.9, 0.98), eps=1e-8)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Groups `{tower,head} x {decay, no decay}`; vectors and scalars are not decayed."""
+    """Return groups `{tower, head} x {decay, no decay}`; vectors and scalars are not decayed."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, tensor in model.named_parameters():
         if tensor.requires_grad:
@@ -31,9 +31,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over the first `warmup` share of all steps, then half a cosine down to 0.
+    """Return the factor on the peak rate: linear warm-up, then half a cosine down to 0.
 
-    `step` counts from 0; the rise ends at 1 and the last step is still above 0.
+    `step` counts from 0, `warmup` is the warm-up's share of all steps. The warm-up ends at 1, and
+    the last step's factor is above 0.
     """
     rising = math.ceil(steps * warmup - 1e-9)  # 100 * 0.07 = 7.000000000000001
     if step < rising:

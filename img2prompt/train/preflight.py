@@ -1,4 +1,4 @@
-"""What must be right before a run starts: config, inputs, cluster, what an earlier start left."""
+"""Checks before a run starts: config, inputs, cluster, and an unfinished run in its folder."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from img2prompt.workspace import Stage
 logger = logging.getLogger(__name__)
 
 CHANGES = "changes/"
-"""Each config that a run went on without, numbered, with what was changed."""
+"""Folder of a run's replaced configs, numbered, with the differences."""
 
 DOWNLOAD = ("download",)
 """Settings of a tower that do not say which tower it is."""
@@ -43,17 +43,17 @@ FREE = (
     "engine.hang_timeout",
     "engine.mlflow",
 )
-"""Settings that say how a run is made and not what comes out: a run may go on with them changed."""
+"""Settings that do not affect the result: a run may resume with other values."""
 
 
 def fingerprints(config: TrainConfig, inputs: TrainInputs) -> dict[str, str]:
-    """Return the fingerprints of what a run is made from, by name."""
-    found = {"tower": _tower_fingerprint(config, inputs), "shards": inputs.shards.fingerprint}
+    """Return the fingerprints of a run's inputs, by name."""
+    prints = {"tower": _tower_fingerprint(config, inputs), "shards": inputs.shards.fingerprint}
     if inputs.features is not None and config.plan.frozen_tower:
-        found["features"] = inputs.features.fingerprint
+        prints["features"] = inputs.features.fingerprint
     if inputs.start is not None:
-        found["start"] = inputs.start.fingerprint
-    return found
+        prints["start"] = inputs.start.fingerprint
+    return prints
 
 
 def _tower_fingerprint(config: TrainConfig, inputs: TrainInputs) -> str:
@@ -71,7 +71,10 @@ def _tower_fingerprint(config: TrainConfig, inputs: TrainInputs) -> str:
 
 
 def worker_count(config: TrainConfig) -> int:
-    """Most workers of a run: as configured, else one per GPU, or two on CPUs (plain torch: one)."""
+    """Return the most workers of a run: configured, or one per GPU, or two on CPUs.
+
+    Plain torch always has one.
+    """
     gpus = int(cluster.resources().gpus)
     automatic = 1 if config.engine.kind == "plain" else gpus or 2
     return config.engine.workers or max(automatic, config.engine.min_workers)
@@ -82,7 +85,10 @@ def has_gpus() -> bool:
 
 
 def check(config: TrainConfig, inputs: TrainInputs, tower: str) -> None:
-    """Refuse (UserError) what could not be trained here; `tower` is its fingerprint."""
+    """Raise a UserError for a run that cannot be trained with these inputs on this cluster.
+
+    `tower`: fingerprint of its weights.
+    """
     shape = read_shape(config.tower)
     layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
     workers = worker_count(config)
@@ -116,39 +122,47 @@ def check(config: TrainConfig, inputs: TrainInputs, tower: str) -> None:
 def check_resumable(
     config: TrainConfig, inputs: TrainInputs, out: str, store: CheckpointStore
 ) -> None:
-    """Refuse (UserError) a config whose model or batches are not those of the run in `out`."""
+    """Raise a UserError if model, batches or recipe differ from those of the run in `out`."""
     last = store.newest()
     if last is None:
         return
-    size = json.loads(read_bytes(join(out, CONFIG)))["optim"]["batch_size"]
+    begun = json.loads(read_bytes(join(out, CONFIG)))
+    size, recipe = begun["optim"]["batch_size"], begun["recipe"]
     if config.optim.batch_size != size:
         raise UserError(
             f"optim.batch_size is {config.optim.batch_size}; allowed for the run in {out}: {size}, "
             "as it counts its position in batches"
         )
+    if config.recipe.to_dict() != recipe:
+        raise UserError(
+            f"recipe is {config.recipe.to_dict()}; allowed for the run in {out}: {recipe}, as its "
+            "checkpoints keep the state of that recipe"
+        )
     load_learned_state(build_model(config, inputs), dict(last.engine.model), store.uri)
 
 
-def adopt(config: TrainConfig, made_from: Mapping[str, str], out: str) -> None:
-    """Give the unfinished run in `out` this config, if only that differs; CHANGES keeps the other.
+def adopt_config(config: TrainConfig, made_from: Mapping[str, str], out: str) -> None:
+    """Give the unfinished run in `out` this config if nothing else differs; CHANGES keeps the old.
 
-    All else that differs is for `Draft.open` to refuse.
+    `Draft.open` refuses any other difference.
     """
     if not exists(join(out, MANIFEST)):
         return
-    found = json.loads(read_bytes(join(out, MANIFEST)))
-    asked = without(json.loads(config.to_json()), FREE)
-    lines = differences(without(found["config"], FREE), asked, "config")
-    if found["done"] or not lines or (found["stage"], found["inputs"]) != (Stage.TRAIN, made_from):
+    manifest = json.loads(read_bytes(join(out, MANIFEST)))
+    new = without(json.loads(config.to_json()), FREE)
+    lines = differences(without(manifest["config"], FREE), new, "config")
+    if manifest["done"] or not lines:
+        return
+    if (manifest["stage"], manifest["inputs"]) != (Stage.TRAIN, made_from):
         return
     draft, before = (
-        Draft(out, Stage.TRAIN, asked, made_from),
+        Draft(out, Stage.TRAIN, new, made_from),
         json.loads(read_bytes(join(out, CONFIG))),
     )
-    if without(before, FREE) != asked:  # else a kill came between the next three
+    if without(before, FREE) != new:  # equal if an earlier call was killed between these writes
         number = sum(name.startswith(CHANGES) for name in draft.receipts())
         change = json.dumps({"config": before, "differences": lines}, indent=2)
         draft.write_bytes(f"{CHANGES}{number:03d}.json", change.encode(), rows=0)
     write_bytes(join(out, CONFIG), config.to_json().encode())
-    write_bytes(join(out, MANIFEST), json.dumps(found | {"config": asked}, indent=2).encode())
-    logger.warning("%s goes on with a changed config:\n  %s", out, "\n  ".join(lines))
+    write_bytes(join(out, MANIFEST), json.dumps(manifest | {"config": new}, indent=2).encode())
+    logger.warning("%s resumes with a changed config:\n  %s", out, "\n  ".join(lines))

@@ -1,4 +1,4 @@
-"""What the driver of a run does about errors of its workers, and about SIGTERM."""
+"""The driver's reactions to errors of its workers, resizes and SIGTERM."""
 
 import contextlib
 import logging
@@ -15,34 +15,34 @@ from img2prompt.distributed.internals import TrainCallback, is_resizing
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, write_bytes
 from img2prompt.train.checkpoint import CheckpointStore
-from img2prompt.train.health import end_and_wait, listen
+from img2prompt.train.health import end_and_wait, note_sigterm
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 600.0
-"""Seconds that workers have to save before their number changes; validation comes first."""
+SAVE_TIMEOUT_S = 600.0
+"""Seconds that workers have to save before their number changes; they may be validating."""
 RETRIES = 8
-"""Times that workers are replaced without a new checkpoint before a run gives up."""
+"""Times that workers are replaced without a new checkpoint before the run fails."""
 
 
 def own_callbacks(store: CheckpointStore) -> list[Any]:
-    """Ray Train's callbacks of every run."""
-    return [StopOnUserError(), GiveUp(store), SaveFirst()]
+    """Return the Ray Train callbacks of every run."""
+    return [StopOnUserError(), LimitDeaths(store), SaveBeforeResize()]
 
 
 class StopOnUserError(UserCallback):
-    """Ends a run at the first UserError of a worker: the same would happen to a new worker."""
+    """Ends a run at the first UserError of a worker: a new worker would raise it again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if told := _user_error(worker_exceptions.values()):
-            raise told  # Ray Train never retries an error of a callback
+        if error := _user_error(worker_exceptions.values()):
+            raise error  # Ray Train does not retry after an error in a callback
 
 
-class GiveUp(UserCallback):
-    """Ends a run whose workers die again and again in one place.
+class LimitDeaths(UserCallback):
+    """Ends a run whose workers die repeatedly without a new checkpoint.
 
-    Ray Train's own limit counts the deaths of a whole run: a long one on machines that are taken
-    away would reach any.
+    Ray Train's own limit counts the deaths of a whole run, so a long run on machines that are taken
+    away would reach any limit.
     """
 
     def __init__(self, store: CheckpointStore) -> None:
@@ -61,31 +61,32 @@ class GiveUp(UserCallback):
             )
 
 
-class SaveFirst(TrainCallback):
-    """Lets workers save before they are replaced.
+class SaveBeforeResize(TrainCallback):
+    """Makes workers save before they are replaced.
 
-    They note SIGTERM, which the training function cannot, as Ray runs it in a thread. And they are
-    told when Ray Train is about to change their number, which it would do without a word.
+    Workers note SIGTERM in their main thread: Ray runs the training function in another thread,
+    which cannot. They also save when Ray Train is about to change their number, of which it does
+    not notify them itself.
     """
 
     def __init__(self) -> None:
         self._group: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        worker_group.execute(listen)
+        worker_group.execute(note_sigterm)
         self._group = worker_group
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if is_resizing(current_state):
             try:
-                self._group.execute(end_and_wait, PATIENCE)
+                self._group.execute(end_and_wait, SAVE_TIMEOUT_S)
             except RayError as error:
                 logger.warning("no checkpoint before the number of workers changes: %s", error)
 
 
 @contextlib.contextmanager
-def sigterm_asks_to_stop(file: str) -> Iterator[None]:
-    """In the main thread, SIGTERM writes the file that asks the workers to save and end."""
+def sigterm_requests_stop(file: str) -> Iterator[None]:
+    """In the main thread, SIGTERM writes the file that makes the workers save and end."""
     delete_folder(posixpath.dirname(file))
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,7 +99,7 @@ def sigterm_asks_to_stop(file: str) -> Iterator[None]:
 
 
 def to_user_error(error: TrainingFailedError) -> Exception:
-    """What a worker had to say to the user, if that is why it stopped; else the error itself."""
+    """Return the UserError of a worker if that ended the run, else the error itself."""
     if isinstance(error, ControllerError):
         return _user_error([error.controller_failure]) or error
     assert isinstance(error, WorkerGroupError)

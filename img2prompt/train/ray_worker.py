@@ -1,4 +1,4 @@
-"""What each Ray Train worker does around its loop: opens rows, goes on, saves, and ends well."""
+"""A Ray Train worker: open the rows, resume, run the loop, save, and end together."""
 
 import logging
 import os
@@ -25,127 +25,149 @@ from img2prompt.train.engines.build import build_engine
 from img2prompt.train.health import (
     ENDED,
     SIGTERM,
-    AskedToStop,
     FileWatch,
     HangWatchdog,
-    NotFiniteError,
-    StoppedError,
+    NonFiniteLossError,
+    PreemptedError,
+    StopRequestedError,
     Vote,
 )
 from img2prompt.train.job import TrainJob, build_model, checkpoints, open_rows
 from img2prompt.train.loop import Loop
+from img2prompt.train.recipe import Recipe, build_recipe
 from img2prompt.train.steplog import StepLog
 from img2prompt.workspace import RunFolder
 
 logger = logging.getLogger(__name__)
 
 DECODERS = 16
-"""Most threads that decode pictures for one GPU; a worker without has one, and no core to spare."""
+"""Most threads that decode pictures for one GPU. A CPU worker has one: its cores are in use."""
 
 
 def train_worker(job: TrainJob) -> None:
-    """Train one worker's part, from the newest checkpoint on."""
+    """Train one worker's part, starting from the newest checkpoint."""
     quieten_worker_reports()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
-    place = WorkerRank(context.get_world_rank(), context.get_world_size())
+    worker = WorkerRank(context.get_world_rank(), context.get_world_size())
     cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     if device.type == "cpu":
         torch.set_num_threads(cores)
     decoders = 1 if device.type == "cpu" else min(cores, DECODERS)
     try:
-        _train(job, place, device, decoders)
+        _train(job, worker, device, decoders)
     finally:
         ENDED.set()
 
 
-def _train(job: TrainJob, place: WorkerRank, device: torch.device, decoders: int) -> None:
+def _train(job: TrainJob, worker: WorkerRank, device: torch.device, decoders: int) -> None:
     config, store = job.config, checkpoints(job.out)
-    watch = HangWatchdog(place, config.engine.hang_timeout)
+    watchdog = HangWatchdog(worker, config.engine.hang_timeout)
     train, val = (open_rows(config, job.inputs, split, decoders) for split in ("train", "val"))
-    model, found = build_model(config, job.inputs), _going_on(store, place)
-    if found is not None:
-        load_learned_state(model, dict(found.engine.model), store.uri)
+    model, checkpoint = build_model(config, job.inputs), _newest_checkpoint(store, worker)
+    if checkpoint is not None:
+        load_learned_state(model, dict(checkpoint.engine.model), store.uri)
     engine = build_engine(model, config, total_steps(config, len(train)), device)
-    if found is not None:
-        engine.load(found.engine)
-        logger.info("%s: goes on at %s", config.name, found.position)
-    start = found.position if found else Position()
-    keeper = Keeper(config, engine, place, store, RunFolder(job.out).stop_request)
+    recipe = build_recipe(config)
+    if checkpoint is not None:
+        engine.load(checkpoint.engine)
+        recipe.load(checkpoint.recipe)
+        logger.info("%s: resumes at %s", config.name, checkpoint.position)
+    start = checkpoint.position if checkpoint else Position()
+    stop_file = RunFolder(job.out).stop_request
+    writer = CheckpointWriter(config, engine, recipe, worker, store, stop_file)
     done = start.epoch * steps_per_epoch(len(train), config.optim.batch_size) + start.step
-    log = _log(job, place, device, done)
-    hooks = (keeper.save, ray.train.report, keeper.vote, watch.beat, log, job.until)
-    loop = Loop(config, engine, train, val, place, *hooks)
+    log = _log(job, worker, device, done)
+    loop = Loop(
+        config=config,
+        engine=engine,
+        recipe=recipe,
+        train=train,
+        val=val,
+        worker=worker,
+        save=writer.save,
+        report=ray.train.report,
+        vote=writer.vote,
+        beat=watchdog.beat,
+        log=log,
+        until=job.until,
+    )
     try:
         loop.run(start)
-    except (StoppedError, AskedToStop):
-        keeper.finish()
+    except (PreemptedError, StopRequestedError):
+        writer.finish()
         raise
-    except NotFiniteError as error:
-        keeper.finish()
+    except NonFiniteLossError as error:
+        writer.finish()
         raise UserError(f"{error}. The last good checkpoint: {store.last()}") from error
     finally:
-        watch.close()
+        watchdog.close()
         log.close()
-    keeper.finish()
+    writer.finish()
 
 
-class Keeper:
-    """Saves a worker's run, and knows what it has to vote for."""
+class CheckpointWriter:
+    """Saves a worker's run, and votes for saving and stopping it."""
 
     def __init__(
         self,
         config: TrainConfig,
         engine: Engine,
-        place: WorkerRank,
+        recipe: Recipe,
+        worker: WorkerRank,
         store: CheckpointStore,
-        stop: str,
+        stop_file: str,
     ) -> None:
         self._seconds = config.engine.save_seconds
         self._engine = engine
-        self._first = place.rank == 0
+        self._recipe = recipe
+        self._is_first = worker.rank == 0
         self._saver = Saver(store, config.engine.keep)
-        self._asked = FileWatch(stop) if self._first else None
-        self._saved = time.monotonic()
+        self._stop_file = FileWatch(stop_file) if self._is_first else None
+        self._saved_at = time.monotonic()
         self._notice: PreemptionInfo | None = None
 
     def save(self, position: Position) -> None:
+        """Begin to write a checkpoint; all workers call this, and the first writes."""
         state = self._engine.state()
-        if self._first:
-            self._saver.save(Checkpoint(position, state))
-        self._saved = time.monotonic()
+        if self._is_first:
+            self._saver.save(Checkpoint(position, state, self._recipe.state()))
+        self._saved_at = time.monotonic()
 
     def vote(self) -> Vote:
-        late = 0 < self._seconds < time.monotonic() - self._saved or self._is_warned()
-        asked = self._asked is not None and self._asked.seen.is_set()
-        return Vote(taken=SIGTERM.is_set(), asked=asked, late=late and self._first)
+        """This worker's vote before a step."""
+        due = 0 < self._seconds < time.monotonic() - self._saved_at or self._is_warned()
+        stop = self._stop_file is not None and self._stop_file.seen.is_set()
+        return Vote(
+            preempted=SIGTERM.is_set(), stop_requested=stop, save_due=due and self._is_first
+        )
 
     def _is_warned(self) -> bool:
-        """Return True once for each notice that a node will be taken away (`ray drain-node`)."""
+        """Return True once for each notice that a machine will be taken away (`ray drain-node`)."""
         before = self._notice
         self._notice = preemption_notice()
-        if self._notice is before or self._notice is None or not self._first:
+        if self._notice is before or self._notice is None or not self._is_first:
             return False
-        logger.warning("a machine of this run will be taken away: saving")
+        logger.warning("a machine of this run will be taken away: saving a checkpoint")
         return True
 
     def finish(self) -> None:
-        """All workers stay until all is written: Ray Train ends them together."""
-        if self._asked is not None:
-            self._asked.close()
+        """Wait on all workers until everything is written: Ray Train ends them together."""
+        if self._stop_file is not None:
+            self._stop_file.close()
         self._saver.wait()
         barrier()
 
 
-def _going_on(store: CheckpointStore, place: WorkerRank) -> Checkpoint | None:
-    """The newest whole checkpoint; all workers go on from the one that the first has found."""
-    found = store.newest() if place.rank == 0 else None
-    name = broadcast_from_rank_zero(found and found.position.name)
-    return store.read(name) if name and found is None else found
+def _newest_checkpoint(store: CheckpointStore, worker: WorkerRank) -> Checkpoint | None:
+    """Return the newest whole checkpoint; all workers resume from the one that rank 0 read."""
+    checkpoint = store.newest() if worker.rank == 0 else None
+    name = broadcast_from_rank_zero(checkpoint and checkpoint.position.name)
+    return store.read(name) if name and checkpoint is None else checkpoint
 
 
-def _log(job: TrainJob, place: WorkerRank, device: torch.device, done: int) -> StepLog:
-    """Written by the first worker."""
-    if place.rank > 0:
+def _log(job: TrainJob, worker: WorkerRank, device: torch.device, done: int) -> StepLog:
+    """Return the log of the run; only that of the first worker writes."""
+    if worker.rank > 0:
         return StepLog()
     config = job.config
     half = compute_dtype(config.engine.precision, device) != torch.float32
@@ -160,7 +182,7 @@ def _log(job: TrainJob, place: WorkerRank, device: torch.device, done: int) -> S
         job.out,
         config.name,
         step=done,
-        workers=place.workers,
+        workers=worker.workers,
         flop=a_row.forward + a_row.backward,
         device=device,
         mlflow=config.engine.mlflow,

@@ -1,17 +1,17 @@
 """Train a probe, a fine-tune or a trial: one stage, different configs.
 
-shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the tensors that
-learned, from the epoch with the best validation cosine), `history.json` and `metrics.json`.
+shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the learned tensors of
+the epoch with the best validation cosine), `history.json` and `metrics.json`.
 
-Ray Train runs the workers (`worker.Loop`) and replaces them when one dies; they go on from their
-newest checkpoint with the very next batch. So does a killed run, which is found by its folder, also
-with another number of workers.
+Ray Train runs the workers (`loop.Loop`) and replaces them when one dies; they resume from their
+newest checkpoint with the next batch. So does a killed run when it is started again with the same
+folder, also with another number of workers.
 """
 
-import functools
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -37,19 +37,27 @@ from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder
 from img2prompt.train.batches import rows_at_once
-from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, DamagedError, History, Position
+from img2prompt.train.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    DamagedError,
+    History,
+    Position,
+    best_score,
+)
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import (
     FREE,
-    adopt,
+    adopt_config,
     check,
     check_resumable,
     fingerprints,
     has_gpus,
     worker_count,
 )
-from img2prompt.train.ray_callbacks import own_callbacks, sigterm_asks_to_stop, to_user_error
+from img2prompt.train.ray_callbacks import own_callbacks, sigterm_requests_stop, to_user_error
 from img2prompt.train.ray_worker import train_worker
+from img2prompt.train.recipe import build_recipe
 from img2prompt.workspace import RunFolder, Stage
 
 logger = logging.getLogger(__name__)
@@ -67,15 +75,16 @@ def run(
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials.
 
-    An unfinished run in `out` goes on, if it is the same; with `resume_anyway` also if its config
-    was another, as long as model, batch size and inputs are the same. The artifact keeps both.
+    An unfinished run in `out` with the same config resumes. With `resume_anyway` it also resumes
+    with another config, if model, batch size, recipe and inputs are the same; the artifact keeps
+    both configs.
     """
-    draft = _begun(config, inputs, out, resume_anyway)
+    draft = _open_draft(config, inputs, out, resume_anyway)
     if finished := draft.finished():
         return finished
     began = time.perf_counter()
     _fit(config, inputs, out, callbacks or [])
-    return publish(draft, checkpoints(out), time.perf_counter() - began)
+    return publish(draft, config, checkpoints(out), time.perf_counter() - began)
 
 
 def advance(
@@ -85,20 +94,24 @@ def advance(
     epochs: int,
     callbacks: list[Any] | None = None,
 ) -> None:
-    """Train until `epochs` epochs are complete; `run` goes on from there, and publishes."""
-    if not _begun(config, inputs, out).finished():
+    """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
+    if not _open_draft(config, inputs, out).finished():
         _fit(config, inputs, out, callbacks or [], until=epochs)
 
 
-def _begun(config: TrainConfig, inputs: TrainInputs, out: str, anyway: bool = False) -> Draft:
-    """The run's folder, new or gone on with, once it is told what will be trained."""
+def _open_draft(
+    config: TrainConfig, inputs: TrainInputs, out: str, resume_anyway: bool = False
+) -> Draft:
+    """Check a run and open its folder, new or to resume; log what will be trained."""
     shape, made_from = read_shape(config.tower), fingerprints(config, inputs)
-
-    if anyway:
+    if resume_anyway:
         check_resumable(config, inputs, out, checkpoints(out))
-        adopt(config, made_from, out)
-    able = functools.partial(check, config, inputs, made_from["tower"])
-    draft = Draft.open(out, Stage.TRAIN, config, made_from, able, free=FREE)
+        adopt_config(config, made_from, out)
+
+    def check_run() -> None:
+        check(config, inputs, made_from["tower"])
+
+    draft = Draft.open(out, Stage.TRAIN, config, made_from, check_run, free=FREE)
     if draft.finished() is None:
         _announce(config, shape, inputs, worker_count(config))
     return draft
@@ -109,14 +122,14 @@ def _fit(
 ) -> None:
     job = TrainJob(config, inputs, absolute(out), until)
     try:
-        with sigterm_asks_to_stop(RunFolder(out).stop_request):
+        with sigterm_requests_stop(RunFolder(out).stop_request):
             _trainer(job, callbacks).fit()
     except TrainingFailedError as error:
         raise to_user_error(error) from error
 
 
 def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
-    """Ray Train runs and replaces the workers; it sees no checkpoint, they keep their own."""
+    """Return Ray Train's trainer. Workers write their own checkpoints, unseen by it."""
     use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
     return TorchTrainer(
         lambda: train_worker(job),
@@ -129,7 +142,7 @@ def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
         run_config=RunConfig(
             name=Stage.TRAIN,
             storage_path=RunFolder(job.out).work,
-            failure_config=FailureConfig(max_failures=-1),  # one of the callbacks gives up
+            failure_config=FailureConfig(max_failures=-1),  # a callback limits them
             callbacks=[*callbacks, *own_callbacks(checkpoints(job.out))],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -173,15 +186,22 @@ def _in_half(engine: EngineConfig) -> bool:
     return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
 
 
-def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
-    """Finish the run in `draft` from its checkpoints, which go then."""
+def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: float) -> Artifact:
+    """Finish the run in `draft` from its checkpoints, then delete them.
+
+    The published weights are those with the best validation cosine of all epochs: the model's own,
+    or another set that the recipe validates, which `metrics.json` names.
+    """
     last = store.newest()
     assert last is not None, "every epoch saves one"
     history = last.position.history
-    best, top = _best(store, history)
-    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(best.engine.model)))
+    best, row = _best(store, history)
+    score, name = best_score(row)
+    weights = _validated_weights(config, best, name)
+    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(weights)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
-    metrics = {"best_epoch": top["epoch"], "val_cosine": top["val_cosine"], "seconds": seconds}
+    metrics = {"best_epoch": row["epoch"], "val_cosine": score, "seconds": seconds}
+    metrics["weights"] = name or "raw"
     if last.position.skipped:
         metrics["skipped_batches"] = last.position.skipped
     run = draft.publish(**metrics)
@@ -190,12 +210,23 @@ def publish(draft: Draft, store: CheckpointStore, seconds: float) -> Artifact:
 
 
 def _best(store: CheckpointStore, history: History) -> tuple[Checkpoint, dict[str, Any]]:
-    """Checkpoint and row of the best epoch whose checkpoint is whole."""
-    for row in sorted(history, key=lambda row: -row["val_cosine"]):
+    """Return checkpoint and history row of the best epoch whose checkpoint is whole."""
+    for row in sorted(history, key=lambda row: -best_score(row)[0]):
         name = Position(epoch=row["epoch"]).name
         if name in store.names():
             try:
                 return store.read(name), row
             except DamagedError as error:
-                logger.warning("%s is damaged (%s): the next best epoch counts", name, error)
-    raise UserError(f"{store.uri} holds no whole checkpoint: run the same command again")
+                logger.warning("%s is damaged (%s): trying the next best epoch", name, error)
+    raise UserError(f"{store.uri} contains no whole checkpoint: run the same command again")
+
+
+def _validated_weights(
+    config: TrainConfig, checkpoint: Checkpoint, name: str
+) -> Mapping[str, torch.Tensor]:
+    """Return a checkpoint's weights: the set `name` of its recipe; empty: the model's own."""
+    if not name:
+        return checkpoint.engine.model
+    recipe = build_recipe(config)
+    recipe.load(checkpoint.recipe)
+    return recipe.weights_to_validate()[name]

@@ -1,7 +1,7 @@
-"""How a run goes, step by step: metrics.jsonl, TensorBoard files, MLflow where asked for.
+"""Metrics of a run by step: metrics.jsonl, TensorBoard files, and MLflow if configured.
 
-A line tells the mean loss since the line before, and where the time of a step went. Computing on a
-GPU is not waited for: what the optimiser's step leaves running counts to the next forward pass.
+A line has the mean loss since the previous line, and the time of a step by phase. The GPU is not
+synchronised: work that the optimiser's step leaves running counts for the next forward pass.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from img2prompt.storage import exists, join, read_bytes, write_bytes
 LINES = "metrics.jsonl"
 BOARD = "tensorboard"
 SECONDS = 15.0
-"""Between two lines."""
+"""Seconds between two lines."""
 
 PEAKS = {
     "H100": 989e12,
@@ -38,7 +39,7 @@ PEAKS = {
 
 
 def peak_of(device: torch.device) -> float:
-    """FLOP/s of a device, 0 when unknown."""
+    """Return the peak FLOP/s of a device, 0 if unknown."""
     if device.type != "cuda":
         return 0.0
     words = torch.cuda.get_device_name(device).replace("-", " ").split()
@@ -46,16 +47,16 @@ def peak_of(device: torch.device) -> float:
 
 
 def require_mlflow(uri: str) -> None:
-    """MLflow that is asked for and not installed is a UserError."""
+    """Raise a UserError if MLflow is configured but not installed."""
     if uri and importlib.util.find_spec("mlflow") is None:
         raise UserError(
             f"engine.mlflow is {uri!r}, and MLflow is not installed: pip install mlflow-skinny on "
-            "all machines, or leave it empty"
+            "all machines, or leave this setting empty"
         )
 
 
 class StepLog:
-    """Gathers times and losses of this worker; the first worker also writes them to a folder."""
+    """Collects times and losses of this worker; that of the first worker writes them too."""
 
     def __init__(
         self,
@@ -69,8 +70,11 @@ class StepLog:
         mlflow: str = "",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`out`: folder of the run, empty to write nothing. `step`: steps that are done. `flop`: of
-        a row, forward and backward. `settings`: by name, for MLflow to compare runs by."""
+        """Open the log.
+
+        `out` is the run's folder, empty to write nothing; `step` the number of steps done; `flop`
+        the forward and backward FLOP of one row; `settings` the parameters of the MLflow run.
+        """
         self._out = out
         self._workers = workers
         self._flop = flop
@@ -85,44 +89,51 @@ class StepLog:
         self._began = time.perf_counter()
         self._times = {"data": 0.0, "compute": 0.0, "step": 0.0}
         self._sums = [0.0, 0, 0]  # loss, rows, steps
+        self._part_sums: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Count the time in here as `data`, `compute` (forward and backward) or `step`."""
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time of the block as `data`, `compute` (forward and backward) or `step`."""
         began = time.perf_counter()
         yield
-        self._times[what] += time.perf_counter() - began
+        self._times[phase] += time.perf_counter() - began
 
-    def add(self, loss: float, rows: int) -> None:
-        """A step is done: this worker's mean loss and rows."""
+    def add(
+        self, loss: float, rows: int, parts: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Count a step: this worker's mean loss, its rows, and the loss's parts by name."""
         for number, value in enumerate((loss * rows, rows, 1)):
             self._sums[number] += value
+        for name, value in parts.items():
+            self._part_sums[name] = self._part_sums.get(name, 0.0) + value * rows
 
     @property
     def is_due(self) -> bool:
         return time.perf_counter() - self._began > SECONDS
 
     def line(self, **facts: Any) -> dict[str, Any]:
-        """Write a line about the steps since the last one, and return it; `facts` come first.
+        """Write a line about the steps since the previous one, and return it; `facts` come first.
 
-        Times are seconds a step. `images_per_s` is that of all workers, `worker_hours` (GPU-hours
-        on GPUs) of the run so far, `mfu` the share of the device's peak (null if unknown).
+        Times are seconds per step. `images_per_s` is the rate of all workers, `worker_hours`
+        (GPU-hours on GPUs) the total of the run so far, `mfu` the share of the device's peak FLOP/s
+        (null if unknown). The parts of the loss have columns `loss/NAME`.
         """
         loss, rows, steps = self._sums
         seconds = time.perf_counter() - self._began
         self._hours += self._workers * seconds / 3600
         rate = rows / seconds
-        made = dict(facts)
-        made["loss"] = loss / rows if rows else None
-        made |= {f"{name}_s": spent / max(steps, 1) for name, spent in self._times.items()}
-        made |= {"images_per_s": rate * self._workers, "worker_hours": self._hours}
-        made["mfu"] = rate * self._flop / self._peak if self._peak else None
-        self._write(made)
+        line = dict(facts)
+        line["loss"] = loss / rows if rows else None
+        line |= {f"loss/{name}": total / rows for name, total in self._part_sums.items()}
+        line |= {f"{name}_s": spent / max(steps, 1) for name, spent in self._times.items()}
+        line |= {"images_per_s": rate * self._workers, "worker_hours": self._hours}
+        line["mfu"] = rate * self._flop / self._peak if self._peak else None
+        self._write(line)
         self._restart()
-        return made
+        return line
 
     def epoch(self, row: dict[str, Any], step: int) -> None:
-        """An epoch is over: `row` is that of the history."""
+        """Write a line for the end of an epoch; `row` is its row of the history."""
         self._hours += self._workers * (time.perf_counter() - self._began) / 3600
         self._write({"step": step, **row, "worker_hours": self._hours})
         self._restart()
@@ -146,30 +157,30 @@ class StepLog:
 
 
 def _lines_of(out: str) -> list[dict[str, Any]]:
-    """All lines of the run in a folder."""
+    """Return all lines of the run in a folder."""
     lines = read_bytes(join(out, LINES)).splitlines() if exists(join(out, LINES)) else []
     return [json.loads(line) for line in lines]
 
 
 def worker_seconds(out: str) -> float:
-    """Seconds that all workers of the run in this folder were in their loops, added up."""
+    """Return the seconds that a run's workers spent in their loops, summed over workers."""
     lines = _lines_of(out)
     return 3600 * lines[-1]["worker_hours"] if lines else 0.0
 
 
 def epochs_and_seconds(out: str) -> tuple[int, float]:
-    """Epochs that the run in this folder has behind it, and the worker-seconds they took."""
+    """Return the complete epochs of the run in this folder, and their worker-seconds."""
     ends = [line for line in _lines_of(out) if "val_cosine" in line]
     return len(ends), 3600 * ends[-1]["worker_hours"] if ends else 0.0
 
 
 def _lines_before(out: str, step: int) -> list[dict[str, Any]]:
-    """Lines of an earlier process, but for steps that will be made again."""
+    """Return the lines of an earlier process, without those of steps that will be repeated."""
     return [line for line in _lines_of(out) if line["step"] <= step] if out else []
 
 
 class _Board:
-    """TensorBoard's event file, kept here and copied to any filesystem."""
+    """TensorBoard's event file, written to a local folder and copied to any filesystem."""
 
     def __init__(self, out: str, step: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -188,7 +199,7 @@ class _Board:
 
     def close(self) -> None:
         self._writer.close()
-        self._copy()  # the writer's thread may lag behind a flush
+        self._copy()  # the writer's thread may not have written everything at a flush
         self._folder.cleanup()
 
 

@@ -63,6 +63,7 @@ from img2prompt.train.checkpoint import Position
 from img2prompt.train.engines.build import build_engine
 from img2prompt.train.job import TrainInputs
 from img2prompt.train.loop import Loop
+from img2prompt.train.recipe import Recipe
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "random": {"searcher": "random", "scheduler": "none"},
@@ -284,7 +285,14 @@ def bare_run(place: WorkerRank, config: TrainConfig, inputs: TrainInputs) -> dic
     ready = time.perf_counter()
     kept: list[Any] = []
     loop = Loop(
-        config, engine, rows, val, place, lambda _: kept.append(engine.state()), kept.append
+        config=config,
+        engine=engine,
+        recipe=Recipe(),
+        train=rows,
+        val=val,
+        worker=place,
+        save=lambda _: kept.append(engine.state()),
+        report=kept.append,
     )
     loop.run(Position())
     return {"model and engine": ready - began, "epoch": time.perf_counter() - ready}

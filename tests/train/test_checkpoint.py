@@ -12,8 +12,8 @@ from img2prompt.storage import exists, join, write_bytes
 from img2prompt.train import checkpoint as checkpoints
 from img2prompt.train.checkpoint import (
     DIGESTS,
-    EMA,
     OPTIMIZER,
+    RECIPE,
     STATE,
     Checkpoint,
     CheckpointStore,
@@ -28,19 +28,21 @@ from img2prompt.train.checkpoint import (
 COSINES = (0.4, 0.7, 0.6, 0.7)
 
 
-def point(epoch: int, step: int = 0, ema: bool = False) -> Checkpoint:
+def point(epoch: int, step: int = 0, recipe: bool = False) -> Checkpoint:
     """A checkpoint whose numbers tell its position."""
     tensors = {"head.weight": torch.full((3, 2), epoch + step / 8), "head.bias": torch.arange(4.0)}
     moments = {f"{name}/exp_avg": -tensor for name, tensor in tensors.items()}
     history = [{"epoch": n + 1, "val_cosine": COSINES[n]} for n in range(epoch)]
     position = Position(epoch, step, loss_sum=0.1 + step, rows=7 * step, history=history)
     engine = EngineState(tensors, moments, 9 * epoch + step, {"last_epoch": step}, {"scale": 8.0})
-    return Checkpoint(position, engine, {"head.bias": torch.ones(4) / 3} if ema else {})
+    return Checkpoint(
+        position, engine, {"ema/weights/head.bias": torch.ones(4) / 3} if recipe else {}
+    )
 
 
 def equal(found: Checkpoint, expected: Checkpoint) -> bool:
-    ours = [found.engine.model, found.engine.optimizer, found.ema]
-    theirs = [expected.engine.model, expected.engine.optimizer, expected.ema]
+    ours = [found.engine.model, found.engine.optimizer, found.recipe]
+    theirs = [expected.engine.model, expected.engine.optimizer, expected.recipe]
     tensors = all(
         a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         for a, b in zip(ours, theirs, strict=True)
@@ -58,14 +60,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
 def test_a_checkpoint_comes_back_as_it_was(store: CheckpointStore) -> None:
     assert store.names() == []
     assert store.newest() is None
-    for written in (point(0, 3), point(1, ema=True), point(1, 2)):
+    for written in (point(0, 3), point(1, recipe=True), point(1, 2)):
         store.write(written)
         newest = store.newest()
         assert newest is not None
         assert equal(newest, written)
     assert store.names() == ["00000-000000003", "00001-000000000", "00001-000000002"]
-    assert exists(join(store.uri, "00001-000000000", EMA))
-    assert not exists(join(store.uri, "00001-000000002", EMA))
+    assert exists(join(store.uri, "00001-000000000", RECIPE))
+    assert not exists(join(store.uri, "00001-000000002", RECIPE))
 
 
 def test_names_sort_as_a_run_goes() -> None:
@@ -202,7 +204,7 @@ def test_writing_goes_on_behind_training(
 def test_a_checkpoint_is_plain_files(store: CheckpointStore) -> None:
     from safetensors.numpy import load_file
 
-    store.write(point(2, 1, ema=True))
+    store.write(point(2, 1, recipe=True))
     folder = Path(store.uri.removeprefix("file://")) / "00002-000000001"
     assert load_file(folder / "model.safetensors")["head.weight"].tolist() == [[2.125] * 2] * 3
     assert load_file(folder / OPTIMIZER)["head.bias/exp_avg"].tolist() == [0, -1, -2, -3]

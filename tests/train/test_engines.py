@@ -8,24 +8,26 @@ import pytest
 import torch
 import torch.distributed as dist
 from gloo import run_workers
-from tiny import CPU, MemoryRows, Trained, assert_close, config_of, model_of, run_loop
+from tiny import CPU, MemoryRows, Trained, assert_close, average_of, config_of, model_of, run_loop
 
 from img2prompt.config.train import EngineConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.order import worker_share
 from img2prompt.errors import UserError
 from img2prompt.model.towers.clip import ClipTower
-from img2prompt.train.batches import WorkerRank, check_batch, parts, rows_at_once
+from img2prompt.train.batches import WorkerRank, check_batch, micro_batches, rows_at_once
 from img2prompt.train.checkpoint import Checkpoint, History, Position
 from img2prompt.train.engines.base import MOMENTS, Engine, trainable
 from img2prompt.train.engines.build import build_engine, compiles
 from img2prompt.train.engines.plain import PlainEngine
 from img2prompt.train.loop import Loop
 from img2prompt.train.optim import rate_factor
+from img2prompt.train.recipe import Recipe
 
 TRAIN, VAL = MemoryRows(53, seed=3), MemoryRows(21, seed=2)
 WORKERS = 2
 ZERO_STAGES = (0, 1, 2, 3)
 WIDTHS = (0, 24)
+DECAY = 0.8
 MIDDLE = 2
 """Number of the checkpoint in the middle of the second epoch."""
 
@@ -38,7 +40,8 @@ def width(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module")
 def alone(tiny_tower: str, width: int) -> Trained:
     """The run with torch alone in one process, saved inside and after each epoch."""
-    return run_loop(config_of(tiny_tower, width=width, engine__save_every=2), TRAIN, VAL)
+    changes = {"engine__save_every": 2, "recipe__ema_decay": DECAY}
+    return run_loop(config_of(tiny_tower, width=width, **changes), TRAIN, VAL)
 
 
 def curve(history: History) -> list[tuple[float, float]]:
@@ -55,7 +58,7 @@ def assert_same_run(found: list[Checkpoint], expected: list[Checkpoint], atol: f
 
 
 def changed(tower: str, stage: int, width: int, workers: int) -> TrainConfig:
-    """The run of `alone` by DeepSpeed."""
+    """The run of `alone` by DeepSpeed; ZeRO 3 keeps no average."""
     return config_of(
         tower,
         width=width,
@@ -63,6 +66,7 @@ def changed(tower: str, stage: int, width: int, workers: int) -> TrainConfig:
         engine__zero_stage=stage,
         engine__workers=workers,
         engine__save_every=2,
+        recipe__ema_decay=DECAY if stage < 3 else 0.0,
     )
 
 
@@ -93,7 +97,8 @@ def worker(rank: int, workers: int, folder: str, tower: str) -> None:
 def spawned(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gloo")
     for width in WIDTHS:
-        config = config_of(tiny_tower, width=width, engine__save_every=2, optim__epochs=3)
+        changes = {"engine__save_every": 2, "recipe__ema_decay": DECAY}
+        config = config_of(tiny_tower, width=width, **changes)
         torch.save(run_loop(config, TRAIN, VAL).saved[MIDDLE], folder / f"plain-{width}.pt")
     for workers in (WORKERS, 1):
         meet = f"meet-{workers}"
@@ -112,15 +117,23 @@ class Gradients(PlainEngine):
 
 
 def gradients(
-    tower: str, width: int, micro_batch: int, place: WorkerRank
+    tower: str, width: int, micro_batch: int, worker: WorkerRank
 ) -> dict[str, torch.Tensor]:
     """Of the mean loss of 16 rows."""
     config = config_of(tower, width=width, engine__micro_batch=micro_batch)
     engine = Gradients(model_of(config), config, 9, CPU)
-    engine._parts = parts(config, place.workers)
-    loop = Loop(config, engine, TRAIN, VAL, place, lambda _: None, lambda _: None)
+    engine._parts = micro_batches(config, worker.workers)
+    loop = Loop(
+        config=config,
+        engine=engine,
+        recipe=Recipe(),
+        train=TRAIN,
+        val=VAL,
+        worker=worker,
+        save=lambda _: None,
+    )
     engine.module.train()
-    loop._step(Position(), TRAIN.fetch(worker_share(np.arange(16), place.rank, place.workers)))
+    loop._step(Position(), TRAIN.fetch(worker_share(np.arange(16), worker.rank, worker.workers)))
     return {name: tensor.grad for name, tensor in trainable(engine.module)}
 
 
@@ -170,6 +183,20 @@ def test_deepspeed_goes_on_inside_an_epoch(spawned: Path, width: int, stage: int
         runs = made_by(spawned, stage, width, WORKERS, rank)
         assert runs["at once"][MIDDLE].position.name == "00001-000000002"
         assert_same_run(runs["own"], runs["at once"], atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ZERO_STAGES[:3])
+def test_deepspeed_averages_the_weights_of_plain_torch(
+    spawned: Path, alone: Trained, width: int, stage: int
+) -> None:
+    """On both workers, and after a resume from its own checkpoint and from one of plain torch."""
+    for rank, name in product(range(WORKERS), ("at once", "own", "plain")):
+        found = made_by(spawned, stage, width, WORKERS, rank)[name][-1]
+        assert found.recipe["ema/updates"] == 9
+        assert_close(average_of(found), average_of(alone.saved[-1]), atol=1e-4)
+        row, expected = found.position.history[-1], alone.reported[-1]
+        assert row["val_cosine/ema"] == pytest.approx(expected["val_cosine/ema"], abs=1e-4)
+        assert row["val_cosine/ema"] != row["val_cosine"]
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
@@ -274,12 +301,15 @@ def test_parts_are_as_few_as_can_be() -> None:
     config = TrainConfig(
         name="x", optim=OptimConfig(batch_size=12), engine=EngineConfig(micro_batch=3)
     )
-    found = [(parts(config, workers), rows_at_once(config, workers)) for workers in (1, 2, 4, 5, 7)]
+    found = [
+        (micro_batches(config, workers), rows_at_once(config, workers))
+        for workers in (1, 2, 4, 5, 7)
+    ]
     assert found == [(4, 3), (2, 3), (1, 3), (1, 3), (1, 2)]
     ones = config.replace({"engine.micro_batch": 1})
-    assert [parts(ones, workers) for workers in (1, 5, 12)] == [12, 2, 1]
+    assert [micro_batches(ones, workers) for workers in (1, 5, 12)] == [12, 2, 1]
     for size in (0, 64):  # all, and more than a share
-        assert parts(config.replace({"engine.micro_batch": size}), 3) == 1
+        assert micro_batches(config.replace({"engine.micro_batch": size}), 3) == 1
 
 
 def test_float16_with_sharded_gradients_is_refused() -> None:

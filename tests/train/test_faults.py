@@ -338,7 +338,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(
     with pytest.raises(UserError) as caught:
         train.run(probe, own, out, [counts_errors(tmp_path)])
     told = str(caught.value)
-    assert "the loss is no finite number at epoch 1, step" in told
+    assert "non-finite loss at epoch 1, step" in told
     assert bad in told
     last = train_job.checkpoints(out).last()
     assert told.endswith(f"The last good checkpoint: {last}")

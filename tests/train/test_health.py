@@ -13,17 +13,17 @@ from tiny import ALONE
 
 from img2prompt.storage import write_bytes
 from img2prompt.train import health
-from img2prompt.train.batches import WorkerRank, ids_of_all
+from img2prompt.train.batches import WorkerRank, gather_ids
 from img2prompt.train.health import FileWatch, HangWatchdog, Vote
 
 REPO = Path(__file__).parents[2]
 
 
 def test_a_vote_of_one_is_its_own() -> None:
-    assert Vote(late=True).of_all(ALONE) == Vote(late=True)
-    assert not Vote(late=True, bad=True).ends
-    assert Vote(taken=True).ends
-    assert Vote(asked=True).ends
+    assert Vote(save_due=True).of_all(ALONE) == Vote(save_due=True)
+    assert not Vote(save_due=True, nonfinite=True).ends
+    assert Vote(preempted=True).ends
+    assert Vote(stop_requested=True).ends
 
 
 def test_a_file_is_noticed(tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_listening_notes_sigterm_once() -> None:
     """In a process of its own: handlers belong to the whole process."""
     code = """
 import os, signal
-from img2prompt.train.health import SIGTERM, listen
-listen()
+from img2prompt.train.health import SIGTERM, note_sigterm
+note_sigterm()
 assert not SIGTERM.is_set()
 os.kill(os.getpid(), signal.SIGTERM)
 assert SIGTERM.wait(10)
@@ -48,37 +48,39 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_loop_that_moves_is_left_alone_and_one_that_hangs_is_named() -> None:
-    told: list[str] = []
-    watch = HangWatchdog(ALONE, timeout=1.0, end=told.append)
+    reasons: list[str] = []
+    watch = HangWatchdog(ALONE, timeout=1.0, end=reasons.append)
     for step in range(8):
         watch.beat(f"computing step {step}")
         time.sleep(0.25)
-    assert told == []
+    assert reasons == []
     watch.beat("reading the rows of step 9")
     time.sleep(2)
-    (reason,) = told
+    (reason,) = reasons
     assert f"worker 0 (process {os.getpid()} on" in reason
     assert "reading the rows of step 9" in reason
     assert "1 s (engine.hang_timeout)" in reason
 
 
 def test_a_closed_watch_says_nothing() -> None:
-    told: list[str] = []
-    watch = HangWatchdog(ALONE, timeout=0.5, end=told.append)
+    reasons: list[str] = []
+    watch = HangWatchdog(ALONE, timeout=0.5, end=reasons.append)
     watch.close()
     time.sleep(1)
-    assert told == []
+    assert reasons == []
 
 
 def member(rank: int, folder: str, frozen: bool) -> None:
     """Three workers vote; then worker 1 hangs, in its data or as a stopped process."""
     join(rank, 3, f"{folder}/meet")
-    place = WorkerRank(rank, 3)
-    assert Vote(late=rank == 2, taken=rank == 0).of_all(place) == Vote(late=True, taken=True)
-    assert ids_of_all(["a", "b"] if rank == 1 else [], place) == ["a", "b"]
+    worker = WorkerRank(rank, 3)
+    assert Vote(save_due=rank == 2, preempted=rank == 0).of_all(worker) == Vote(
+        save_due=True, preempted=True
+    )
+    assert gather_ids(["a", "b"] if rank == 1 else [], worker) == ["a", "b"]
     end = Path(folder) / f"reason-{rank}"
     watch = HangWatchdog(
-        place, timeout=4.0, end=lambda reason: (end.write_text(reason), os._exit(0))
+        worker, timeout=4.0, end=lambda reason: (end.write_text(reason), os._exit(0))
     )
     watch.beat("reading the rows of step 1")
     if rank == 1:

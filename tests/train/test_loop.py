@@ -1,6 +1,7 @@
 import logging
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from img2prompt.data.order import epoch_batches, first_rows
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import build_prompt_model, learned_state
-from img2prompt.train.batches import SomeRows, WorkerRank, prefetch, seed_step, total_steps
+from img2prompt.train.batches import RowSubset, WorkerRank, prefetch, seed_step, total_steps
 from img2prompt.train.checkpoint import History, Position
 from img2prompt.train.engines.plain import PlainEngine
-from img2prompt.train.health import AskedToStop, NotFiniteError, StoppedError, Vote
+from img2prompt.train.health import NonFiniteLossError, PreemptedError, StopRequestedError, Vote
 from img2prompt.train.loop import Loop
-from img2prompt.train.validation import validate
+from img2prompt.train.recipe import Recipe
+from img2prompt.train.validation import Candidate, validate
 
 TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
 
@@ -158,10 +160,10 @@ def test_a_seed_gives_one_run(tiny_tower: str) -> None:
 def test_validation_counts_every_row_once(tiny_tower: str) -> None:
     config = config_of(tiny_tower)
     engine = PlainEngine(model_of(config), config, 9, CPU)
-    (expected,) = validate([engine], VAL, WorkerRank(), batch_size=21)
+    (expected,) = validate([Candidate(engine)], VAL, WorkerRank(), batch_size=21)
     assert not engine.module.training
     for batch_size in (1, 8, 64):
-        found = validate([engine, engine], VAL, WorkerRank(), batch_size)
+        found = validate([Candidate(engine)] * 2, VAL, WorkerRank(), batch_size)
         assert found == [pytest.approx(expected, abs=1e-7)] * 2
 
 
@@ -172,19 +174,20 @@ def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
         def fetch(self, rows: np.ndarray) -> Batch:
             batch = super().fetch(rows)
             features = batch.inputs.mean(axis=(1, 2)).astype(np.float16) / 255
-            return Batch(batch.ids, features, batch.targets)
+            return replace(batch, inputs=features)
 
     head = build_prompt_model(None, 3, config.plan, HeadConfig(), 0)
     engine = PlainEngine(head, config, total_steps(config, 53), CPU)
     reports: History = []
     loop = Loop(
-        config,
-        engine,
-        Features(53, 1),
-        Features(21, 2),
-        WorkerRank(),
-        lambda _: None,
-        reports.append,
+        config=config,
+        engine=engine,
+        recipe=Recipe(),
+        train=Features(53, 1),
+        val=Features(21, 2),
+        worker=WorkerRank(),
+        save=lambda _: None,
+        report=reports.append,
     )
     loop.run(Position())
     assert reports[-1]["val_cosine"] > reports[0]["val_cosine"]
@@ -197,28 +200,38 @@ class Poisoned(MemoryRows):
         batch = super().fetch(rows)
         targets = batch.targets.copy()
         targets[np.array(batch.ids) == "row-7"] = np.nan
-        return Batch(batch.ids, batch.inputs, targets)
+        return replace(batch, targets=targets)
 
 
 def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
     """Not even in BatchNorm's running statistics, which the forward pass has moved."""
     config = config_of(tiny_tower, PlanConfig(), width=24, engine__skip_nonfinite=9)
     engine = PlainEngine(build_prompt_model(None, 3, config.plan, config.head, 0), config, 9, CPU)
-    loop = Loop(config, engine, TRAIN, VAL, WorkerRank(), lambda _: None, lambda _: None)
+    loop = Loop(
+        config=config,
+        engine=engine,
+        recipe=Recipe(),
+        train=TRAIN,
+        val=VAL,
+        worker=WorkerRank(),
+        save=lambda _: None,
+    )
     before = engine.state()
     engine.module.train()
     inputs = np.full((4, 3), np.nan, np.float16)
-    loss, vote = loop._step(Position(), Batch(list("abcd"), inputs, TRAIN.targets[:4]))
+    loss, vote = loop._step(
+        Position(), Batch(list("abcd"), inputs, TRAIN.targets[:4], list("abcd"))
+    )
     assert loss is None
-    assert vote.bad
+    assert vote.nonfinite
     assert_close(engine.state().model, before.model, atol=0)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])
 def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str, micro_batch: int) -> None:
     config = config_of(tiny_tower, optim__batch_size=10, engine__micro_batch=micro_batch)
-    told = r"no finite number at epoch \d, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
-    with pytest.raises(NotFiniteError, match=told):
+    told = r"non-finite loss at epoch \d, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
+    with pytest.raises(NonFiniteLossError, match=told):
         run_loop(config, Poisoned(53, seed=1), VAL)
 
 
@@ -238,12 +251,13 @@ def test_a_bad_batch_can_be_skipped_and_is_counted(
     assert all("'row-7'" in line for line in told)
     assert all(torch.isfinite(t).all() for t in learned_state(made.model).values())
     fewer = config.replace({"engine.skip_nonfinite": expected_skips - 1})
-    with pytest.raises(NotFiniteError, match=rf"skip_nonfinite allows {expected_skips - 1}\."):
+    with pytest.raises(NonFiniteLossError, match=rf"skip_nonfinite allows {expected_skips - 1}\."):
         run_loop(fewer, Poisoned(53, seed=1), VAL)
 
 
 @pytest.mark.parametrize(
-    ("vote", "error"), [(Vote(taken=True), StoppedError), (Vote(asked=True), AskedToStop)]
+    ("vote", "error"),
+    [(Vote(preempted=True), PreemptedError), (Vote(stop_requested=True), StopRequestedError)],
 )
 def test_a_vote_to_end_saves_first_and_nothing_is_lost(
     tiny_tower: str, vote: Vote, error: type[Exception]
@@ -253,7 +267,7 @@ def test_a_vote_to_end_saves_first_and_nothing_is_lost(
     votes = iter([Vote()] * 4 + [vote])
     cut = Trained([], [], model_of(config))
     with pytest.raises(error, match="saved before epoch 2, step 3"):
-        run_loop(config, TRAIN, VAL, vote=lambda: next(votes), made=cut)
+        run_loop(config, TRAIN, VAL, vote=lambda: next(votes), run=cut)
     assert [point.position.name for point in cut.saved] == ["00001-000000000", "00001-000000002"]
     rest = run_loop(config, TRAIN, VAL, start=cut.saved[-1])
     assert_close(rest.saved[-1].engine.model, whole.saved[-1].engine.model, atol=0)
@@ -261,7 +275,7 @@ def test_a_vote_to_end_saves_first_and_nothing_is_lost(
 
 
 def test_a_checkpoint_that_is_late_is_made_at_once(tiny_tower: str) -> None:
-    votes = iter([Vote(), Vote(late=True), *[Vote()] * 7])
+    votes = iter([Vote(), Vote(save_due=True), *[Vote()] * 7])
     made = run_loop(config_of(tiny_tower), TRAIN, VAL, vote=lambda: next(votes))
     places = [(point.position.epoch, point.position.step) for point in made.saved]
     assert places == [(0, 2), (1, 0), (2, 0), (3, 0)]
@@ -275,7 +289,7 @@ def test_what_the_loop_does_is_told_before_it_begins(tiny_tower: str) -> None:
         "computing epoch 1, step 1",
         "reading the rows of epoch 1, step 2",
     ]
-    assert heard[-2:] == ["validating from row 0 on", "validating from row 16 on"]
+    assert heard[-2:] == ["validating from row 0", "validating from row 16"]
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(16, 3), (31, 3), (32, 6), (53, 9)])
@@ -344,7 +358,7 @@ def test_an_epoch_is_logged(tiny_tower: str, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_share_of_the_rows_is_an_epoch_of_its_own() -> None:
-    some = SomeRows(TRAIN, 0.5, seed=3)
+    some = RowSubset(TRAIN, 0.5, seed=3)
     chosen = first_rows(TRAIN.group_sizes, 0.5, 3)
     assert len(some) == len(chosen) == 26 == sum(some.group_sizes)
     assert all(size > 0 for size in some.group_sizes)

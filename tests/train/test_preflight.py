@@ -8,7 +8,7 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.storage import exists, join, read_bytes
-from img2prompt.train.preflight import FREE, adopt
+from img2prompt.train.preflight import FREE, adopt_config
 from img2prompt.workspace import Stage
 
 MADE_FROM = {"shards": "1"}
@@ -28,15 +28,15 @@ def opened(out: str, seed: int, made_from: dict[str, str] = MADE_FROM) -> Draft:
     return Draft.open(out, Stage.TRAIN, config(seed), made_from, free=FREE)
 
 
-def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
+def test_an_unfinished_run_resumes_with_another_config_and_keeps_both(
     out: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    adopt(config(1), MADE_FROM, out)
+    adopt_config(config(1), MADE_FROM, out)
     assert not exists(out)
     opened(out, 1).write_bytes("x", b"x")
     for seed in (1, 2, 3, 3):
         with caplog.at_level(logging.WARNING):
-            adopt(config(seed), MADE_FROM, out)
+            adopt_config(config(seed), MADE_FROM, out)
         assert opened(out, seed).finished() is None
     assert [line.splitlines()[1:] for line in caplog.messages] == [
         ["  config.seed: saved 1, requested 2"],
@@ -55,12 +55,12 @@ def test_an_unfinished_run_goes_on_with_another_config_and_keeps_both(
 
 def test_other_inputs_and_finished_runs_are_left_for_refusal(out: str) -> None:
     opened(out, 1).write_bytes("x", b"x")
-    adopt(config(2), {"shards": "2"}, out)
-    told = r"config\.seed: saved 1, requested 2\n  inputs\.shards: saved '1', requested '2'"
-    with pytest.raises(UserError, match=told):
+    adopt_config(config(2), {"shards": "2"}, out)
+    differences = r"config\.seed: saved 1, requested 2\n  inputs\.shards: saved '1', requested '2'"
+    with pytest.raises(UserError, match=differences):
         opened(out, 2, {"shards": "2"})
     made = opened(out, 1).publish()
-    adopt(config(2), MADE_FROM, out)
+    adopt_config(config(2), MADE_FROM, out)
     with pytest.raises(UserError, match=r"config\.seed: saved 1, requested 2"):
         opened(out, 2)
     assert Artifact.load(out, Stage.TRAIN) == made

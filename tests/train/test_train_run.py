@@ -144,7 +144,7 @@ def by_hand(config: TrainConfig, inputs: TrainInputs) -> Trained:
     plain = config.replace({"engine.kind": "plain", "engine.workers": 1, "engine.zero_stage": 1})
     made = Trained([], [], build_model(plain, inputs))
     rows = (open_rows(plain, inputs, split) for split in ("train", "val"))
-    return run_loop(plain, *rows, made=made)
+    return run_loop(plain, *rows, run=made)
 
 
 def assert_same_run(found: Artifact, expected: Trained) -> None:

@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from img2prompt.train.checkpoint import EngineState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each tensor."""
+"""AdamW's state of each tensor."""
 
 
 class Engine(Protocol):
-    """A model that learns. Every worker calls every method, in the same order."""
+    """A model in training. Every worker calls every method, in the same order."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -24,32 +24,32 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add one part's gradients; they are averaged over parts and workers.
 
-        `loss` is the mean over the part's rows, by how much more rows it has than the average part.
+        `loss` is the mean over the part's rows, times its rows over those of an average part.
         """
         ...
 
     def step(self) -> None:
-        """After the backward passes of all parts of a global batch."""
+        """Make an optimiser step, after the backward passes of all parts of a global batch."""
         ...
 
     def state(self) -> EngineState:
-        """A copy that later steps leave alone; equal on all workers."""
+        """Return a copy that later steps do not change; equal on all workers."""
         ...
 
     def load(self, state: EngineState) -> None:
-        """Go on from optimiser, schedule and scale; the module was given its tensors before."""
+        """Restore optimiser, schedule and loss scale; the module has its tensors already."""
         ...
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that require gradients, by name."""
+    """Return the parameters that require gradients, with their names."""
     return [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
 
 
 def load_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Go on where a saved schedule was; the rates are those of this config, which may be another.
+    """Restore a schedule's step, with the peak rates of this config, which may be a new one.
 
-    LambdaLR would take over the rates of the saved one.
+    `LambdaLR.load_state_dict` would restore the saved peak rates too.
     """
     assert isinstance(schedule, LambdaLR)
     schedule.last_epoch, schedule._step_count = state["last_epoch"], state["_step_count"]
@@ -61,5 +61,5 @@ def load_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
 
 
 def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, in memory of its own."""
+    """Copy tensors to the CPU, in memory of their own."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO as an engine, with a state that knows no ranks.
+"""DeepSpeed ZeRO as an engine whose state is independent of ranks.
 
-DeepSpeed's own checkpoints belong to a number of workers. Here the parts of every tensor are joined
-when a run is saved, and cut anew for the workers that go on.
+DeepSpeed's own checkpoints belong to a number of workers. Here the parts of every tensor are
+gathered when a run is saved, and partitioned anew for the workers that resume it.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from img2prompt.config.train import TrainConfig
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import learned_state
-from img2prompt.train.batches import parts
+from img2prompt.train.batches import micro_batches
 from img2prompt.train.checkpoint import EngineState
 from img2prompt.train.engines.base import MOMENTS, copy_of, load_schedule, trainable
 from img2prompt.train.optim import build_optimizer, build_schedule
@@ -47,9 +47,9 @@ class DeepSpeedEngine:
     def _settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
         dtype = compute_dtype(config.engine.precision, device)
         workers, half = dist.get_world_size(), dtype != torch.float32
-        passes = parts(config, workers)
+        passes = micro_batches(config, workers)
         return {
-            # Only counted with, where shares differ: the loop gives each part its weight.
+            # DeepSpeed only checks this number. Shares may differ: the loop weights each part.
             "train_micro_batch_size_per_gpu": config.optim.batch_size // workers // passes,
             "gradient_accumulation_steps": passes,
             "gradient_clipping": config.optim.clip_norm,
@@ -63,7 +63,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         if self._open:
-            self._engine.step()  # ends the part before; no step of the optimiser
+            self._engine.step()  # ends the previous part, without an optimiser step
         self._engine.backward(loss)
         self._open = True
 
@@ -80,19 +80,19 @@ class DeepSpeedEngine:
         return EngineState(self._learned(), moments, self._steps, schedule, scale)
 
     def _learned(self) -> dict[str, Tensor]:
-        """Whole; between passes, ZeRO-3 leaves each worker but a part of a weight."""
+        """Return whole tensors; between passes, ZeRO-3 leaves each worker a part of a weight."""
         if self._stage < 3:
             return copy_of(learned_state(self.module))
-        found = {
+        whole = {
             name: self._utils.safe_get_full_fp32_param(tensor)
             for name, tensor in trainable(self.module)
         }
-        return copy_of({name: found.get(name, t) for name, t in learned_state(self.module).items()})
+        return copy_of({name: whole.get(name, t) for name, t in learned_state(self.module).items()})
 
     def _moments(self) -> dict[str, Tensor]:
-        """Whole, from the parts of all workers."""
+        """Gather whole moments from the parts of all workers."""
         self._link_moments()
-        found = {}
+        moments = {}
         for name, tensor in trainable(self.module):
             for key in MOMENTS:
                 whole = (
@@ -100,20 +100,20 @@ class DeepSpeedEngine:
                     if self._stage
                     else self._optimizer.state[tensor][key]
                 )
-                found |= copy_of({f"{name}/{key}": whole})
-        return found
+                moments |= copy_of({f"{name}/{key}": whole})
+        return moments
 
     def load(self, state: EngineState) -> None:
         if state.steps:
-            self._begin_moments(state.steps)
-            self._cut(state.optimizer)
+            self._create_moments(state.steps)
+            self._partition(state.optimizer)
         load_schedule(self._schedule, state.schedule)
         if state.scale:
             _loss_scaler(self._engine).load_state_dict(dict(state.scale))
         self._steps = state.steps
 
-    def _begin_moments(self, steps: int) -> None:
-        """Make the optimiser's state as its first step would."""
+    def _create_moments(self, steps: int) -> None:
+        """Create the optimiser's state as its first step would."""
         flat = (
             _own_flat_groups(self._engine.optimizer)
             if self._stage == 3
@@ -125,11 +125,11 @@ class DeepSpeedEngine:
         self._link_moments()
 
     def _link_moments(self) -> None:
-        """Let DeepSpeed find a tensor's moments in its flat groups."""
+        """Link each tensor to its moments in DeepSpeed's flat groups."""
         if self._stage in (1, 2):
             _link_states(self._engine.optimizer)
 
-    def _cut(self, moments: Mapping[str, Tensor]) -> None:
+    def _partition(self, moments: Mapping[str, Tensor]) -> None:
         """Give this worker its part of each moment."""
         for name, tensor in trainable(self.module):
             for key in MOMENTS:
@@ -145,24 +145,24 @@ class DeepSpeedEngine:
 
 
 def _stage(config: TrainConfig) -> int:
-    """What is shared; one worker has nobody to share with, and saves the copies of sharing."""
+    """Return the ZeRO stage: 0 for one worker, where sharding would only add copies."""
     return config.engine.zero_stage if dist.get_world_size() > 1 else 0
 
 
 def _own_part(whole: Tensor, size: int) -> Tensor:
-    """This worker's `size` numbers of a flat tensor; ZeRO-3 fills up the last part with zeros."""
+    """Return this worker's `size` numbers of a flat tensor; ZeRO-3 pads the last with zeros."""
     padding = size * dist.get_world_size() - whole.numel()
     flat = torch.nn.functional.pad(whole.flatten(), (0, padding))
     return flat.narrow(0, size * dist.get_rank(), size)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, told of the device; importing it takes seconds that a probe need not pay."""
+    """Import DeepSpeed for a device: late, as a probe does without it and it takes seconds."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    # It calls collectives by names that this torch is about to drop; nothing a user could do.
+    # It calls collectives by deprecated names, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if device.type == "cpu":
         _use_gloo_only(deepspeed)

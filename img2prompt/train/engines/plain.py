@@ -1,4 +1,4 @@
-"""torch alone, on one worker, as an engine."""
+"""Plain torch on one worker, as an engine."""
 
 import contextlib
 
@@ -8,20 +8,20 @@ from torch import Tensor, nn
 from img2prompt.config.train import TrainConfig
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import learned_state
-from img2prompt.train.batches import parts
+from img2prompt.train.batches import micro_batches
 from img2prompt.train.checkpoint import EngineState
 from img2prompt.train.engines.base import MOMENTS, copy_of, load_schedule, trainable
 from img2prompt.train.optim import build_optimizer, build_schedule
 
 
 class PlainEngine:
-    """torch alone, on one worker."""
+    """Plain torch on one worker."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, steps: int, device: torch.device):
         self.module = module.to(device)
         self.device = device
         self._clip = config.optim.clip_norm
-        self._parts = parts(config, workers=1)
+        self._parts = micro_batches(config, workers=1)
         self._dtype = compute_dtype(config.engine.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
         self._optimizer = build_optimizer(module, config.optim)
@@ -46,12 +46,12 @@ class PlainEngine:
         self._steps += 1
 
     def state(self) -> EngineState:
-        found = self._optimizer.state
+        by_tensor = self._optimizer.state
         moments = {
-            f"{name}/{key}": found[tensor][key]
+            f"{name}/{key}": by_tensor[tensor][key]
             for name, tensor in trainable(self.module)
             for key in MOMENTS
-            if tensor in found
+            if tensor in by_tensor
         }
         model, schedule = copy_of(learned_state(self.module)), self._schedule.state_dict()
         scale = self._scaler.state_dict()
@@ -60,9 +60,9 @@ class PlainEngine:
     def load(self, state: EngineState) -> None:
         for name, tensor in trainable(self.module):
             if f"{name}/{MOMENTS[0]}" in state.optimizer:
-                made = {key: state.optimizer[f"{name}/{key}"].to(self.device) for key in MOMENTS}
+                moments = {key: state.optimizer[f"{name}/{key}"].to(self.device) for key in MOMENTS}
                 step = torch.tensor(float(state.steps))
-                self._optimizer.state[tensor] = {"step": step} | made
+                self._optimizer.state[tensor] = {"step": step} | moments
         load_schedule(self._schedule, state.schedule)
         if state.scale:
             self._scaler.load_state_dict(dict(state.scale))
