@@ -1,1 +1,1 @@
-"""Pages that people look at: self-contained HTML."""
+"""Reports as self-contained HTML pages."""

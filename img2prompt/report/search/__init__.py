@@ -1,1 +1,1 @@
-"""The report of a search: what its trials show, with intervals."""
+"""Report of a search: results with confidence intervals."""

@@ -1,7 +1,10 @@
-"""Charts of a search's trials: score against compute, learning curves, settings, the leaders.
+"""Charts of the trials of a search: score against compute, learning curves, settings, leaders.
 
-Plotly figures without a theme of their own: the page sets light or dark. Plotly is imported when a
-figure is made, as it takes a second.
+Plotly figures without a theme: the page sets light or dark. Plotly is imported when the first
+figure is made, because the import takes a second.
+
+`optuna.visualization` 5 is not used: its parallel coordinates cannot be brushed, its curves need
+one trace per trial and do not mark stopped trials, and both need a study rebuilt from the rows.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from img2prompt.report.search.trial_rows import (
     score_at,
     scored,
 )
+from img2prompt.report.search.wording import level, si
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,15 +39,17 @@ LOOKS = {
     "failed": {"color": FAILED, "symbol": "x"},
 }
 SCALE = [[0.0, "#7a78c8"], [0.5, "#2a9d8f"], [1.0, "#f2a900"]]
-"""Low to high; each part can be seen on white and on black."""
+"""Low to high; every part is visible on white and on black."""
 LEADERS = 10
+"""Settings in the chart of leaders."""
 TICKS = 10
+"""Most ticks of an axis of the parallel coordinates."""
 WIDE_RANGE = 20
-"""Ratio of the largest to the least value from which an axis shows levels, not distances."""
+"""Ratio of the largest to the smallest value above which an axis shows levels, not distances."""
 
 
 def figure(x: str, y: str, height: int = 420, **layout: Any) -> go.Figure:
-    """An empty figure with named axes; what is drawn for all charts alike."""
+    """Return an empty figure with named axes and the layout that all charts share."""
     import plotly.graph_objects as go
 
     return go.Figure(
@@ -61,27 +67,30 @@ def figure(x: str, y: str, height: int = 420, **layout: Any) -> go.Figure:
 
 
 def below(text: str) -> dict[str, Any]:
-    """An axis' name in the middle of the whole chart: beside long labels it would be cut off."""
+    """Return the layout of an axis name below the whole chart.
+
+    Below the axis itself it would be cut off beside long labels.
+    """
     return {"title": {"text": text, "x": 0.5, "y": 0, "yanchor": "bottom", "font_size": 12}}
 
 
-def level(value: object) -> str:
-    """A setting's value as a reader says it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def plain(text: str) -> str:
+    """Return text that Plotly shows as it is: it would read tags and entities in it."""
+    return escape(text, quote=False)
 
 
 def describe(row: TrialRow) -> str:
-    """A trial for a hover box: its setting, layers and cost."""
-    setting = "<br>".join(f"{escape(k)} {escape(level(v))}" for k, v in row["setting"].items())
+    """Return a trial's setting, layers and cost for a hover box."""
+    setting = "<br>".join(plain(f"{name} {level(v)}") for name, v in row["setting"].items())
     layers = ", ".join(f"{len(row['plan'][kind])} {kind}" for kind in ("frozen", "lora", "trained"))
     return (
-        f"<b>{escape(row['name'])}</b>, seed {row['seed']}<br>{setting}<br>layers: {layers}<br>"
-        f"{row['flop'] / 1e9:,.4g} GFLOP a picture, {len(row['epochs'])} epochs, {row['end']}"
+        f"<b>{plain(row['name'])}</b>, seed {row['seed']}<br>{setting}<br>layers: {layers}<br>"
+        f"{row['flop'] / 1e9:,.4g} GFLOP per picture, {len(row['epochs'])} epochs, {row['end']}"
     )
 
 
 def spent(rows: Sequence[TrialRow]) -> go.Figure:
-    """The best score of each trial against the FLOP it took, with the Pareto front."""
+    """Return the chart of each trial's best score against its FLOP, with the Pareto front."""
     rows = [row for row in scored(rows) if flop_spent(row) > 0]
     chart = figure("FLOP spent on the trial (log scale)", "validation cosine, best epoch")
     cost, best = [flop_spent(row) for row in rows], [curve(row)[-1] for row in rows]
@@ -112,28 +121,21 @@ def spent(rows: Sequence[TrialRow]) -> go.Figure:
 
 
 def _decades(values: Sequence[float]) -> list[float]:
-    """Ticks of a log axis within its range: powers of ten, or more where those are few."""
+    """Return the ticks of a log axis: powers of ten in its range, and more where those are few."""
     low, high = min(values) / 1.1, max(values) * 1.1
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    found: list[float] = []
-    for steps in ((1,), (1, 2, 5), range(1, 10), [step / 5 for step in range(5, 50)]):
-        found = [step * 10.0**power for power in powers for step in steps]
-        found = [tick for tick in found if low <= tick <= high]
-        if len(found) > 2:
+    ticks: list[float] = []
+    fine = [step / 5 for step in range(5, 50)]
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10), fine):
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
             break
-    return found
-
-
-def si(number: float) -> str:
-    """A number of FLOP with its prefix: 2.5e15 is 2.5P."""
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g}{prefix}"
-    return f"{number:.3g}"
+    return ticks
 
 
 def curves(rows: Sequence[TrialRow]) -> go.Figure:
-    """Validation cosine by epoch: one line a trial, the winner's on top."""
+    """Return the chart of validation cosine by epoch: one line per trial, the best on top."""
     chart = figure("epoch", "validation cosine")
     rows = scored(rows)
     kinds = [(end, [r for r in rows[1:] if r["end"] == end], LOOKS[end]["color"]) for end in LOOKS]
@@ -154,7 +156,7 @@ def curves(rows: Sequence[TrialRow]) -> go.Figure:
 
 
 def _lines(rows: Sequence[TrialRow]) -> dict[str, list[Any]]:
-    """All trials in one trace, with gaps between: hundreds of traces would be slow."""
+    """Return all trials as one trace with gaps between them: hundreds of traces are slow."""
     x, y, text = [], [], []
     for row in rows:
         x += [*(epoch["epoch"] for epoch in row["epochs"]), None]
@@ -164,7 +166,7 @@ def _lines(rows: Sequence[TrialRow]) -> dict[str, list[Any]]:
 
 
 def parallel(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
-    """Parallel coordinates: one line a trial through its settings to its score at `epochs`."""
+    """Return parallel coordinates: one line per trial through its settings to its score."""
     chart = figure("", "", height=430, margin={"l": 60, "r": 70, "t": 60, "b": 24})
     rows = [row for row in scored(rows) if not math.isnan(score_at(row, epochs))]
     scores = [score_at(row, epochs) for row in rows]
@@ -188,33 +190,33 @@ def parallel(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
 
 
 def _dimension(name: str, values: Sequence[Any]) -> Mapping[str, Any]:
-    """An axis: by distance for numbers of one order, else by level, evenly."""
+    """Return an axis: to scale for numbers of a similar size, else with evenly spaced levels."""
     numbers = all(map(is_number, values))
     values = list(values) if numbers else [level(value) for value in values]
     levels = sorted(set(values))
     positive = [value for value in levels if numbers and value > 0] or [1]
     if numbers and max(positive) <= WIDE_RANGE * min(positive):
         ticks = {"tickvals": levels} if len(levels) <= TICKS else {}
-        return {"label": name, "values": values, **ticks}
+        return {"label": plain(name), "values": values, **ticks}
     shown = range(0, len(levels), math.ceil(len(levels) / TICKS))
     return {
-        "label": name,
+        "label": plain(name),
         "values": [levels.index(value) for value in values],
         "tickvals": list(shown),
-        "ticktext": [level(levels[number]) for number in shown],
+        "ticktext": [level(levels[number]) for number in shown],  # Plotly reads no tags in these
     }
 
 
 def _wrapped(row: TrialRow, names: Iterable[str]) -> list[str]:
-    """What sets a setting apart, in lines that fit beside a chart on a phone."""
-    # Not broken between a name and its value.
+    """Return the named values of a setting, in lines that fit beside a chart on a phone."""
+    # No-break spaces keep a name and its value on one line.
     parts = [f"{name}\N{NO-BREAK SPACE}{level(row['setting'].get(name))}" for name in names]
     lines = textwrap.wrap(", ".join(parts), 30, break_long_words=False)
-    return [escape(line) for line in lines] or [escape(row["name"])]
+    return [plain(line) for line in lines] or [plain(row["name"])]
 
 
 def leaders(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
-    """Every seed of the best settings at `epochs`, the winner above."""
+    """Return the chart of every seed of the best settings at `epochs`, the winner first."""
     groups = by_setting(rows, epochs)
     best = key(rows[0])
     order = sorted(groups, key=lambda name: (name != best, -mean_score(groups[name], epochs)))
@@ -223,14 +225,14 @@ def leaders(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
     lines = max(name.count("<br>") + 1 for name in names)
     height = 120 + (14 + 15 * lines) * len(shown)
     chart = figure("", "", height=height, **below("validation cosine"))
-    places = [(number, row) for number, group in enumerate(shown) for row in group]
+    dots = [(number, row) for number, group in enumerate(shown) for row in group]
     chart.add_scatter(
-        x=[score_at(row, epochs) for _, row in places],
-        y=[number for number, _ in places],
+        x=[score_at(row, epochs) for _, row in dots],
+        y=[number for number, _ in dots],
         mode="markers",
-        marker={"size": 8, "color": [FINISHED if n else BEST for n, _ in places], "opacity": 0.6},
+        marker={"size": 8, "color": [FINISHED if n else BEST for n, _ in dots], "opacity": 0.6},
         name="one seed",
-        text=[describe(row) for _, row in places],
+        text=[describe(row) for _, row in dots],
         hovertemplate="%{text}<br>cosine %{x:.4f}<extra></extra>",
     )
     repeated = [number for number, group in enumerate(shown) if len(group) > 1]

@@ -1,4 +1,4 @@
-"""LoRA against unfreezing at equal cost, and head width: trials that differ in that one thing."""
+"""LoRA against unfreezing at equal cost, and head widths: settings that differ in one thing."""
 
 import math
 from collections.abc import Sequence
@@ -21,21 +21,23 @@ from img2prompt.report.search.trial_rows import (
 PLAN = ("lora_rate", "nfz_rate")
 WIDTH = "head_width"
 TOLERANCE = 0.05
-"""Relative difference in FLOP up to which two plans cost the same."""
+"""Largest relative difference in FLOP between two plans of equal cost."""
 APART = 0.2
-"""Difference in the LoRA share from which two plans are compared."""
+"""Least difference in the share of LoRA between two plans of a pair."""
 SETTINGS = 6
-"""Settings in pairs, at least, for an interval."""
+"""Fewest settings in pairs for an interval."""
 BANDS = 4
+"""Bands of cost."""
 _WEIGHTS_AT_ONCE = 1 << 22
+"""Bootstrap weights (draws times pairs) in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """All-LoRA's score minus all-unfrozen's, from pairs of plans of nearly equal cost."""
+    """Score of all LoRA minus score of all unfrozen, from pairs of plans of nearly equal cost."""
 
     flop: tuple[float, float]
-    """The least and the greatest FLOP a picture in it."""
+    """Smallest and largest FLOP per picture in the band."""
     difference: Estimate
     pairs: int
     settings: int
@@ -43,34 +45,39 @@ class Band:
 
 @dataclass(frozen=True)
 class EqualCost:
+    """LoRA against unfreezing after `epochs` epochs."""
+
     epochs: int
     all: Band
     bands: list[Band]
-    """Parts of the range of cost that have enough settings, the cheapest first."""
+    """Bands of cost with enough settings, the cheapest first."""
 
 
 @dataclass(frozen=True)
 class _Pair:
+    """Differences between two settings, the first minus the second."""
+
     one: int
     two: int
     share: float
+    """Difference in the share of LoRA."""
     score: float
     cost: float
-    """Difference of the log of FLOP; the two above are differences as well."""
+    """Difference in the log of FLOP."""
     flop: float
-    """Mean of the two."""
+    """Mean FLOP of the two."""
 
 
 def equal_cost(
     rows: Sequence[TrialRow], epochs: int, samples: int = 2000, seed: int = 0
 ) -> EqualCost:
-    """LoRA against unfreezing among plans whose FLOP a picture differ by 5 % at most.
+    """Compare LoRA with unfreezing among plans whose FLOP per picture differ by 5 % at most.
 
-    Two settings are a pair when all but the plan is equal, their cost is, and their LoRA shares (of
-    the layers that learn) differ by 0.2 or more. The difference is the slope through the origin of
-    the pairs' score difference over their share difference, beside a slope over the log of what
-    their costs still differ by: what going from all unfrozen to all LoRA gives. Intervals: a
-    bootstrap over settings, as pairs share them.
+    Two settings are a pair when all but the plan is equal, their cost is equal, and their shares of
+    LoRA (of the layers that learn) differ by 0.2 or more. The difference is the slope, through the
+    origin, of the score difference over the share difference, with the remaining difference in the
+    log of cost as a second variable: the change from all unfrozen to all LoRA. Intervals are from a
+    bootstrap over settings, because pairs share settings.
 
     Raises:
         TooFew: fewer than 6 settings are in pairs.
@@ -79,10 +86,10 @@ def equal_cost(
     pairs = _pairs(groups, epochs)
     whole = _band(pairs, samples, seed)
     edges = np.quantile([pair.flop for pair in pairs], np.linspace(0, 1, BANDS + 1)[1:-1])
-    place = np.searchsorted(edges, [pair.flop for pair in pairs])
+    numbers = np.searchsorted(edges, [pair.flop for pair in pairs])
     bands = []
     for number in range(BANDS):
-        inside = [pair for pair, at in zip(pairs, place, strict=True) if at == number]
+        inside = [pair for pair, own in zip(pairs, numbers, strict=True) if own == number]
         if _settings(inside) >= SETTINGS:
             bands.append(_band(inside, samples, seed))
     return EqualCost(epochs, whole, bands)
@@ -110,7 +117,8 @@ def _pairs(groups: Sequence[Sequence[TrialRow]], epochs: int) -> list[_Pair]:
 
 
 def _settings(pairs: Sequence[_Pair]) -> int:
-    return len({place for pair in pairs for place in (pair.one, pair.two)})
+    """Return the number of different settings in pairs."""
+    return len({index for pair in pairs for index in (pair.one, pair.two)})
 
 
 def _band(pairs: Sequence[_Pair], samples: int, seed: int) -> Band:
@@ -120,12 +128,12 @@ def _band(pairs: Sequence[_Pair], samples: int, seed: int) -> Band:
             f"{settings} settings have a partner of equal cost with another mix of LoRA and "
             f"unfreezing; at least {SETTINGS} are needed."
         )
-    names, place = np.unique([(p.one, p.two) for p in pairs], return_inverse=True)
-    place = place.reshape(-1, 2)
+    names, ends = np.unique([(p.one, p.two) for p in pairs], return_inverse=True)
+    ends = ends.reshape(-1, 2)
     rng, count = np.random.default_rng(seed), len(names)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=samples)
     parts = np.array_split(drawn, math.ceil(samples * len(pairs) / _WEIGHTS_AT_ONCE))
-    slopes = [_slopes(pairs, part[:, place[:, 0]] * part[:, place[:, 1]]) for part in parts]
+    slopes = [_slopes(pairs, part[:, ends[:, 0]] * part[:, ends[:, 1]]) for part in parts]
     low, high = np.nanpercentile(np.concatenate(slopes), [2.5, 97.5])
     value = float(_slopes(pairs, np.ones((1, len(pairs))))[0])
     flop = [pair.flop for pair in pairs]
@@ -135,9 +143,10 @@ def _band(pairs: Sequence[_Pair], samples: int, seed: int) -> Band:
 
 
 def _slopes(pairs: Sequence[_Pair], weights: np.ndarray) -> np.ndarray:
-    """Score over LoRA share at equal cost (samples,), least squares with `weights` (samples, N).
+    """Return the slope of score over share at equal cost (samples,), by weighted least squares.
 
-    NaN where the draw holds no pair. Where no costs differ, their slope is left out.
+    `weights` (samples, N). The slope is NaN where a draw has no pair. Where all costs are equal,
+    cost is not a variable.
     """
     share, score, cost = (
         np.array([getattr(pair, name) for pair in pairs]) for name in ("share", "score", "cost")
@@ -152,26 +161,28 @@ def _slopes(pairs: Sequence[_Pair], weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Width:
-    """A head width's score minus the narrowest one's, all else equal."""
+    """Score of a head width minus the score of the narrowest, all else equal."""
 
     width: int
     difference: Estimate
     settings: int
-    """Settings in which both widths were tried."""
+    """Number of settings that were tried with both widths."""
 
 
 @dataclass(frozen=True)
 class WidthEffect:
+    """Head widths compared with the narrowest after `epochs` epochs."""
+
     epochs: int
     narrowest: int
     widths: list[Width]
-    """The others, those that share settings with the narrowest."""
+    """Other widths that share settings with the narrowest."""
 
 
 def width_effect(rows: Sequence[TrialRow], epochs: int) -> WidthEffect:
-    """Each head width against the narrowest.
+    """Compare each head width with the narrowest.
 
-    Differences are taken within settings that are equal in all else; the interval is Student's for
+    Differences are between settings that are equal in all else; the interval is Student's for
     paired differences.
 
     Raises:
@@ -185,14 +196,14 @@ def width_effect(rows: Sequence[TrialRow], epochs: int) -> WidthEffect:
     for group in groups.values():
         other = key(group[0], (WIDTH,))
         score[group[0]["setting"][WIDTH]][other] = mean_score(group, epochs)
-    narrow, found = score[widths[0]], []
+    narrow, effects = score[widths[0]], []
     for width in widths[1:]:
         gaps = [value - narrow[other] for other, value in score[width].items() if other in narrow]
         if len(gaps) > 1:
-            found.append(Width(width, _paired(gaps), len(gaps)))
-    if not found:
+            effects.append(Width(width, _paired(gaps), len(gaps)))
+    if not effects:
         raise TooFew("Fewer than two settings were tried with two head widths and all else equal.")
-    return WidthEffect(epochs, widths[0], found)
+    return WidthEffect(epochs, widths[0], effects)
 
 
 def _paired(gaps: Sequence[float]) -> Estimate:

@@ -1,4 +1,4 @@
-"""Charts of what settings do: importance, LoRA against unfreezing, head width."""
+"""Charts of the effect of settings: importance, LoRA against unfreezing, head width."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from img2prompt.report.search.charts import BEST, FINISHED, SCALE, STOPPED, below, describe, figure
+from img2prompt.report.search.charts import (
+    BEST,
+    FINISHED,
+    SCALE,
+    STOPPED,
+    below,
+    describe,
+    figure,
+    plain,
+)
 from img2prompt.report.search.comparisons import Band, EqualCost, WidthEffect
 from img2prompt.report.search.effects import Estimate, Importance
 from img2prompt.report.search.trial_rows import TrialRow, by_setting, lora_share, mean_score
+from img2prompt.report.search.wording import term_name, width_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 SHOWN = 15
-"""Terms in the chart of importance."""
-
-
-def width_name(width: int) -> str:
-    return f"{width:,} units" if width else "linear"
-
-
-def term_name(names: Sequence[str]) -> str:
-    return " with ".join(names)
+"""Most terms in the chart of importance."""
 
 
 def intervals(
     names: Sequence[str], estimates: Sequence[Estimate], axis: str, digits: str, color: str
 ) -> go.Figure:
-    """A dot with its 95 % interval a line, the first above, and a line at 0."""
+    """Return a chart of dots with their 95 % intervals, the first on top, and a line at 0."""
     chart = figure("", "", height=100 + 34 * len(names), showlegend=False, **below(axis))
     chart.update_layout(margin_t=12)
     chart.update_xaxes(nticks=5, tickangle=0)
@@ -55,21 +57,22 @@ def intervals(
     return chart
 
 
-def importance(found: Importance) -> go.Figure:
-    terms = found.terms[:SHOWN]
-    names = [term_name(term.names) for term in terms]
+def importance(result: Importance) -> go.Figure:
+    """Return the chart of the share of each parameter and pair, the largest on top."""
+    terms = result.terms[:SHOWN]
+    names = [plain(term_name(term.names)) for term in terms]
     shares = [Estimate(100 * t.share.value, 100 * t.share.low, 100 * t.share.high) for t in terms]
     return intervals(names, shares, "share of the variance of scores, %", ".1f", FINISHED)
 
 
 def plans(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
-    """Mean score by number of LoRA layers and of trained layers."""
+    """Return the chart of the mean score by number of LoRA layers and of trained layers."""
     groups: dict[tuple[int, int], list[TrialRow]] = {}
     for group in by_setting(rows, epochs).values():
         layers = group[0]["plan"]
         groups.setdefault((len(layers["trained"]), len(layers["lora"])), []).extend(group)
     chart = figure("trained layers", "layers with LoRA", height=460)
-    most = max(1, *(count for place in groups for count in place))
+    most = max(1, *(count for counts in groups for count in counts))
     axis = {"tick0": 0, "dtick": math.ceil(most / 8), "range": [-0.07 * most, 1.07 * most]}
     chart.update_xaxes(axis)
     chart.update_yaxes(axis)
@@ -93,9 +96,9 @@ def plans(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
 
 
 def cost(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
-    """Score against the FLOP of a picture, coloured by the part of learning layers with LoRA."""
+    """Return the chart of score against FLOP per picture, coloured by the share of LoRA."""
     groups = [g for g in by_setting(rows, epochs).values() if not math.isnan(lora_share(g[0]))]
-    chart = figure("GFLOP a picture, forward and backward", "validation cosine", height=460)
+    chart = figure("GFLOP per picture, forward and backward", "validation cosine", height=460)
     chart.add_scatter(
         x=[group[0]["flop"] / 1e9 for group in groups],
         y=[mean_score(group, epochs) for group in groups],
@@ -119,13 +122,16 @@ def cost(rows: Sequence[TrialRow], epochs: int) -> go.Figure:
     return chart
 
 
-def bands(found: EqualCost, later: EqualCost | None) -> go.Figure:
-    """Bands of cost and all of them together; `later`, of those trained further, below."""
-    shown = [*found.bands, found.all]
-    names = [*(_span(band) for band in found.bands), "all costs"]
+def bands(first: EqualCost, later: EqualCost | None) -> go.Figure:
+    """Return the chart of LoRA against unfreezing by band of cost, and over all costs.
+
+    The last dot is `later`, of the trials that were trained further.
+    """
+    shown = [*first.bands, first.all]
+    names = [*(_span(band) for band in first.bands), "all costs"]
     if later:
         shown.append(later.all)
-        names.append("all costs, kept on")
+        names.append("all costs, trained further")
     axis = "cosine of all LoRA minus cosine of all unfrozen"
     return intervals(names, [band.difference for band in shown], axis, "+.4f", BEST)
 
@@ -135,12 +141,15 @@ def _span(band: Band) -> str:
     return f"{low} GFLOP" if low == high else f"{low} to {high} GFLOP"
 
 
-def widths(found: WidthEffect, later: WidthEffect | None) -> go.Figure:
-    """Each width against the narrowest; `later`, of those trained further, below."""
-    names = [width_name(width.width) for width in found.widths]
-    shown = [width.difference for width in found.widths]
+def widths(first: WidthEffect, later: WidthEffect | None) -> go.Figure:
+    """Return the chart of each head width against the narrowest.
+
+    The last dots are `later`, of the trials that were trained further.
+    """
+    names = [width_name(width.width) for width in first.widths]
+    shown = [width.difference for width in first.widths]
     if later:
-        names += [f"{width_name(width.width)}, kept on" for width in later.widths]
+        names += [f"{width_name(width.width)}, trained further" for width in later.widths]
         shown += [width.difference for width in later.widths]
-    axis = f"cosine minus that of the {width_name(found.narrowest)} head"
+    axis = f"cosine minus that of the {width_name(first.narrowest)} head"
     return intervals(names, shown, axis, "+.4f", FINISHED)

@@ -1,10 +1,10 @@
-"""How much of the differences in score each setting explains: a functional ANOVA of the trials.
+"""Share of the variance of scores that each setting explains: a functional ANOVA of the trials.
 
-Shares of variance by parameter and by pair are the fANOVA of Hutter, Hoos and Leyton-Brown (ICML
-2014). They fit a random forest; a search of some tens of trials is too small for one (it gives
-noise a share, and its shares are never 0, so nothing can be told to have no effect). Here a
-response surface of second order is fitted by least squares (Box and Wilson, JRSS B 13, 1951), whose
-fANOVA has a closed form, and what noise alone would give is taken off (as omega squared does: Hays,
+Shares by parameter and by pair are the fANOVA of Hutter, Hoos and Leyton-Brown (ICML 2014). They
+fit a random forest; a search of some tens of trials is too small for one: it gives noise a share,
+and its shares are never 0, so no parameter can be shown to have no effect. Here a second-order
+response surface is fitted by least squares (Box and Wilson, JRSS B 13, 1951), whose fANOVA has a
+closed form. The share that noise alone would give is subtracted, as in omega squared (Hays,
 Statistics, 1963), so a parameter without effect has an expected share of 0. Optuna's evaluators
 have neither pairs nor intervals.
 """
@@ -25,6 +25,7 @@ from img2prompt.report.search.trial_rows import (
 )
 
 SAMPLES = 400
+"""Bootstrap draws."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Term:
-    """A parameter, or a pair beyond the sum of its two, and its share of the variance."""
+    """A parameter or a pair of parameters, and its share of the variance.
+
+    The share of a pair is its effect beyond the sum of the two parameters.
+    """
 
     names: tuple[str, ...]
     share: Estimate
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the share excludes 0."""
+        return self.share.low > 0
 
 
 @dataclass(frozen=True)
@@ -53,28 +62,28 @@ class Importance:
     terms: list[Term]
     """Parameters and pairs, the largest share first."""
     unexplained: float
-    """Share that the surface leaves."""
+    """Share that the surface does not explain."""
     seeds: float
-    """Share that differences between seeds make; NaN where no seed was repeated."""
+    """Share of the variation between seeds; NaN where no seed was repeated."""
     residual: float
     """Standard deviation of the settings' scores about the surface, in cosine."""
     freedom: int
     """Degrees of freedom of `residual`."""
     model: str
-    """What was fitted, in words."""
+    """Description of the fitted surface."""
 
 
 def importance(
     rows: Sequence[TrialRow], epochs: int, samples: int = SAMPLES, seed: int = 0
 ) -> Importance:
-    """The share of each parameter that varies, and of each pair.
+    """Return the share of each parameter that varies, and of each pair.
 
-    A setting's score is the mean of its seeds. Intervals: 2.5 and 97.5 % of a bootstrap of the
-    settings' residuals about the surface (Freedman, Annals of Statistics 9, 1981), which hold what
-    seeds do and what the surface misses.
+    A setting's score is the mean of its seeds. Intervals are the 2.5 and 97.5 % quantiles of a
+    bootstrap of the settings' residuals about the surface (Freedman, Annals of Statistics 9, 1981);
+    the residuals contain the variation between seeds and the surface's errors.
 
     Raises:
-        TooFew: fewer settings than a surface needs, or none of the parameters varies.
+        TooFew: fewer settings than a surface needs, no parameter varies, or all scores are equal.
     """
     groups = list(by_setting(rows, epochs).values())
     scores = np.array([mean_score(group, epochs) for group in groups])
@@ -102,12 +111,12 @@ def importance(
 
 
 def _bootstrap(surface: Surface, fit: Fit, samples: int, seed: int) -> np.ndarray:
-    """Shares (samples, terms) where the settings' residuals are drawn anew.
+    """Return shares (samples, terms) with resampled residuals.
 
-    The design stays: settings drawn anew would often leave a surface that cannot be fitted.
+    The design stays fixed: resampled settings would often give a surface that cannot be fitted.
     """
     rng, rows = np.random.default_rng(seed), len(surface.design)
-    # Fitting has made residuals smaller than the noise, and given the terms a part of it.
+    # The fit makes residuals smaller than the noise: the terms absorb a part of it.
     wider = fit.residuals[0] * math.sqrt(rows / surface.freedom)
     drawn = surface.fit(fit.fitted + rng.choice(wider, size=(samples, rows)))
     return (drawn.parts - fit.bias) / np.maximum(drawn.total - fit.bias.sum(), 1e-300)[:, None]
@@ -116,7 +125,7 @@ def _bootstrap(surface: Surface, fit: Fit, samples: int, seed: int) -> np.ndarra
 def _seed_share(
     rows: Sequence[TrialRow], epochs: int, groups: Sequence[Sequence[TrialRow]], total: float
 ) -> float:
-    """Variance that seeds leave in the settings' means, over the total."""
+    """Return the variance of the settings' means due to seeds, divided by the total."""
     deviation, freedom = seed_deviation(rows, epochs)
     if not freedom:
         return math.nan

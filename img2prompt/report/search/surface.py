@@ -1,6 +1,6 @@
-"""The response surface that `effects` decomposes: straight effects, curves and products of pairs.
+"""Response surface that `effects` decomposes: linear and curved effects, and products of pairs.
 
-Fitted by least squares to one score a setting (Box and Wilson, JRSS B 13, 1951). Its functional
+Fitted by least squares to one score per setting (Box and Wilson, JRSS B 13, 1951). Its functional
 ANOVA has a closed form: a term's variance is a quadratic form of its coefficients.
 """
 
@@ -15,13 +15,13 @@ import numpy as np
 from img2prompt.report.search.trial_rows import TooFew, TrialRow
 
 SPARE = 1.5
-"""Settings needed for each coefficient of the surface."""
+"""Settings needed per coefficient of the surface."""
 DISTINCT = 0.05
-"""Part of a column's variance that the columns before it must leave."""
+"""Share of a column's variance that earlier columns must not explain."""
 
 
 def varying(rows: Sequence[TrialRow]) -> dict[str, list[Any]]:
-    """Parameters with more than one value, and their value in each row."""
+    """Return the parameters with more than one value, and their value in each row."""
     names = list(dict.fromkeys(name for row in rows for name in row["setting"]))
     columns = {name: [row["setting"].get(name) for row in rows] for name in names}
     return {k: v for k, v in columns.items() if len({repr(x) for x in v}) > 1}
@@ -32,7 +32,7 @@ def is_number(value: object) -> bool:
 
 
 def _basis(values: Sequence[Any]) -> np.ndarray:
-    """Centred columns (N, K): the value's rank among the levels, or one a further category.
+    """Return centred columns (N, K): ranks of numbers, or one column per further category.
 
     Ranks, because widths and rates are tried on scales of powers as often as on even ones.
     """
@@ -47,14 +47,14 @@ def _basis(values: Sequence[Any]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Columns:
-    """What stands for one term in the surface."""
+    """Columns of one term of the surface."""
 
     names: tuple[str, ...]
     values: np.ndarray
     """(N, K)"""
     moments: np.ndarray
-    """(K, K) second moments where parameters vary independently, each as it was tried: the measure
-    of the fANOVA, whatever combinations were left out."""
+    """(K, K) second moments if parameters varied independently, each with the values tried: the
+    measure of the fANOVA, whichever combinations were not tried."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Fit:
     fitted: np.ndarray
     residuals: np.ndarray
     variance: np.ndarray
-    """(samples,) of the scores about the surface."""
+    """(samples,) variance of the scores about the surface."""
     parts: np.ndarray
-    """(samples, terms) variance of each term, less the noise's part."""
+    """(samples, terms) variance of each term, minus `bias`."""
     bias: np.ndarray
-    """(samples, terms) what was taken off."""
+    """(samples, terms) variance that noise alone gives each term."""
 
     @property
     def total(self) -> np.ndarray:
@@ -80,7 +80,7 @@ class Fit:
 
 
 class Surface:
-    """Terms in centred columns, each with the variance form of its coefficients."""
+    """Terms in centred columns, each with the quadratic form that gives its variance."""
 
     def __init__(self, terms: list[Columns], model: str) -> None:
         self.names, self.model = [term.names for term in terms], model
@@ -93,14 +93,15 @@ class Surface:
         self.freedom = self.design.shape[0] - self.design.shape[1]
 
     def fit(self, scores: np.ndarray) -> Fit:
+        """Fit scores (N,) or (samples, N)."""
         scores = np.atleast_2d(scores)
-        found = scores @ self.solve.T
-        fitted = found @ self.design.T
+        coefficients = scores @ self.solve.T
+        fitted = coefficients @ self.design.T
         residuals = scores - fitted
         variance = np.sum(residuals**2, axis=1) / self.freedom
         spread = self.solve @ self.solve.T
         raw = [
-            np.einsum("si,ij,sj->s", found[:, span], moments, found[:, span])
+            np.einsum("si,ij,sj->s", coefficients[:, span], moments, coefficients[:, span])
             for span, moments in zip(self.spans, self.moments, strict=True)
         ]
         times = [
@@ -112,14 +113,18 @@ class Surface:
 
 
 _MODELS = (
-    (True, True, "straight and curved effects, and the product of each pair"),
-    (False, True, "straight effects, and the product of each pair"),
-    (False, False, "straight effects only; pairs need more trials"),
+    (True, True, "linear and curved effects, and the product of each pair"),
+    (False, True, "linear effects, and the product of each pair"),
+    (False, False, "linear effects only; pairs need more trials"),
 )
 
 
 def choose_surface(columns: dict[str, list[Any]], settings: int) -> Surface:
-    """The richest surface that so many settings can carry."""
+    """Return the richest surface that so many settings can determine.
+
+    Raises:
+        TooFew: no parameter varies, or the settings are too few for linear effects.
+    """
     if not columns:
         raise TooFew("No parameter has more than one value among the trials with a score.")
     need = 0
@@ -134,19 +139,19 @@ def choose_surface(columns: dict[str, list[Any]], settings: int) -> Surface:
 
 
 def _terms(columns: dict[str, list[Any]], curved: bool, pairs: bool) -> list[Columns]:
-    """Straight columns first, then curves, then products: the order in which they are trusted."""
-    straight = {name: _basis(values) for name, values in columns.items()}
-    terms = [_term((name,), part) for name, part in straight.items()]
+    """Return linear columns first, then curves, then products: the order of priority."""
+    linear = {name: _basis(values) for name, values in columns.items()}
+    terms = [_term((name,), part) for name, part in linear.items()]
     if curved:
         squares = {
-            name: straight[name] ** 2 - np.mean(straight[name] ** 2)
+            name: linear[name] ** 2 - np.mean(linear[name] ** 2)
             for name, values in columns.items()
             if all(map(is_number, values)) and len(set(values)) > 2
         }
         terms += [_term((name,), part) for name, part in squares.items()]
     for one, two in combinations(columns, 2) if pairs else ():
-        product = straight[one][:, :, None] * straight[two][:, None, :]
-        moments = np.kron(_moments(straight[one]), _moments(straight[two]))
+        product = linear[one][:, :, None] * linear[two][:, None, :]
+        moments = np.kron(_moments(linear[one]), _moments(linear[two]))
         terms.append(Columns((one, two), product.reshape(len(product), -1), moments))
     return terms
 
@@ -160,9 +165,9 @@ def _term(names: tuple[str, ...], part: np.ndarray) -> Columns:
 
 
 def _distinct(terms: list[Columns]) -> list[Columns]:
-    """One entry a name, without columns that the ones before them nearly give.
+    """Return one entry per name, without columns that earlier columns nearly determine.
 
-    A grid of rates with its invalid corner cut off cannot tell some curves from products.
+    On a grid of rates without its invalid corner, some curves and products are nearly equal.
     """
     span = np.ones((len(terms[0].values), 1)) / math.sqrt(len(terms[0].values))
     merged: dict[tuple[str, ...], Columns] = {}

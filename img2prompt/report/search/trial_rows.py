@@ -1,9 +1,8 @@
-"""What a search's rows (trials.json) say, made comparable: scores after equally many epochs.
+"""Rows of trials.json made comparable: scores after the same number of epochs.
 
-A trial that was stopped early would have gone on to learn, so its last score is never held against
-the last score of one that finished. Every comparison names its number of epochs, and leaves out
-the trials that did not come so far. Nor are scores compared that come from different shares of the
-training rows.
+A trial that was stopped early would have improved, so its last score is never compared with the
+last score of a finished one. Every comparison names its number of epochs and leaves out the trials
+that did not reach it. Scores on different shares of the training rows are not compared either.
 """
 
 import json
@@ -15,30 +14,30 @@ import numpy as np
 from scipy import stats
 
 TrialRow = Mapping[str, Any]
-"""One run of one trial, as `search/rows.py` writes it."""
+"""A trial as `search.rows.row_of` writes it to trials.json: one setting with one seed."""
 
 COMMON = 0.9
-"""Trials that must have come as far as the epoch at which all are compared."""
+"""Least share of the trials that reached the epoch at which all are compared."""
 
 
 class TooFew(ValueError):
-    """Too few trials to tell; the message says what there is and what is needed."""
+    """Too few trials for a result; the message says how many there are and are needed."""
 
 
 def curve(row: TrialRow) -> list[float]:
-    """The best validation cosine so far, after each epoch; NaN before the first number."""
+    """Return the best validation cosine so far after each epoch; NaN before a finite one."""
     if not row["epochs"]:
         return []
     return np.fmax.accumulate([float(epoch["val_cosine"]) for epoch in row["epochs"]]).tolist()
 
 
 def first_share(rows: Sequence[TrialRow]) -> float:
-    """The least share of the training rows that trials had: all began with it."""
+    """Return the smallest share of the training rows that trials used: all began with it."""
     return min((run["share"] for row in rows for run in row["runs"]), default=1.0)
 
 
 def at_share(rows: Sequence[TrialRow], share: float) -> list[TrialRow]:
-    """The trials as they were on `share` of the training rows, without those that never had it."""
+    """Return the trials as they were on `share` of the training rows, if they reached it."""
     return [
         {**row, "share": share, "epochs": run["epochs"]}
         for row in rows
@@ -48,21 +47,21 @@ def at_share(rows: Sequence[TrialRow], share: float) -> list[TrialRow]:
 
 
 def score_at(row: TrialRow, epochs: int) -> float:
-    """The best cosine within the first `epochs` epochs; NaN when the trial has no such epoch."""
+    """Return the best cosine within the first `epochs` epochs; NaN for a shorter trial."""
     values = curve(row)
     return values[epochs - 1] if len(values) >= epochs else math.nan
 
 
 def scored(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The rows with a score, in their order."""
+    """Return the rows with a score, in their order."""
     return [row for row in rows if row["epochs"] and not math.isnan(curve(row)[-1])]
 
 
 def common_epochs(rows: Sequence[TrialRow], share: float = COMMON) -> int:
-    """The most epochs that at least `share` of the scored trials have.
+    """Return the most epochs that at least `share` of the scored trials have.
 
-    Among the few that went further only good ones are left: what is measured on them alone is
-    biased by the very choice that left them.
+    The few trials that were trained further were chosen for being good, so results from them alone
+    are biased by that choice.
 
     Raises:
         TooFew: no trial has a score.
@@ -74,7 +73,7 @@ def common_epochs(rows: Sequence[TrialRow], share: float = COMMON) -> int:
 
 
 def key(row: TrialRow, without: Sequence[str] = ()) -> str:
-    """The setting as text, equal for the seeds of one setting."""
+    """Return the setting as text, which is equal for all seeds of one setting."""
     return json.dumps(
         {k: v for k, v in row["setting"].items() if k not in without}, sort_keys=True, default=str
     )
@@ -83,7 +82,7 @@ def key(row: TrialRow, without: Sequence[str] = ()) -> str:
 def by_setting(
     rows: Sequence[TrialRow], epochs: int, without: Sequence[str] = ()
 ) -> dict[str, list[TrialRow]]:
-    """Rows that have a score at `epochs`, seeds of one setting together, in the rows' order."""
+    """Return rows with a score at `epochs`, grouped by setting, in the order of the rows."""
     groups: dict[str, list[TrialRow]] = {}
     for row in rows:
         if not math.isnan(score_at(row, epochs)):
@@ -92,11 +91,12 @@ def by_setting(
 
 
 def mean_score(rows: Sequence[TrialRow], epochs: int) -> float:
+    """Return the mean of the rows' scores at `epochs`."""
     return float(np.mean([score_at(row, epochs) for row in rows]))
 
 
 def seed_deviation(rows: Sequence[TrialRow], epochs: int) -> tuple[float, int]:
-    """Pooled standard deviation of a setting's seeds, and its degrees of freedom (0: unknown)."""
+    """Return the pooled standard deviation of seeds, and its degrees of freedom (0: unknown)."""
     groups = by_setting(rows, epochs).values()
     scores = [[score_at(row, epochs) for row in group] for group in groups]
     freedom = sum(len(group) - 1 for group in scores)
@@ -107,18 +107,21 @@ def seed_deviation(rows: Sequence[TrialRow], epochs: int) -> tuple[float, int]:
 
 
 def flop_spent(row: TrialRow) -> float:
-    """FLOP that the trial has cost: of a picture, forward and backward, times picture passes."""
+    """Return the FLOP of a trial: per picture, forward and backward, times picture passes."""
     return float(row["flop"]) * float(row["rows"])
 
 
 def lora_share(row: TrialRow) -> float:
-    """The part of the learning layers with LoRA: 0 all unfrozen, 1 all LoRA; NaN: none learns."""
+    """Return the share of LoRA among the layers that learn.
+
+    0 is all unfrozen, 1 is all LoRA, NaN is a plan in which no layer learns.
+    """
     lora, trained = len(row["plan"]["lora"]), len(row["plan"]["trained"])
     return lora / (lora + trained) if lora + trained else math.nan
 
 
 def pareto(cost: Sequence[float], score: Sequence[float]) -> list[int]:
-    """Indices of what nothing else beats at no more cost, the cheapest first."""
+    """Return the indices of the Pareto front of low cost and high score, the cheapest first."""
     front, best = [], -math.inf
     for index in sorted(range(len(cost)), key=lambda i: (cost[i], -score[i])):
         if score[index] > best:
@@ -128,10 +131,10 @@ def pareto(cost: Sequence[float], score: Sequence[float]) -> list[int]:
 
 
 def rank_agreement(rows: Sequence[TrialRow], epochs: int) -> tuple[float, int] | None:
-    """Spearman's correlation of scores at `epochs` with those at the end, over finished trials.
+    """Return Spearman's correlation of scores at `epochs` with the last, and the number of trials.
 
-    `epochs` are those on the first share of the rows. With the number of trials; None: fewer than
-    5, or nothing lies between.
+    Over finished trials; `epochs` counts those on the first share of the rows. None: fewer than 5
+    trials, `epochs` is the end, or all scores are equal.
     """
     done = [row for row in scored(rows) if row["end"] == "finished"]
     early = at_share(done, first_share(rows))

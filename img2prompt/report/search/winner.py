@@ -1,4 +1,4 @@
-"""How sure a search can be of its winner, when trials differ by chance as well."""
+"""Certainty of a search's winner, given that scores also vary by chance."""
 
 import math
 from collections.abc import Sequence
@@ -20,27 +20,38 @@ from img2prompt.report.search.trial_rows import (
 
 @dataclass(frozen=True)
 class Winner:
-    """The first setting of the search, held against the others after `epochs` epochs."""
+    """The first setting of a search, compared with the others after `epochs` epochs."""
 
     row: TrialRow
     epochs: int
     scores: list[float]
-    """Of its seeds."""
+    """Scores of its seeds."""
     runner_up: TrialRow | None
-    """The best other setting that came so far."""
+    """First seed of the best other setting; None: no other setting reached `epochs`."""
     runner_scores: list[float]
+    """Scores of the runner-up's seeds."""
     rivals: int
-    """Other settings that came so far."""
+    """Number of other settings that reached `epochs`."""
     noise: float
-    """Standard deviation of a score from seed to seed; NaN: unknown."""
+    """Standard deviation of a score between seeds; NaN: unknown."""
     source: str
-    """Where `noise` is from: "seeds", "surface" or "" (unknown)."""
+    """Origin of `noise`: "seeds", "surface" or "" (unknown)."""
     beats: float
     """Probability that its true mean is above the runner-up's; NaN: unknown."""
     first: float
     """Probability that it is the best of all settings compared; NaN: unknown."""
     optimism: float
-    """By how much a best score chosen like this overstates the truth; NaN: unknown."""
+    """Expected excess of a score that is chosen for being the highest; NaN: unknown."""
+
+    @property
+    def mean(self) -> float:
+        """Mean score of its seeds."""
+        return float(np.mean(self.scores))
+
+    @property
+    def lead(self) -> float:
+        """Mean score minus the runner-up's; negative where repeats reversed the order."""
+        return self.mean - float(np.mean(self.runner_scores))
 
 
 def winner(
@@ -49,13 +60,13 @@ def winner(
     draws: int = 4000,
     seed: int = 0,
 ) -> Winner:
-    """How sure the first row's setting is the best, by a parametric bootstrap of all settings.
+    """Compare the first row's setting with all others by a parametric bootstrap.
 
-    Each draw gives every setting a mean around its own with the seeds' pooled deviation, itself
-    drawn from its chi-square distribution. Where no seed was repeated `surface`, the deviation
-    about the importance's surface with its degrees of freedom, takes its place: it holds the seeds'
-    spread and the surface's own error, so it errs on the unsure side. Compared at the most epochs
-    that the winner and another setting both have.
+    Each draw gives every setting a mean around its own with the seeds' pooled deviation, which is
+    itself drawn from its chi-square distribution. Where no seed was repeated, `surface` is used
+    instead: the deviation about the response surface and its degrees of freedom. It contains the
+    surface's own error too, so it understates the certainty. Settings are compared after the most
+    epochs that the winner and another setting both have.
 
     Raises:
         TooFew: no trial has a score.
@@ -76,8 +87,8 @@ def winner(
     if second is not None and freedom:
         counts = np.array([len(group) for group in groups.values()])
         values = np.array(list(means.values()))
-        places = list(groups).index(best), list(groups).index(second)
-        beats, first, optimism = _odds(values, counts, places, (noise, freedom), draws, seed)
+        pair = list(groups).index(best), list(groups).index(second)
+        beats, first, optimism = _odds(values, counts, pair, (noise, freedom), draws, seed)
     return Winner(
         row=rows[0],
         epochs=epochs,
@@ -96,16 +107,16 @@ def winner(
 def _odds(
     means: np.ndarray,
     counts: np.ndarray,
-    places: tuple[int, int],
+    pair: tuple[int, int],
     noise: tuple[float, int],
     draws: int,
     seed: int,
 ) -> tuple[float, float, float]:
-    """P(first place above second), P(first place above all), and the optimism of a maximum."""
+    """Return P(first of the pair above second), P(first above all), and the optimism."""
     rng = np.random.default_rng(seed)
     deviation = noise[0] * np.sqrt(noise[1] / rng.chisquare(noise[1], size=(draws, 1)))
     drawn = means + deviation / np.sqrt(counts) * rng.normal(size=(draws, len(means)))
     top = drawn.argmax(axis=1)
-    beats = float(np.mean(drawn[:, places[0]] > drawn[:, places[1]]))
+    beats = float(np.mean(drawn[:, pair[0]] > drawn[:, pair[1]]))
     optimism = float(np.mean(drawn.max(axis=1) - means[top]))
-    return beats, float(np.mean(top == places[0])), optimism
+    return beats, float(np.mean(top == pair[0])), optimism

@@ -1,4 +1,4 @@
-"""Rows of a search whose truth is known: `trials.json` as planted functions would give it."""
+"""Rows of trials.json whose scores follow a known function, for tests of the report."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -15,7 +15,7 @@ Truth = Callable[[dict[str, Any]], float]
 def settings(
     rates: Sequence[float] = RATES, widths: Sequence[int] = WIDTHS, **extra: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """Every valid setting of the grid in which a layer learns."""
+    """Return every valid setting of the grid in which at least one layer learns."""
     names = ("lora_rate", "nfz_rate", "head_width", *(name.replace("__", ".") for name in extra))
     grid = [
         dict(zip(names, values, strict=True))
@@ -35,7 +35,7 @@ def plan(setting: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def flop(setting: dict[str, Any]) -> float:
-    """A layer: 1 forward, 1 backward to what learns below it, 1 for the gradient of its weights."""
+    """Return the FLOP per picture: 1e9 per layer forward, more for layers that learn."""
     layers = plan(setting)
     return 1e9 * (DEPTH + len(layers["lora"]) + 2 * len(layers["trained"]))
 
@@ -43,7 +43,7 @@ def flop(setting: dict[str, Any]) -> float:
 def row(
     setting: dict[str, Any], score: float, seed: int = 0, epochs: int = 4, length: int = 4
 ) -> dict[str, Any]:
-    """A trial that nears `score` at its `length`-th epoch, and was ended after `epochs`."""
+    """Return a trial that reaches `score` at epoch `length` and ended after `epochs`."""
     values = [score - 0.05 * (1 - (n + 1) / length) for n in range(epochs)]
     name = "-".join(f"{key.rpartition('.')[2]}{value}" for key, value in setting.items())
     layers = plan(setting)
@@ -82,7 +82,7 @@ def search(
     seeds: int = 1,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """All trained to the end, the best first."""
+    """Return a search with every trial trained to the end, the best first."""
     rng = np.random.default_rng(seed)
     rows = [
         row(setting, truth(setting) + noise * rng.normal(), number)
@@ -93,22 +93,22 @@ def search(
 
 
 def stop(rows: Sequence[dict[str, Any]], epochs: int, keep: int) -> list[dict[str, Any]]:
-    """The same search where only the first `keep` went on after `epochs`."""
+    """Return the search with only the first `keep` trials trained beyond `epochs`."""
     return [
-        r if place < keep else row(r["setting"], r["best"], r["seed"], epochs)
-        for place, r in enumerate(rows)
+        r if rank < keep else row(r["setting"], r["best"], r["seed"], epochs)
+        for rank, r in enumerate(rows)
     ]
 
 
 def on_shares(rows: Sequence[dict[str, Any]], share: float, keep: int) -> list[dict[str, Any]]:
-    """The same search where all began on `share` of the rows, and the first `keep` had all then."""
-    found = []
-    for place, r in enumerate(rows):
+    """Return the search with all trials begun on `share` of the rows, `keep` continued on all."""
+    shared = []
+    for rank, r in enumerate(rows):
         small = [epoch | {"val_cosine": epoch["val_cosine"] - 0.2} for epoch in r["epochs"]]
         runs, cost = [{"share": share, "epochs": small}], round(r["rows"] * share)
-        if place < keep:
-            found.append(r | {"runs": runs + r["runs"], "rows": r["rows"] + cost})
+        if rank < keep:
+            shared.append(r | {"runs": runs + r["runs"], "rows": r["rows"] + cost})
         else:
             left = {"end": "stopped", "share": share, "epochs": small, "rows": cost, "runs": runs}
-            found.append(r | left | {"best": r["best"] - 0.2})
-    return found
+            shared.append(r | left | {"best": r["best"] - 0.2})
+    return shared

@@ -15,25 +15,25 @@ def cost(setting: dict[str, Any]) -> int:
     return len(layers["lora"]) + 2 * len(layers["trained"])
 
 
-def test_what_lora_gives_at_equal_cost_is_the_planted_difference() -> None:
+def test_the_difference_at_equal_cost_is_the_planted_one() -> None:
     def truth(s: dict[str, Any]) -> float:
         layers = plan(s)
         learning = len(layers["lora"]) + len(layers["trained"])
-        # Cost and head width do far more than the planted 0.02 from all unfrozen to all LoRA.
+        # Cost and head width change far more than the planted 0.02 of all LoRA.
         share = len(layers["lora"]) / learning
         return 0.5 + 0.01 * cost(s) + 1e-5 * s["head_width"] + 0.02 * share
 
-    found = equal_cost(search(truth, settings(rates=FINE), noise=0.001), 4)
-    assert found.all.difference.value == pytest.approx(0.02, abs=0.002)
-    assert found.all.difference.low < 0.02 < found.all.difference.high
-    assert found.all.difference.low > 0
-    assert len(found.bands) >= 2
-    ends = [edge for band in found.bands for edge in band.flop]
+    result = equal_cost(search(truth, settings(rates=FINE), noise=0.001), 4)
+    assert result.all.difference.value == pytest.approx(0.02, abs=0.002)
+    assert result.all.difference.low < 0.02 < result.all.difference.high
+    assert result.all.difference.low > 0
+    assert len(result.bands) >= 2
+    ends = [edge for band in result.bands for edge in band.flop]
     assert ends == sorted(ends)
-    assert sum(band.pairs for band in found.bands) <= found.all.pairs
+    assert sum(band.pairs for band in result.bands) <= result.all.pairs
 
 
-def test_where_cost_is_all_that_counts_lora_gives_nothing() -> None:
+def test_lora_makes_no_difference_where_only_cost_counts() -> None:
     covered = 0
     for seed in range(40):
         rows = search(lambda s: 0.5 + 0.01 * cost(s), settings(rates=FINE, widths=(0,)), 0.003, 1)
@@ -59,11 +59,11 @@ def test_head_width_is_compared_within_equal_settings() -> None:
         return 0.5 + s["lora_rate"] + 0.01 * (s["head_width"] == 1024)
 
     chosen = settings(widths=(0, 1024, 4096))
-    # Wide heads were tried with the best plans only: raw means would flatter them.
+    # Wide heads were tried with the best plans only: raw means would favour them.
     chosen = [s for s in chosen if s["head_width"] < 4096 or s["lora_rate"] >= 0.6]
-    found = width_effect(search(truth, chosen, noise=0.001), 4)
-    assert found.narrowest == 0
-    widths = found.widths
+    result = width_effect(search(truth, chosen, noise=0.001), 4)
+    assert result.narrowest == 0
+    widths = result.widths
     assert [w.width for w in widths] == [1024, 4096]
     assert widths[0].difference.low < 0.01 < widths[0].difference.high
     assert widths[0].difference.low > 0.005
@@ -79,8 +79,8 @@ def test_paired_interval_is_students() -> None:
     plans = sorted({p for p, _ in score})
     test = ttest_rel([score[p, 64] for p in plans], [score[p, 0] for p in plans])
     low, high = test.confidence_interval(0.95)
-    found = width_effect(rows, 4).widths[0].difference
-    assert (found.low, found.high) == pytest.approx((low, high))
+    result = width_effect(rows, 4).widths[0].difference
+    assert (result.low, result.high) == pytest.approx((low, high))
 
 
 def plan_of(r: dict[str, Any]) -> tuple[float, float]:

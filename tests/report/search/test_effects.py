@@ -11,23 +11,23 @@ LR = {"optim__lr": (1e-4, 3e-4, 1e-3)}
 
 
 def truth(setting: dict[str, Any]) -> float:
-    """LoRA straight, unfreezing curved, a product of LoRA and head width; lr without effect."""
+    """LoRA linear, unfreezing curved, a product of LoRA and head width; lr without effect."""
     lora, nfz = setting["lora_rate"], setting["nfz_rate"]
     wide = (0, 1024, 4096).index(setting["head_width"]) - 1
     return 0.6 + 0.10 * lora - 0.3 * (nfz - 0.4) ** 2 + 0.06 * (lora - 0.4) * wide
 
 
 def box() -> list[dict[str, Any]]:
-    """A whole grid: rates up to 0.4 only, so that no corner is cut off."""
+    """Return a whole grid: rates up to 0.4 only, so that no corner is cut off."""
     return settings(rates=(0.1, 0.2, 0.3, 0.4), **LR)
 
 
-def named(found: Importance) -> dict[tuple[str, ...], Term]:
-    return {tuple(sorted(term.names)): term for term in found.terms}
+def named(result: Importance) -> dict[tuple[str, ...], Term]:
+    return {tuple(sorted(term.names)): term for term in result.terms}
 
 
 def shares_by_averaging(chosen: list[dict[str, Any]], names: list[str]) -> dict[tuple, float]:
-    """The ANOVA of a whole grid by its definition: means over all other parameters."""
+    """Return the ANOVA of a whole grid by its definition: means over all other parameters."""
     scores = np.array([truth(s) for s in chosen])
     effects, total = {(): np.full(len(chosen), scores.mean())}, scores.var()
     for group in [(n,) for n in names] + [(a, b) for a in names for b in names if a < b]:
@@ -41,29 +41,29 @@ def shares_by_averaging(chosen: list[dict[str, Any]], names: list[str]) -> dict[
 
 def test_shares_of_a_whole_grid_are_those_of_the_anova_by_averaging() -> None:
     expected = shares_by_averaging(box(), ["head_width", "lora_rate", "nfz_rate", "optim.lr"])
-    found = named(importance(search(truth, box(), noise=1e-9), 4))
-    assert set(found) == set(expected)
+    result = named(importance(search(truth, box(), noise=1e-9), 4))
+    assert set(result) == set(expected)
     for names, share in expected.items():
-        assert found[names].share.value == pytest.approx(share, abs=1e-6), names
+        assert result[names].share.value == pytest.approx(share, abs=1e-6), names
     assert expected["head_width", "lora_rate"] > 0.05
 
 
 def test_order_and_intervals_with_noise_in_part_of_the_grid() -> None:
     expected = shares_by_averaging(box(), ["head_width", "lora_rate", "nfz_rate", "optim.lr"])
     chosen = [box()[n] for n in np.random.default_rng(0).permutation(len(box()))[:60]]
-    found = importance(search(truth, chosen, noise=0.003), 4)
+    result = importance(search(truth, chosen, noise=0.003), 4)
     strong = sorted(expected, key=lambda names: -expected[names])[:3]
-    assert [tuple(sorted(term.names)) for term in found.terms[:3]] == strong
-    for term in found.terms[:3]:
+    assert [tuple(sorted(term.names)) for term in result.terms[:3]] == strong
+    for term in result.terms[:3]:
         assert term.share.low > 0
     signal = np.var([truth(s) for s in box()])
-    for names, term in named(found).items():
+    for names, term in named(result).items():
         planted = expected[names] * signal / (signal + 0.003**2)
         assert term.share.low - 0.02 <= planted <= term.share.high + 0.02, names
-    assert found.residual == pytest.approx(0.003, rel=0.3)
+    assert result.residual == pytest.approx(0.003, rel=0.3)
 
 
-def test_a_parameter_without_effect_is_said_to_have_none() -> None:
+def test_a_parameter_without_effect_has_a_share_of_zero() -> None:
     covered, values = 0, []
     for seed in range(60):
         chosen = [box()[n] for n in np.random.default_rng(seed).permutation(len(box()))[:40]]
@@ -91,12 +91,12 @@ def test_a_cut_off_corner_does_not_turn_curves_into_products() -> None:
     def additive(s: dict[str, Any]) -> float:
         return 0.6 + 0.1 * s["lora_rate"] - 0.3 * (s["nfz_rate"] - 0.1) ** 2
 
-    found = named(importance(search(additive, chosen, noise=0.0005), 4))
-    assert found["lora_rate", "nfz_rate"].share.value < 0.01
-    assert found["lora_rate",].share.low > 0.3
+    result = named(importance(search(additive, chosen, noise=0.0005), 4))
+    assert result["lora_rate", "nfz_rate"].share.value < 0.01
+    assert result["lora_rate",].share.low > 0.3
 
 
-def test_repeated_seeds_narrow_the_intervals_and_show_what_seeds_do() -> None:
+def test_repeated_seeds_narrow_the_intervals_and_give_the_share_of_seeds() -> None:
     chosen = settings(rates=RATES[:3])
     once = importance(search(truth, chosen, noise=0.004), 4)
     thrice = importance(search(truth, chosen, noise=0.004, seeds=5), 4)
@@ -110,17 +110,17 @@ def test_repeated_seeds_narrow_the_intervals_and_show_what_seeds_do() -> None:
 def test_categories_and_the_order_of_rows() -> None:
     chosen = settings(rates=(0.2, 0.4), widths=(0, 64), loss=("cosine", "mse", "both"))
     rows = search(lambda s: 0.1 * (s["loss"] == "mse") + 0.01 * s["lora_rate"], chosen, 0.001)
-    found = importance(rows, 4)
-    assert found.terms[0].names == ("loss",)
-    assert found.terms[0].share.value > 0.95
+    result = importance(rows, 4)
+    assert result.terms[0].names == ("loss",)
+    assert result.terms[0].share.value > 0.95
     assert importance(rows[::-1], 4).terms[0].share.value == pytest.approx(
-        found.terms[0].share.value
+        result.terms[0].share.value
     )
 
 
 def test_stopped_trials_count_at_equal_epochs_only() -> None:
     rows = search(truth, box(), noise=1e-9)
-    # The same trials, the worse the shorter: their last scores would tell another story.
+    # The same trials, the worse ones shorter: their last scores would give other shares.
     short = [row(r["setting"], r["best"], epochs=1 + 3 * (n < 30)) for n, r in enumerate(rows)]
     full, early = named(importance(rows, 4)), named(importance(short, 1))
     for names, term in full.items():
@@ -133,7 +133,7 @@ def test_fewer_trials_give_a_simpler_surface_and_then_none() -> None:
     chosen = [box()[n] for n in order]
     assert "curved" in importance(search(truth, chosen[:40]), 4).model
     assert "product" in importance(search(truth, chosen[:20]), 4).model
-    assert "straight effects only" in importance(search(truth, chosen[:12]), 4).model
+    assert "linear effects only" in importance(search(truth, chosen[:12]), 4).model
     with pytest.raises(
         TooFew, match=r"5 settings are too few for parameters lora_rate, .*optim.lr; 10 are"
     ):
@@ -149,6 +149,6 @@ def test_fewer_trials_give_a_simpler_surface_and_then_none() -> None:
         (search(truth, [s | {"rank": s["lora_rate"] * 40} for s in box()]), "rank always changed"),
     ],
 )
-def test_what_cannot_be_told_is_said(rows: list[dict[str, Any]], said: str) -> None:
+def test_too_few_settings_raise_with_the_reason(rows: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(TooFew, match=said):
         importance(rows, 4)

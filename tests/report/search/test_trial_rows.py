@@ -23,7 +23,7 @@ from img2prompt.report.search.trial_rows import (
 SETTING = settings()[0]
 
 
-def test_a_score_is_the_best_so_far_and_none_beyond_the_last_epoch() -> None:
+def test_a_score_is_the_best_so_far_and_nan_beyond_the_last_epoch() -> None:
     trial = row(SETTING, 0.8, epochs=3)
     for epoch, value in zip(trial["epochs"], (0.6, 0.7, 0.65), strict=True):
         epoch["val_cosine"] = value
@@ -32,7 +32,7 @@ def test_a_score_is_the_best_so_far_and_none_beyond_the_last_epoch() -> None:
     assert math.isnan(score_at(trial, 4))
 
 
-def test_common_epochs_is_what_nine_in_ten_have() -> None:
+def test_common_epochs_are_reached_by_nine_in_ten_trials() -> None:
     long = [row(s, 0.8) for s in settings()[:20]]
     assert common_epochs(long) == 4
     assert common_epochs(stop(long, epochs=1, keep=18)) == 4
@@ -42,7 +42,7 @@ def test_common_epochs_is_what_nine_in_ten_have() -> None:
         common_epochs([failed(SETTING)])
 
 
-def test_seeds_of_a_setting_are_one_group_and_failed_trials_none() -> None:
+def test_seeds_of_a_setting_are_one_group_and_failed_trials_are_left_out() -> None:
     rows = [*search(lambda s: 0.7, settings()[:3], seeds=2), failed(settings()[4])]
     assert [len(group) for group in by_setting(rows, 4).values()] == [2, 2, 2]
     assert len(scored(rows)) == 6
@@ -57,7 +57,7 @@ def test_seed_deviation_is_the_planted_one() -> None:
     assert seed_deviation(search(lambda s: 0.5, settings()), 4)[1] == 0
 
 
-def test_scores_on_a_share_of_the_rows_are_a_comparison_of_their_own() -> None:
+def test_scores_on_different_shares_of_the_rows_are_separate() -> None:
     whole = search(lambda s: 0.7 + 0.1 * s["lora_rate"] + 0.01 * s["nfz_rate"], settings(), 0.001)
     rows = on_shares(whole, 0.25, keep=5)
     assert first_share(rows) == 0.25

@@ -1,8 +1,12 @@
+"""The page of a search: its text, its charts, escaping, and drawing in a browser."""
+
 import json
 import os
 import re
 import shutil
 import subprocess
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +29,73 @@ def truth(setting: dict[str, Any]) -> float:
 
 
 def twenty_settings() -> Rows:
-    """60 trials, of which 30 were stopped after an epoch, and a failed one."""
+    """Return 60 trials, 30 of them stopped after an epoch, and a failed one."""
     order = np.random.default_rng(0).permutation(len(settings()))[:20]
     rows = search(truth, [settings()[n] for n in order], noise=0.001, seeds=3)
     return [*stop(rows, 1, keep=30), failed(settings()[order[0]], "node <b>lost</b> & gone")]
 
 
 def figures(html: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.S)
-    assert found
-    return json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.S)
+    assert match
+    return json.loads(match[1])
 
 
 def words(html: str) -> str:
-    """What a reader sees as text."""
-    body = html[html.index("<body>") : html.index("</main>")]
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", body).replace("&nbsp;", " "))
+    """Return the text of the page as a reader sees it."""
+    parts: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = parts.append  # type: ignore[method-assign]
+    parser.feed(html[html.index("<body>") : html.index("</main>")])
+    return re.sub(r"\s+", " ", "".join(parts))
 
 
-def test_every_chart_and_every_trial_is_there() -> None:
+def test_the_page_has_every_chart_and_every_trial() -> None:
     html = page(twenty_settings())
     assert set(figures(html)) == CHARTS
     assert html.count("<tr class=") == 61
     said = words(html)
     assert "Best setting: lora_rate 0.8, nfz_rate 0.2" in said
     assert "finished / stopped / failed30 / 30 / 1" in said
-    assert re.search(r"(Sure|Likely|Open): it is 0\.\d{4} above the runner-up", said)
-    assert "Clearly at work: lora_rate" in said
+    assert re.search(r"(Clear|Likely|Undecided): its mean is 0\.\d{4} above the runner-up", said)
+    assert "Clear effects: lora_rate" in said
     assert "after 1 epoch" in said
 
 
-def test_what_trials_say_is_text_never_markup() -> None:
-    html = page(twenty_settings())
-    assert "node &lt;b&gt;lost&lt;/b&gt; &amp; gone" in html
-    evil = search(truth, settings(loss=["</script><img src=x>", "$plotly"]), 0.001)
-    html = page(evil)
+HOSTILE = [
+    "</script><script>document.title='run'</script>",
+    "<img src=x onerror=document.title='run'>",
+    "\"quoted\" 'single' `back` &amp; & {{ 7 * 7 }} $plotly",
+    "\N{RIGHT-TO-LEFT OVERRIDE}olleh\N{RIGHT-TO-LEFT MARK} \N{HEBREW LETTER ALEF}",
+]
+
+
+def hostile_search() -> Rows:
+    """Return trials with markup, quotes and right-to-left marks in names, values and reasons."""
+    rows = stop(search(truth, settings(widths=(0,), loss=HOSTILE), 0.001, seeds=2), 1, keep=70)
+    rows.append(failed(rows[0]["setting"]))
+    return [r | {"name": f"{r['name']} {HOSTILE[n % 4]}", "reason": HOSTILE[n % 4]}
+            for n, r in enumerate(rows)]  # fmt: skip
+
+
+def test_text_of_trials_is_never_markup() -> None:
+    html = page(hostile_search())
+    assert html.count("<script") == page(twenty_settings()).count("<script")
     assert "<img" not in html[html.index("</script>") :]
-    assert html.count('id="figures"') == 1
-    assert len(figures(html)) == 9
+    assert len(figures(html)) == 8
+    said = words(html)
+    for text in HOSTILE:
+        assert text in said
+    hover = [trace["text"] for trace in figures(html)["spent"]["data"] if "text" in trace]
+    assert all("<script" not in text and "<img" not in text for texts in hover for text in texts)
+
+
+def test_text_of_trials_cannot_change_the_direction_of_a_sentence() -> None:
+    setting = settings(widths=(0,), loss=HOSTILE[3:])
+    html = page(search(truth, setting, 0.001))
+    header = html[html.index("<header>") : html.index("</header>")]
+    assert header.count(HOSTILE[3]) == 2  # the winner and the runner-up
+    assert len(re.findall(f"<bdi>[^<]*{HOSTILE[3]}[^<]*</bdi>", header)) == 2
 
 
 @pytest.mark.parametrize(
@@ -74,10 +107,14 @@ def test_what_trials_say_is_text_never_markup() -> None:
             {"curves"},
             "1 / 0 / 3",
         ),
-        (search(truth, settings()[:3]), FEW, "Not known how sure"),
+        (search(truth, settings()[:3]), FEW, "Confidence unknown"),
         (search(truth, settings()[:3]), FEW, "3 settings are too few for parameters head_width"),
         (search(truth, settings(widths=(0,)), 0.01), CHARTS - {"widths"}, "Only one head width"),
-        (search(truth, settings(), 0.01), CHARTS, "No seed was repeated. In place"),
+        (
+            search(truth, settings(), 0.01),
+            CHARTS,
+            "No setting was repeated with another seed. In place",
+        ),
         (search(truth, settings(optim__lr=[1e-4, 1e-3]), 0.01), CHARTS, "optim.lr"),
         (
             [r | {"plan": r["plan"] | {"lora": [], "trained": []}} for r in twenty_settings()],
@@ -92,22 +129,22 @@ def test_small_and_odd_searches(rows: Rows, charts: set[str], said: str) -> None
     assert said in words(html)
 
 
-def test_a_winner_by_one_lucky_seed_is_said_to_be_one() -> None:
+def test_a_winner_by_one_lucky_seed_is_undecided() -> None:
     first, second = settings()[:2]
     rows = [row(first, 0.74), row(second, 0.73), row(second, 0.729, 1), row(first, 0.70, 1)]
-    assert "Open: on the mean of its runs it is 0.0095 below" in words(page(rows))
+    assert "Undecided: its mean is 0.0095 below" in words(page(rows))
 
 
 def test_shares_of_the_rows_are_never_mixed() -> None:
     rows = on_shares(search(truth, settings(), 0.001, seeds=2), 0.25, keep=12)
     said = words(page(rows))
-    assert "began on 25 % of the training rows, the best went on to 100 %" in said
+    assert "began on 25 % of the training rows, and the best continued on 100 %" in said
     best = np.mean([r["best"] for r in rows if r["setting"] == rows[0]["setting"]][:2])
-    assert f"validation cosine {best:.4f}, mean of 2 seeds" in said
+    assert f"validation cosine {best:.4f} (mean of 2 seeds" in said
     assert f"From {len(settings())} settings after 4 epochs; fitted" in said
-    assert "their order after 4 epochs on 25 % of the training rows agrees" in said
+    assert "the order after 4 epochs on 25 % of the training rows has a rank correlation" in said
     # 54 settings twice, a quarter of the rows each, and 12 of 108 once on all.
-    assert "share of training all to the end36 %" in said
+    assert "of training all to the end36 %" in said
 
 
 def test_no_score_no_page() -> None:
@@ -116,10 +153,10 @@ def test_no_score_no_page() -> None:
 
 
 def browse(folder: Path, html: str) -> tuple[str, list[str]]:
-    """The page's elements once it is drawn, and what the console said."""
+    """Return the elements of the page once it is drawn, and the messages of the console."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
-        pytest.skip("no Chromium here: apt-get install chromium")
+        pytest.skip("needs Chromium: apt-get install chromium")
     (folder / "page.html").write_text(html)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
     quiet = ["--disable-background-networking", "--no-first-run", f"--user-data-dir={folder}/u"]
@@ -133,7 +170,7 @@ def browse(folder: Path, html: str) -> tuple[str, list[str]]:
     return run.stdout, [line for line in said if "GL Driver Message" not in line]
 
 
-def test_the_page_draws_every_chart_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_the_page_draws_every_chart_without_the_network(tmp_path: Path) -> None:
     html = page(twenty_settings())
     click = """<script>
         const [head] = [...document.querySelectorAll("th")].filter(h => h.innerText === "epochs");
@@ -148,11 +185,21 @@ def test_the_page_draws_every_chart_and_asks_the_network_for_nothing(tmp_path: P
         </script></body>"""
     shown, console = browse(tmp_path, html.replace("</body>", click))
     assert console == []
-    found = dict(re.findall(r'data-(\w+)="(\w+)"', re.search(r"<body[^>]*>", shown)[0]))  # type: ignore[index]
-    assert found.pop("asked") == "0"
-    assert found.pop("first") == "failed"  # sorted by epochs, the fewest first
-    assert set(found) == CHARTS
-    assert all(int(count) > 0 for count in found.values()), found
+    data = dict(re.findall(r'data-(\w+)="(\w+)"', re.search(r"<body[^>]*>", shown)[0]))  # type: ignore[index]
+    assert data.pop("asked") == "0"
+    assert data.pop("first") == "failed"  # sorted by epochs, the fewest first
+    assert set(data) == CHARTS
+    assert all(int(count) > 0 for count in data.values()), data
+
+
+def test_a_browser_runs_nothing_from_the_text_of_trials(tmp_path: Path) -> None:
+    html = page(hostile_search())
+    shown, console = browse(tmp_path, html)
+    assert console == []
+    assert "<title>Search of 145 trials</title>" in shown
+    assert shown.count("<script") == html.count("<script")
+    for text in HOSTILE:  # as a tick of the parallel coordinates
+        assert f">{escape(text, quote=False)}</text>" in shown
 
 
 def test_the_page_forbids_requests(tmp_path: Path) -> None:
