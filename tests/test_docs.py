@@ -115,3 +115,9 @@ def test_options_in_text_are_those_of_a_job(page: Path) -> None:
         for name in OPTION.findall(code) if code.startswith("--") else ():
             in_script = f"{name.replace('-', '_')}:" in scripts
             assert name in known or in_script, f"`{code}`"
+
+
+def test_the_readme_starts_with_the_blocks_that_ci_reads() -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks[0] == 'pip install -e ".[cpu]"\npython jobs/demo.py --out out/demo\n'
+    assert blocks[1] == 'pip install -e ".[cpu,test]"\npython -m pytest\n'
