@@ -5,7 +5,7 @@ from img2prompt.artifact import Artifact
 from img2prompt.distributed import cluster
 from img2prompt.prepare import features, shard
 from img2prompt.search import run as search
-from img2prompt.search.rows import BEST, REPORT, summary
+from img2prompt.search.results import BEST, REPORT, summary
 from img2prompt.storage import join
 from img2prompt.train.job import TrainInputs
 

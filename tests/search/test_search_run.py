@@ -28,7 +28,7 @@ from img2prompt.prepare import shard
 from img2prompt.search import run as search
 from img2prompt.search import tuning
 from img2prompt.search.heads import best_heads
-from img2prompt.search.rows import BEST, TRIALS, summary
+from img2prompt.search.results import BEST, TRIALS, summary
 from img2prompt.search.space import Setting, trial_config
 from img2prompt.train import heads, preflight
 from img2prompt.train import job as train_job
@@ -60,12 +60,12 @@ if __name__ == "__main__":
 
 
 def real(test):
-    """Marks of a test that needs the search that was really run."""
+    """Mark a test that needs a real search."""
     return pytest.mark.ray(pytest.mark.slow(pytest.mark.timeout(1500)(test)))
 
 
 def search_config(tower: str, **changes: Any) -> SearchConfig:
-    """Three head widths, one trial at a time."""
+    """Return a search over three head widths, one trial at a time."""
     base = config_of(tower, optim__epochs=EPOCHS)
     fields = {
         "base": base,
@@ -138,13 +138,13 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
         assert trial_config(axis, own, head=start.config).head.dropout == 0.1
 
 
-def test_without_a_start_no_heads_are_made(monkeypatch, tmp_path: Path) -> None:
+def test_without_start_from_no_heads_are_trained(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(heads, "run", lambda *_: pytest.fail("heads were trained"))
     assert best_heads(search_config("demo"), (1, 2), NO_INPUTS, str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "workers", "asked", "trials_at_once"),
+    ("cpus", "gpus", "workers", "concurrent", "trials_at_once"),
     [
         (4, 0, 1, 0, 2),
         (4, 0, 2, 0, 1),
@@ -162,9 +162,11 @@ def test_without_a_start_no_heads_are_made(monkeypatch, tmp_path: Path) -> None:
         (16, 8, 2, 9, 4),
     ],
 )
-def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_at_once) -> None:
+def test_trials_at_once_all_fit(
+    monkeypatch, cpus, gpus, workers, concurrent, trials_at_once
+) -> None:
     monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: Resources(cpus, gpus))
-    config = search_config("demo", concurrent=asked).replace(
+    config = search_config("demo", concurrent=concurrent).replace(
         {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
     )
     tuning.require_room(config)
@@ -177,7 +179,7 @@ def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_
 
 
 @pytest.mark.parametrize(
-    ("there", "workers", "told"),
+    ("resources", "workers", "message"),
     [
         (Resources(2, 0), 2, "needs 3 CPUs, the cluster has 2 at most"),
         (Resources(1, 0), 1, "needs 2 CPUs, the cluster has 1 at most"),
@@ -185,13 +187,13 @@ def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_
     ],
 )
 def test_a_cluster_too_small_for_one_trial_is_refused(
-    monkeypatch, there: Resources, workers: int, told: str, tiny_tower: str, tmp_path: Path
+    monkeypatch, resources: Resources, workers: int, message: str, tiny_tower: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: there)
+    monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: resources)
     config = search_config(tiny_tower).replace(
         {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         search.run(config, NO_INPUTS, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -264,27 +266,27 @@ def rows_of(found: Artifact) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(Path(found.path(TRIALS)).read_text())}
 
 
-def foreign(folder: Path) -> None:
-    """A folder that another run has begun, with some work in it."""
+def write_other_run(folder: Path) -> None:
+    """Write the unfinished folder of another run."""
     draft = Draft.open(str(folder), preflight.STAGE, config_of("elsewhere"), {})
     draft.write_bytes("model.safetensors", b"half of a run")
 
 
-def test_when_every_trial_fails_the_reasons_are_told(
+def test_when_every_trial_fails_the_reasons_are_reported(
     monkeypatch, tiny_tower, tmp_path: Path
 ) -> None:
     reasons = {FIRST: "OSError: disk full", SECOND: "UserError: the loss is nan", THIRD: "-"}
-    monkeypatch.setattr(tuning, "run", lambda *_: reasons)
+    monkeypatch.setattr(tuning, "run", lambda *_, **__: reasons)
     monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: Resources(4, 0))
     with pytest.raises(UserError) as caught:
         search.run(search_config(tiny_tower), NO_INPUTS, str(tmp_path))
-    told = str(caught.value)
-    assert [name for name in reasons if f"{name}: {reasons[name]}" not in told] == [], told
+    message = str(caught.value)
+    assert [n for n in reasons if f"{n}: {reasons[n]}" not in message] == [], message
     assert not (tmp_path / "search" / BEST).exists()
 
 
 @real
-def test_a_killed_search_goes_on_where_it_was(killed: Killed, searched: Artifact) -> None:
+def test_a_killed_search_resumes_its_trials(killed: Killed, searched: Artifact) -> None:
     rows = rows_of(searched)
     assert set(rows) == {FIRST, SECOND, THIRD}
     assert (killed.trial(FIRST) / "manifest.json").stat().st_mtime == killed.first_done
@@ -308,7 +310,7 @@ def test_the_weakest_trial_is_stopped_early(searched: Artifact) -> None:
 
 
 @real
-def test_a_row_tells_what_its_trial_cost(killed: Killed, searched: Artifact) -> None:
+def test_a_row_contains_the_cost_of_its_trial(killed: Killed, searched: Artifact) -> None:
     batch = killed.config.base.optim.batch_size
     a_pass = killed.shards.counts["train"] // batch * batch
     for row in rows_of(searched).values():
@@ -339,16 +341,16 @@ def test_a_stopped_trial_leaves_no_placement_group_and_no_checkpoint(
 
 
 @pytest.mark.ray
-def test_what_stopped_trials_hold_for_ever_is_taken(
+def test_placement_groups_that_stopped_trials_leave_are_removed(
     cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = tuning._held()
+    before = tuning._placement_groups()
     group = ray.util.placement_group([{"CPU": 1}])
     ray.get(group.ready())
-    assert tuning._held() - before == {group.id.hex()}
+    assert tuning._placement_groups() - before == {group.id.hex()}
     monkeypatch.setattr(tuning, "RELEASE_S", 0.5)
-    tuning._release(before)
-    assert tuning._held() == before
+    tuning._wait_for_release(before)
+    assert tuning._placement_groups() == before
     assert f"still holds {group.id.hex()}" in caplog.text
 
 
@@ -384,7 +386,7 @@ def test_the_best_config_is_that_of_the_best_trial(killed: Killed, searched: Art
 
 @real
 def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searched) -> None:
-    monkeypatch.setattr(tuning, "run", lambda *_: pytest.fail("a trial was run"))
+    monkeypatch.setattr(tuning, "run", lambda *_, **__: pytest.fail("a trial was run"))
     inputs = TrainInputs(killed.shards)
     again = search.run(killed.config, inputs, str(killed.out))
     assert again.fingerprint == searched.fingerprint
@@ -400,7 +402,7 @@ def test_a_trial_that_fails_is_named_with_its_reason(killed: Killed, searched, t
     config = killed.config.replace({"head_widths": [1, 2]})
     kept = tmp_path / "search" / "trials"
     shutil.copytree(killed.trial(FIRST), kept / FIRST)
-    foreign(kept / THIRD)
+    write_other_run(kept / THIRD)
     found = search.run(config, TrainInputs(killed.shards), str(tmp_path))
     rows = rows_of(found)
     assert rows[FIRST]["end"] == "finished"
