@@ -40,7 +40,7 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     space = space_of(config, tower.depth)
     price = functools.partial(prices.price, tower=tower, counts=inputs.shards.counts)
     costs = {setting: price(trial_config(config, setting)) for setting in space.settings}
-    kept, left_out = prices.within_memory(config, costs)
+    fitting, left_out = prices.within_memory(config, costs)
     check = functools.partial(tuning.require_room, config)
     fingerprints = _fingerprints(inputs, tower)
     draft = Draft.open(folder, STAGE, config, fingerprints, check, free=FREE)
@@ -48,15 +48,15 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
         if not _may_resume(config, finished):
             return finished
         draft.reopen()
-    space, costs = space.only(kept), {setting: costs[setting] for setting in kept}
+    space, costs = space.only(fitting), {setting: costs[setting] for setting in fitting}
     runs = prices.runs_in(join(folder, "trials")) + prices.runs_in(join(out, "runs"))
     rate = prices.rate_of(config, tower, inputs.shards.counts, runs)
     report = prices.report(config, space, costs, left_out, rate)
     show_report(report)
     draft.write_bytes(SPACE, json.dumps(report, indent=2).encode())
-    starts = best_heads(config, (setting.head_width for setting in kept), inputs, out)
+    starts = best_heads(config, (setting.head_width for setting in fitting), inputs, out)
     if starts:
-        space = space.only([setting for setting in kept if setting.head_width in starts])
+        space = space.only([setting for setting in fitting if setting.head_width in starts])
         costs = {setting: costs[setting] for setting in space.settings}
     budget = Budget(config.max_hours)
     watch = SearchWatch(budget, prices.total_flop(config, costs))

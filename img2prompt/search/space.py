@@ -73,11 +73,15 @@ class Space:
     refused: tuple[tuple[str, str], ...] = ()
     """Name and reason of points that are not valid configs."""
 
-    def only(self, kept: Collection[Setting]) -> "Space":
-        """Return the space without the other settings."""
-        by_coordinates = {at: each for at, each in self.by_coordinates.items() if each in kept}
-        settings = tuple(setting for setting in self.settings if setting in kept)
-        return replace(self, settings=settings, by_coordinates=by_coordinates)
+    def only(self, settings: Collection[Setting]) -> "Space":
+        """Return the space with these settings only."""
+        return replace(
+            self,
+            settings=tuple(setting for setting in self.settings if setting in settings),
+            by_coordinates={
+                at: setting for at, setting in self.by_coordinates.items() if setting in settings
+            },
+        )
 
 
 def space_of(config: SearchConfig, depth: int) -> Space:

@@ -95,8 +95,8 @@ def head_row(config: TrainConfig, best: float | None) -> dict[str, Any]:
 
 
 def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: Path) -> None:
-    """Of width 64 the second is the best, of 2 the third; width 1 is not among the best two."""
-    made = []
+    """The second head of width 64 is the best, the third of width 2; width 1 is not used."""
+    grids = []
 
     def learn(grid: HeadsConfig, inputs: Any, out: str) -> Artifact:
         draft = Draft.open(out, heads.STAGE, grid, {})
@@ -104,22 +104,22 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
         configs = {width: [h for h in grid.heads() if h.head.width == width] for width in scores}
         rows = [
             head_row(*pair)
-            for width, found in scores.items()
-            for pair in zip(configs[width], found, strict=True)
+            for width, cosines in scores.items()
+            for pair in zip(configs[width], cosines, strict=True)
         ]
         rows = sorted(rows, key=lambda row: -row["best"])
         for head in grid.heads():
             if head.name in (configs[64][1].name, configs[2][2].name, configs[1][2].name):
                 Draft.open(f"{out}/{head.name}", preflight.STAGE, head, {}).publish()
         draft.write_bytes(heads.TABLE, json.dumps([*rows, head_row(grid.base, None)]).encode())
-        made.append((grid, out))
+        grids.append((grid, out))
         return draft.publish()
 
     monkeypatch.setattr(heads, "run", learn)
     settings = {"head_dropouts": (0.3,), "head_lrs": (1e-3, 2e-3, 3e-3), "heads": 2}
     config = search_config("demo", **settings).replace({"base.start_from": "probe"})
     starts = best_heads(config, (64, 2, 1, 64), NO_INPUTS, str(tmp_path))
-    ((grid, out),) = made
+    ((grid, out),) = grids
     assert out == f"{tmp_path}/runs/search-heads"
     assert (grid.base, grid.widths) == (config.probe, (1, 2, 64))
     assert [(width, start.config.optim.head_lr) for width, start in starts.items()] == [
@@ -207,8 +207,8 @@ class Killed:
     out: Path
     first_done: float
     """When the first trial's manifest was last written."""
-    kept: list[dict[str, Any]]
-    """Epochs that the second trial had behind it."""
+    epochs: list[dict[str, Any]]
+    """Epochs that the second trial had finished."""
 
     def trial(self, name: str) -> Path:
         return self.out / "search" / "trials" / name
@@ -225,8 +225,8 @@ def groups_left() -> list[str]:
     """Placement groups that hold resources or wait for them."""
     import ray.util
 
-    found = ray.util.placement_group_table().values()
-    return [group["name"] or group["state"] for group in found if group["state"] != "REMOVED"]
+    groups = ray.util.placement_group_table().values()
+    return [group["name"] or group["state"] for group in groups if group["state"] != "REMOVED"]
 
 
 @pytest.fixture(scope="module")
@@ -251,19 +251,19 @@ def killed(cluster, prepared, tiny_tower: str, tmp_path_factory) -> Killed:
         driver.wait()
     wait_for("the killed search's workers leave", lambda: not groups_left())
     first = out / "search" / "trials" / FIRST / "manifest.json"
-    kept = train_job.checkpoints(str(second)).history()
-    return Killed(config, shards, out, first.stat().st_mtime, kept)
+    epochs = train_job.checkpoints(str(second)).history()
+    return Killed(config, shards, out, first.stat().st_mtime, epochs)
 
 
 @pytest.fixture(scope="module")
 def searched(killed: Killed) -> Artifact:
-    """The same search, run again: here, and with paths relative to this folder."""
+    """The killed search, run again in this process, with paths relative to this folder."""
     inputs = TrainInputs(Artifact.load(os.path.relpath(killed.shards.uri), shard.STAGE))
     return search.run(killed.config, inputs, os.path.relpath(killed.out))
 
 
-def rows_of(found: Artifact) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads(Path(found.path(TRIALS)).read_text())}
+def rows_of(result: Artifact) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(Path(result.path(TRIALS)).read_text())}
 
 
 def write_other_run(folder: Path) -> None:
@@ -290,9 +290,9 @@ def test_a_killed_search_resumes_its_trials(killed: Killed, searched: Artifact) 
     rows = rows_of(searched)
     assert set(rows) == {FIRST, SECOND, THIRD}
     assert (killed.trial(FIRST) / "manifest.json").stat().st_mtime == killed.first_done
-    assert killed.kept
+    assert killed.epochs
     epochs = rows[SECOND]["epochs"]
-    assert epochs[: len(killed.kept)] == killed.kept, "speeds too: they were not trained again"
+    assert epochs[: len(killed.epochs)] == killed.epochs, "speeds too: they were not trained again"
     assert [row["epoch"] for row in epochs] == list(range(1, EPOCHS + 1))
     for name in (FIRST, SECOND):
         assert rows[name]["end"] == "finished"
@@ -400,16 +400,16 @@ def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searche
 @real
 def test_a_trial_that_fails_is_named_with_its_reason(killed: Killed, searched, tmp_path) -> None:
     config = killed.config.replace({"head_widths": [1, 2]})
-    kept = tmp_path / "search" / "trials"
-    shutil.copytree(killed.trial(FIRST), kept / FIRST)
-    write_other_run(kept / THIRD)
-    found = search.run(config, TrainInputs(killed.shards), str(tmp_path))
-    rows = rows_of(found)
+    folder = tmp_path / "search" / "trials"
+    shutil.copytree(killed.trial(FIRST), folder / FIRST)
+    write_other_run(folder / THIRD)
+    result = search.run(config, TrainInputs(killed.shards), str(tmp_path))
+    rows = rows_of(result)
     assert rows[FIRST]["end"] == "finished"
     assert rows[THIRD]["end"] == "failed"
     assert rows[THIRD]["best"] is None
-    assert rows[THIRD]["reason"].startswith(f"UserError: {kept / THIRD} holds another run.")
+    assert rows[THIRD]["reason"].startswith(f"UserError: {folder / THIRD} holds another run.")
     assert "tower.weights: saved 'elsewhere'" in rows[THIRD]["reason"]
-    assert found.counts["best"] == FIRST
-    assert found.counts["failed"] == 1
-    assert "holds another run" in str(summary(found)[1])
+    assert result.counts["best"] == FIRST
+    assert result.counts["failed"] == 1
+    assert "holds another run" in str(summary(result)[1])

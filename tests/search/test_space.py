@@ -30,8 +30,8 @@ def test_every_layout_is_in_the_space_once(depth: int) -> None:
     space = space_of(config, depth)
     pairs = [(int(depth * lora), int(depth * nfz)) for lora, nfz in product(RATES, RATES)]
     expected = {(*pair, width) for pair in pairs if 0 < sum(pair) <= depth for width in (0, 512)}
-    found = [counted(setting, depth) for setting in space.settings]
-    assert sorted(found) == sorted(expected)
+    layouts = [counted(setting, depth) for setting in space.settings]
+    assert sorted(layouts) == sorted(expected)
     assert space.points == 128
     assert space.overlapping == 2 * sum(sum(pair) > depth for pair in pairs)
     assert space.idle == 2 * sum(sum(pair) == 0 for pair in pairs)
@@ -120,15 +120,15 @@ def test_a_trial_is_the_base_with_its_setting() -> None:
     config = search_of(axes={"plan.lora_rank": "4", "plan.lora_init": "published"})
     setting = Setting(0.25, 0.5, 64, (("plan.lora_rank", 4), ("plan.lora_init", "published")))
     assert Setting.from_dict(setting.to_dict()) == setting
-    made = trial_config(config, setting, share=0.5, repeat=2)
+    trial = trial_config(config, setting, share=0.5, repeat=2)
     name = "lora0.25-nfz0.5-head64-plan.lora_rank4-plan.lora_initpublished-share0.5-repeat2"
     expected = config.base.to_dict() | {"name": name, "seed": 2}
     ranks = {"lora_rank": 4, "lora_init": "published"}
     expected["plan"] |= {"lora_rate": 0.25, "nfz_rate": 0.5, **ranks}
     expected["head"] |= {"width": 64}
     expected["optim"] |= {"share": 0.5}
-    assert made.to_dict() == expected
-    assert TrainConfig.from_json(made.to_json()) == made
+    assert trial.to_dict() == expected
+    assert TrainConfig.from_json(trial.to_json()) == trial
     small = trial_config(config.replace({"base.optim.share": 0.5}), setting, share=0.5)
     assert small.optim.share == 0.25
 
