@@ -11,7 +11,7 @@ def job() -> None:
 
     from img2prompt.distributed import cluster
     from img2prompt.search import run as search
-    from img2prompt.search.rows import BEST, REPORT, summary
+    from img2prompt.search.results import BEST, REPORT, summary
     from img2prompt.train.job import TrainInputs
 
     with cluster.connect(dashboard=True, download=config.base.tower.download):

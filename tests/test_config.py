@@ -446,9 +446,9 @@ def test_a_chain_needs_the_probe_it_starts_from() -> None:
 def test_heads_are_a_grid_of_complete_probes() -> None:
     base = presets.probe_demo()
     config = HeadsConfig(base=base, widths=(0, 64), dropouts=(0.0, 0.5), lrs=(1e-3,))
-    made = config.heads()
+    heads = config.heads()
     names = [f"width{w}-dropout{d}-lr0.001" for w, d in ((0, 0), (0, 0.5), (64, 0), (64, 0.5))]
-    assert [head.name for head in made] == names
+    assert [head.name for head in heads] == names
     same = {"name": base.name, "head.width": 0, "head.dropout": 0.0}
-    assert {head.replace(same) for head in made} == {base.replace({"optim.head_lr": 1e-3})}
-    assert (made[3].head.width, made[3].head.dropout) == (64, 0.5)
+    assert {head.replace(same) for head in heads} == {base.replace({"optim.head_lr": 1e-3})}
+    assert (heads[3].head.width, heads[3].head.dropout) == (64, 0.5)

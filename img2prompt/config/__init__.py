@@ -1,5 +1,7 @@
 """Every setting of every stage: frozen dataclasses that go to JSON and back.
 
 A complete config is saved beside every result, and its fingerprint decides whether a folder
-belongs to the run that is asked for. Checks live here, so a config that exists is a valid one.
+belongs to the requested run. Configs check themselves when they are constructed, so every config
+is valid. `base.py` has the base class, `ranges.py` the declared ranges, every other file the
+settings of one room.
 """

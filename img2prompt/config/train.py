@@ -21,7 +21,7 @@ from img2prompt.config.tower import TowerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(Config):
-    """Which layers learn: the top `nfz_rate` trained whole, `lora_rate` below them by LoRA."""
+    """The layers that learn: the top `nfz_rate` fully, the `lora_rate` below them by LoRA."""
 
     section = "plan"
 
@@ -82,7 +82,7 @@ class OptimConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(Config):
-    """What runs the backward pass and the step."""
+    """How a run is executed: engine, precision, workers, checkpoints."""
 
     section = "engine"
 

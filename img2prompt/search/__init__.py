@@ -1,9 +1,9 @@
 """Search lora_rate, nfz_rate and head width with Ray Tune; every trial is a real training run.
 
-In two levels: many heads on the cached features, in one pass; then the best of them with the layer
-plans, each trial from its head.
+A search has two levels: first many heads on the cached features, in one pass; then the best of them
+with the layer plans, where each trial starts from the head of its width.
 
-shards/ + features/ -> search/: `best.json` (one complete training config), `trials.json` (what was
-tried, epoch by epoch), `report.html` (the results), `space.json` (what could be tried, and its
-cost), trials/<setting>/ (a run each). A killed search resumes from its trials.
+shards/ + features/ -> search/: `best.json` (one complete training config), `trials.json` (every
+trial, epoch by epoch), `report.html` (the results), `space.json` (the settings and their predicted
+costs), trials/<setting>/ (the training run of each trial). A killed search resumes from its trials.
 """

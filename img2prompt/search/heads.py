@@ -25,10 +25,10 @@ class StartHead:
 def best_heads(
     config: SearchConfig, widths: Iterable[int], inputs: TrainInputs, out: str
 ) -> dict[int, StartHead]:
-    """The best head of each of the best `heads` widths, by width, the best first.
+    """Train the heads, and return the best head of each of the best `heads` widths, best first.
 
-    All heads of the grid learn together, in `out`/runs/`heads_folder`. None are made when trials
-    start from fresh heads.
+    All heads of the grid learn together, in `out`/runs/`heads_folder`. Nothing is trained, and the
+    result is empty, when trials start from random heads (`base.start_from` is empty).
     """
     if not config.base.start_from:
         return {}

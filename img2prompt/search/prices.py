@@ -1,8 +1,8 @@
-"""What each setting will cost, told before the search starts: layers, memory, FLOP, device-hours.
+"""Predicted cost of each setting before the search starts: layers, memory, FLOP, device-hours.
 
-Hours are FLOP by a rate. It is measured where earlier trials of the search or fine-tunes beside it
-tell one for the same tower and number of devices; else it is the device's peak by the share of it
-that training is expected to reach, and the table says so.
+Hours are FLOP divided by a rate. The rate is measured where earlier trials of the search, or
+fine-tunes under the same `--out`, trained the same tower. Otherwise it is the device's peak times
+the share of it that training is expected to reach, and the table says so.
 """
 
 import time
@@ -31,23 +31,23 @@ from img2prompt.train.steplog import PEAKS, epochs_and_seconds
 
 @dataclass(frozen=True)
 class Price:
-    """Of a trial."""
+    """Predicted cost of one trial."""
 
     layers: LayerPlan
     learned: int
-    """Parameters."""
+    """Trained parameters."""
     flop: int
-    """Of a row, forward and backward."""
+    """FLOP of a row, forward and backward."""
     memory: int
-    """Bytes of a worker."""
+    """Bytes that a worker needs."""
     rows: int
-    """Pictures of an epoch."""
+    """Training pictures of an epoch."""
     epoch: int
     """FLOP of an epoch, with validation."""
 
 
 def price(config: TrainConfig, shape: TowerShape, counts: Mapping[str, Any]) -> Price:
-    """`counts`: rows of the splits."""
+    """Predict the cost of a trial; `counts` are the rows of the splits."""
     a_row, workers = train.estimate(config, shape), worker_count(config)
     used, size = rows_in_share(counts["train"], config.optim.share), config.optim.batch_size
     rows, flop = steps_per_epoch(used, size) * size, a_row.forward + a_row.backward
@@ -76,8 +76,8 @@ class Rate:
 def rate_of(
     config: SearchConfig, shape: TowerShape, counts: Mapping[str, Any], folders: Iterable[str]
 ) -> Rate:
-    """The rate that runs in these folders had, else the expected one."""
-    measured = [found for folder in folders if (found := _measured(config, shape, counts, folder))]
+    """Return the rate of runs in these folders, or else the expected one."""
+    measured = [rate for folder in folders if (rate := _measured(config, shape, counts, folder))]
     if measured:
         flop, seconds = (sum(values) for values in zip(*measured, strict=True))
         return Rate(flop / seconds, f"measured in {len(measured)} runs here")
@@ -91,7 +91,7 @@ def rate_of(
 def _measured(
     config: SearchConfig, shape: TowerShape, counts: Mapping[str, Any], folder: str
 ) -> tuple[float, float] | None:
-    """FLOP and worker-seconds of a run through the same tower."""
+    """Return FLOP and worker-seconds of a fine-tune of the same tower, else None."""
     try:
         run = TrainConfig.from_json(read_bytes(join(folder, CONFIG)).decode())
     except (FileNotFoundError, UserError):
@@ -103,35 +103,35 @@ def _measured(
 
 
 def runs_in(folder: str) -> list[str]:
-    """Folders in a folder."""
+    """Return the folders in a folder that contain a training run."""
     fs, path = open_uri(folder)
-    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    names = [info.base_name for info in found if info.type == pafs.FileType.Directory]
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
     return [join(folder, name) for name in sorted(names) if exists(join(folder, name, CONFIG))]
 
 
 def _peak(base: TrainConfig) -> tuple[float, str]:
-    """FLOP/s of a device of the cluster, and where that is from."""
+    """Return FLOP/s of a device of the cluster, and the source of this number."""
     if cluster.resources().gpus < 1:
-        return _peak_here(base), "peak of a core: a matrix product on this machine"
+        return _measure_cpu_peak(base), "peak of a core: a matrix product on this machine"
     for name in cluster.accelerators():
         for known, peak in PEAKS.items():
             if known in name.split("-"):
                 return peak, f"peak of {known}, by its data sheet"
-    return 0.0, "unknown: name the peak of a device with --peak-tflops"
+    return 0.0, "unknown: give the peak of a device with --peak-tflops"
 
 
-def _peak_here(base: TrainConfig, size: int = 768) -> float:
-    """FLOP/s of a matrix product on one core, in the type that training computes in."""
-    kind = compute_dtype(base.engine.precision, torch.device("cpu"))
-    one, threads = torch.ones(size, size, dtype=kind), torch.get_num_threads()
+def _measure_cpu_peak(base: TrainConfig, size: int = 768) -> float:
+    """Measure FLOP/s of a matrix product on one core, in the number type of training."""
+    dtype = compute_dtype(base.engine.precision, torch.device("cpu"))
+    one, threads = torch.ones(size, size, dtype=dtype), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one @ one  # the first one sets things up
-        began = time.perf_counter()
+        one @ one  # warm-up
+        start = time.perf_counter()
         for _ in range(5):
             one @ one
-        return 5 * 2 * size**3 / (time.perf_counter() - began)
+        return 5 * 2 * size**3 / (time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
 
@@ -139,33 +139,34 @@ def _peak_here(base: TrainConfig, size: int = 768) -> float:
 def within_memory(
     config: SearchConfig, prices: Mapping[Setting, Price]
 ) -> tuple[list[Setting], dict[str, str]]:
-    """Settings that fit a worker, and the reasons of those left out, by name.
+    """Return the settings that fit a worker, and why others are left out, by name.
 
     Raises:
-        UserError: none fits.
+        UserError: no setting fits.
     """
     limit = 1e9 * config.max_memory_gb or float("inf")
-    kept = [setting for setting, each in prices.items() if each.memory <= limit]
+    fitting = [setting for setting, each in prices.items() if each.memory <= limit]
     left_out = {
         setting.name: f"needs {each.memory / 1e9:.3g} GB a worker, max_memory_gb is "
         f"{config.max_memory_gb:g}"
         for setting, each in prices.items()
         if each.memory > limit
     }
-    if not kept:
+    if not fitting:
         least = min(each.memory for each in prices.values())
         raise UserError(
             f"max_memory_gb is {config.max_memory_gb:g}; allowed: {least / 1e9:.3g} or more, which "
             "the smallest setting needs. base.engine.micro_batch and base.engine.recompute need "
             "less"
         )
-    return kept, left_out
+    return fitting, left_out
 
 
 def total_flop(config: SearchConfig, prices: Mapping[Setting, Price]) -> float:
-    """Of the whole search, if ASHA stops none; repetitions cost as much as the mean setting.
+    """Predict the FLOP of the whole search, if ASHA stops no trial.
 
-    `prices` are those of whole data; of TPE's settings the mean is taken.
+    `prices` are those on all rows. Each trial counts as the mean of all settings, since the ones to
+    be tried are not known.
     """
     epochs = config.base.optim.epochs
     each = sum(p.epoch for p in prices.values()) / len(prices)
@@ -190,10 +191,10 @@ def report(
     left_out: Mapping[str, str],
     rate: Rate,
 ) -> dict[str, Any]:
-    """Ready for JSON: the space, what each setting costs when trained to the end, and the total."""
-    told = {name: getattr(space, name) for name in ("points", "overlapping", "idle", "equal")}
+    """Return the JSON of the space, the cost of each setting trained to the end, and the total."""
+    counts = {name: getattr(space, name) for name in ("points", "overlapping", "idle", "equal")}
     return {
-        **told,
+        **counts,
         "refused": dict(space.refused),
         "left_out": dict(left_out),
         "rate": {"flops": rate.flops, "source": rate.source},

@@ -1,4 +1,4 @@
-"""Which trials go on: ASHA at its rungs, and the limit of device-hours."""
+"""Scheduler for Ray Tune: which trials continue, by ASHA's rungs and the limit of hours."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -15,14 +15,14 @@ from img2prompt.search.trials import METRIC
 from img2prompt.train.checkpoint import History
 
 PROGRESS = "progress"
-"""What rungs are counted in: epochs, or the compute of an epoch of the dearest setting."""
+"""Unit of the rungs: epochs, or the compute of an epoch of the most expensive setting."""
 
 
-class Rungs(ASHAScheduler):
-    """Tune's ASHA, which measures trials against those of an earlier process too.
+class SearchScheduler(ASHAScheduler):
+    """Tune's ASHA, which also compares trials with those of an earlier process.
 
-    Never stops a trial at its last epoch: there it publishes its run. Stops any when the hours are
-    spent.
+    It stops no trial at its last epoch, where the trial publishes its run. When the hours are
+    spent, it stops all others.
     """
 
     def __init__(
@@ -32,16 +32,22 @@ class Rungs(ASHAScheduler):
         pace: Mapping[str, float],
         past: Mapping[str, History],
     ) -> None:
-        """`pace`: by trial, how much of PROGRESS an epoch of it is. `past`: epochs of trials that
-        have ended."""
+        """Prepare the rungs.
+
+        Args:
+            config: The search.
+            budget: Its hours.
+            pace: PROGRESS that an epoch of each trial makes.
+            past: Epochs of trials that have ended.
+        """
         self._last = config.base.optim.epochs
         self._budget = budget
         self._pace = pace
-        self._share = config.reduction
+        self._reduction = config.reduction
         self.reasons: dict[str, str] = {}
-        """Of trials that were stopped."""
-        self._halves = config.scheduler == "asha" and config.grace_epochs < self._last
-        grace = config.grace_epochs if self._halves else self._last
+        """Why trials were stopped, by name."""
+        self._has_rungs = config.scheduler == "asha" and config.grace_epochs < self._last
+        grace = config.grace_epochs if self._has_rungs else self._last
         super().__init__(
             time_attr=PROGRESS,
             metric=METRIC,
@@ -52,15 +58,15 @@ class Rungs(ASHAScheduler):
             stop_last_trials=False,
         )
         for name, history in past.items():
-            self._remember(name, history)
+            self._add_past_trial(name, history)
 
     @property
     def may_stop(self) -> bool:
-        """Whether a trial can end before its last epoch, or the one it pauses after."""
-        return self._halves or self._budget.max_hours > 0
+        """True if a trial can end before its last epoch, or the one after which it pauses."""
+        return self._has_rungs or self._budget.max_hours > 0
 
-    def _remember(self, name: str, history: History) -> None:
-        runner: Any = None  # it has no use for one
+    def _add_past_trial(self, name: str, history: History) -> None:
+        runner: Any = None  # ASHA does not use it
         trial: Any = SimpleNamespace(trial_id=name)
         self.on_trial_add(runner, trial)
         for row in history:
@@ -76,9 +82,9 @@ class Rungs(ASHAScheduler):
             return TrialScheduler.CONTINUE
         if action == TrialScheduler.STOP:
             self.reasons[name] = (
-                f"ASHA: not among the best 1/{self._share} after epoch {result['epoch']}"
+                f"ASHA: not among the best 1/{self._reduction} after epoch {result['epoch']}"
             )
-        elif self._budget.spent:
+        elif self._budget.is_spent:
             self.reasons[name] = LIMIT
         return TrialScheduler.STOP if name in self.reasons else action
 
@@ -86,11 +92,13 @@ class Rungs(ASHAScheduler):
         progress = self._with_progress(trial.config["name"], result) if METRIC in result else result
         super().on_trial_complete(tune_controller, trial, progress)
 
-    def bars(self) -> list[tuple[float, int, float]]:
-        """Of each rung that trials have reached, the lowest first: where it is, how many were
-        there, and the score that the next has to have."""
+    def reached_rungs(self) -> list[tuple[float, int, float]]:
+        """Return the rungs that trials have reached, the lowest first.
+
+        Each is (progress, number of trials, score that the next trial needs to continue).
+        """
         return [
-            (at, len(scores), np.percentile([*scores.values()], 100 - 100 / self._share))
+            (at, len(scores), np.percentile([*scores.values()], 100 - 100 / self._reduction))
             for at, scores in asha_rungs(self)
             if scores and at < self._last
         ]

@@ -1,8 +1,8 @@
-"""The space of a search: its distinct settings, and the complete config that each of them is.
+"""The space of a search: its distinct settings, and the complete config of each.
 
-Rates are searched in whole layers. Settings that train the same layers in the same way are one:
-`int(24 * rate)` gives a 0.05 grid of 441 points over 24 layers 243 valid plans (the one in which no
-layer learns is the probe), and the rank of LoRA says nothing where no layer has LoRA.
+Rates are searched in whole layers, and settings that train the same layers in the same way count as
+one. A 0.05 grid of 441 points over 24 layers has 243 valid plans with `int(24 * rate)` layers (the
+one in which no layer learns is the probe). The rank of LoRA has no effect where no layer has LoRA.
 """
 
 import json
@@ -18,8 +18,8 @@ from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.plan import LayerPlan, layer_plan
 
-OF_LORA = tuple(f"plan.{f.name}" for f in fields(PlanConfig) if f.name.startswith("lora_"))[1:]
-"""Fields that say nothing where no layer has LoRA."""
+LORA_FIELDS = tuple(f"plan.{f.name}" for f in fields(PlanConfig) if f.name.startswith("lora_"))[1:]
+"""Fields without effect where no layer has LoRA."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its trials; a folder name."""
+        """Name of its trials and their folders."""
         plan = f"lora{self.lora_rate:g}-nfz{self.nfz_rate:g}-head{self.head_width}"
-        return "-".join([plan, *(f"{name}{_told(value)}" for name, value in self.options)])
+        return "-".join([plan, *(f"{name}{_name_part(value)}" for name, value in self.options)])
 
     def to_dict(self) -> dict[str, Any]:
-        """The values of all axes by name."""
+        """Return the values of all axes by name."""
         own = {name: getattr(self, name) for name in ("lora_rate", "nfz_rate", "head_width")}
         return own | dict(self.options)
 
@@ -49,45 +49,49 @@ class Setting:
         return cls(**own, options=tuple((n, v) for n, v in values.items() if n not in own))
 
 
-def _told(value: Any) -> str:
+def _name_part(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_")
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may try."""
+    """The settings of a search, and how many points of the grid each check left out."""
 
     settings: tuple[Setting, ...]
-    """All that differ, in the order of the axes."""
-    places: Mapping[tuple[Any, ...], Setting]
-    """The same by (layers with LoRA, trained layers, head width, values of the other axes); a
-    setting may have several places."""
+    """Distinct settings, in the order of the axes."""
+    by_coordinates: Mapping[tuple[Any, ...], Setting]
+    """Settings by (layers with LoRA, trained layers, head width, values of the other axes); a
+    setting may have several coordinates."""
     points: int
-    """Of the whole grid."""
+    """Points of the whole grid."""
     overlapping: int
-    """Points whose layers with LoRA and trained layers are more than the tower has."""
+    """Points with more LoRA and trained layers than the tower has."""
     idle: int
-    """Points in which no layer learns: those are the probe."""
+    """Points in which no layer learns: these are the probe."""
     equal: int
-    """Points that are the same training run as an earlier one."""
+    """Points that train in the same way as an earlier one."""
     refused: tuple[tuple[str, str], ...] = ()
-    """Name and reason of points that are no valid config."""
+    """Name and reason of points that are not valid configs."""
 
-    def only(self, kept: Collection[Setting]) -> "Space":
-        """The space without the other settings."""
-        places = {place: setting for place, setting in self.places.items() if setting in kept}
-        settings = tuple(setting for setting in self.settings if setting in kept)
-        return replace(self, settings=settings, places=places)
+    def only(self, settings: Collection[Setting]) -> "Space":
+        """Return the space with these settings only."""
+        return replace(
+            self,
+            settings=tuple(setting for setting in self.settings if setting in settings),
+            by_coordinates={
+                at: setting for at, setting in self.by_coordinates.items() if setting in settings
+            },
+        )
 
 
 def space_of(config: SearchConfig, depth: int) -> Space:
-    """The space for a tower of `depth` layers.
+    """Build the space for a tower of `depth` layers.
 
     Raises:
-        UserError: no point is left.
+        UserError: no point of the grid is a valid setting.
     """
     distinct: dict[str, Setting] = {}
-    places: dict[tuple[Any, ...], Setting] = {}
+    by_coordinates: dict[tuple[Any, ...], Setting] = {}
     grid = _grid(config)
     overlapping, idle, refused = 0, 0, []
     for setting in grid:
@@ -105,17 +109,21 @@ def space_of(config: SearchConfig, depth: int) -> Space:
             refused.append((setting.name, str(error)))
             continue
         values = (value for _, value in setting.options)
-        places[len(layers.lora), len(layers.trained), setting.head_width, *values] = same
+        at = len(layers.lora), len(layers.trained), setting.head_width, *values
+        by_coordinates[at] = same
     if not distinct:
-        told = "".join(f"\n  {name}: {reason}" for name, reason in refused)
-        raise UserError(f"lora_rates and nfz_rates leave no plan in which a layer learns{told}")
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in refused)
+        raise UserError(f"lora_rates and nfz_rates leave no plan in which a layer learns{reasons}")
     equal = len(grid) - len(distinct) - overlapping - idle - len(refused)
     settings = tuple(distinct.values())
-    return Space(settings, places, len(grid), overlapping, idle, equal, tuple(refused))
+    return Space(settings, by_coordinates, len(grid), overlapping, idle, equal, tuple(refused))
 
 
 def choose(config: SearchConfig, space: Space) -> list[Setting]:
-    """The settings to try: all, or for random search as many as it tries. TPE takes its own."""
+    """Return the settings to try: `trials` of them for random search, else all.
+
+    TPE picks from all of them while it runs.
+    """
     if config.searcher != "random":
         return list(space.settings)
     order = np.random.default_rng(config.seed).permutation(len(space.settings))
@@ -129,11 +137,11 @@ def _grid(config: SearchConfig) -> list[Setting]:
 
 
 def _identity(config: SearchConfig, setting: Setting, layers: LayerPlan) -> str:
-    """Equal exactly for settings that are the same training run."""
+    """Return a text that is equal for two settings exactly if they train in the same way."""
     trial = trial_config(config, setting).to_dict() | {"name": ""}
     trial["plan"] |= {"lora_rate": layers.lora, "nfz_rate": layers.trained}
     if not layers.lora:
-        trial["plan"] |= {name.removeprefix("plan."): None for name in OF_LORA}
+        trial["plan"] |= {name.removeprefix("plan."): None for name in LORA_FIELDS}
     return json.dumps(trial)
 
 
@@ -144,20 +152,25 @@ def trial_config(
     repeat: int = 0,
     head: TrainConfig | None = None,
 ) -> TrainConfig:
-    """The complete config of a trial: on a share of the base's rows, and with a repetition's seed.
+    """Return the complete config of a trial.
 
-    `head`: the run that it starts from, whose dropout it has unless that is an axis.
+    Args:
+        config: The search.
+        setting: Values of its axes.
+        share: Share of the base's training rows.
+        repeat: Number of the repetition; added to the base's seed.
+        head: Run that it starts from. Its dropout is used unless dropout is an axis.
 
     Raises:
-        UserError: the setting is no valid config.
+        UserError: the setting is not a valid config.
     """
-    of_head: dict[str, Any] = {}
+    head_fields: dict[str, Any] = {}
     if head is not None:
         start = f"{config.heads_folder}/{head.name}"
-        of_head = {"start_from": start, "head.dropout": head.head.dropout}
+        head_fields = {"start_from": start, "head.dropout": head.head.dropout}
     return config.base.replace(
         {
-            **of_head,
+            **head_fields,
             **dict(setting.options),
             "name": trial_name(setting, share, repeat),
             "plan.lora_rate": setting.lora_rate,
@@ -170,6 +183,6 @@ def trial_config(
 
 
 def trial_name(setting: Setting, share: float = 1.0, repeat: int = 0) -> str:
-    """Of a trial and its folder."""
+    """Return the name of a trial and its folder."""
     part = f"-share{share:g}" if share < 1 else ""
     return f"{setting.name}{part}" + (f"-repeat{repeat}" if repeat else "")

@@ -1,7 +1,7 @@
-"""A trial of a search: its folder, how far it came, and what it has cost.
+"""A trial of a search: its folder, its progress and its cost.
 
-A trial is a training run in a folder of its own, and the folders say how far a search has come:
-finished and stopped trials are not run again, others go on after their last epoch.
+A trial is a training run in a folder of its own. The folders are the state of a search: finished
+and stopped trials are not run again, others resume after their last epoch.
 """
 
 import json
@@ -20,62 +20,63 @@ from img2prompt.workspace import RunFolder, Stage
 
 METRIC = "val_cosine"
 STOPPED = "stopped.json"
-"""In the folder of a trial that was stopped early: why, and its epochs."""
+"""File in the folder of a trial that was stopped early: the reason, and its epochs."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """One trial."""
+    """Everything that a trial needs to run."""
 
     config: TrainConfig
     inputs: TrainInputs
     folder: str
-    """Of its training run."""
+    """Folder of its training run."""
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How far a trial has come."""
+    """Progress of a trial, and how it ended."""
 
     end: str
-    """`finished`, `stopped`, or `open`: it can go on."""
+    """`finished`, `stopped`, or `open`: not started, or to be resumed."""
     epochs: History
     reason: str = ""
 
     @property
     def best(self) -> float | None:
+        """Best validation cosine of its epochs."""
         return max((row[METRIC] for row in self.epochs), default=None)
 
 
-def outcome(job: TrialJob) -> TrialOutcome:
-    """What the folder of a trial tells."""
+def read_outcome(job: TrialJob) -> TrialOutcome:
+    """Read the progress of a trial from its folder."""
     if exists(join(job.folder, STOPPED)):
-        told = json.loads(read_bytes(join(job.folder, STOPPED)))
-        return TrialOutcome("stopped", told["epochs"], told["reason"])
+        stopped = json.loads(read_bytes(join(job.folder, STOPPED)))
+        return TrialOutcome("stopped", stopped["epochs"], stopped["reason"])
     try:
         run = Artifact.load(job.folder, Stage.TRAIN)
-    except UserError:  # not begun, or not finished
+    except UserError:  # not started, or not finished
         return TrialOutcome("open", train_job.checkpoints(job.folder).history())
     return TrialOutcome("finished", json.loads(read_bytes(run.path(train.HISTORY))))
 
 
-def begun(job: TrialJob) -> bool:
-    """Whether anything was done for a trial."""
+def is_started(job: TrialJob) -> bool:
+    """Return True if the folder of a trial exists."""
     return exists(job.folder)
 
 
-def stop(job: TrialJob, epochs: History, reason: str) -> None:
-    """Note that a trial does not go on."""
-    told = {"reason": reason, "epochs": epochs}
-    write_bytes(join(job.folder, STOPPED), json.dumps(told, indent=2).encode())
+def mark_stopped(job: TrialJob, epochs: History, reason: str) -> None:
+    """Write into the folder of a trial that it was stopped, so that it is not resumed."""
+    stopped = {"reason": reason, "epochs": epochs}
+    write_bytes(join(job.folder, STOPPED), json.dumps(stopped, indent=2).encode())
 
 
-def clear(job: TrialJob) -> None:
-    """Delete the checkpoints of a trial that was stopped: nothing goes on from them."""
+def delete_checkpoints_if_stopped(job: TrialJob) -> None:
+    """Delete the checkpoints of a trial that was stopped, as nothing resumes from them."""
     if exists(join(job.folder, STOPPED)):
         delete_folder(RunFolder(job.folder).work)
 
 
-def seconds(job: TrialJob) -> float:
-    """What a trial has cost: seconds of its workers in their loops, start-up not counted."""
+def worker_seconds_of(job: TrialJob) -> float:
+    """Return the cost of a trial: seconds of its workers in their loops, without start-up."""
     return worker_seconds(job.folder)

@@ -1,10 +1,10 @@
-"""Running trials under Ray Tune.
+"""Run trials under Ray Tune.
 
-Tune's own restore is not used: it forgets what its scheduler had seen and up to ten seconds of
-results, and keeps the concurrency of the cluster that was.
+Tune's own restore is not used: it loses what its scheduler had seen and up to ten seconds of
+results, and keeps the concurrency of the earlier cluster.
 
-Tune cannot see the workers that a trial's Ray Train run starts, so trials are limited to those that
-fit the cluster at once; else they would wait for each other.
+Tune cannot see the workers that a trial's Ray Train run starts, so the number of concurrent trials
+is limited to what fits the cluster; otherwise trials would wait for each other.
 """
 
 import logging
@@ -24,9 +24,14 @@ from img2prompt.config.search import SearchConfig
 from img2prompt.distributed import cluster
 from img2prompt.distributed.internals import placement_group_from_id
 from img2prompt.search.budget import LIMIT
-from img2prompt.search.propose import Listed
-from img2prompt.search.schedule import Rungs
-from img2prompt.search.trials import TrialJob, clear, outcome, stop
+from img2prompt.search.propose import ListSearcher
+from img2prompt.search.schedule import SearchScheduler
+from img2prompt.search.trials import (
+    TrialJob,
+    delete_checkpoints_if_stopped,
+    mark_stopped,
+    read_outcome,
+)
 from img2prompt.search.watch import SearchWatch
 from img2prompt.storage import absolute
 from img2prompt.train import run as train
@@ -37,9 +42,9 @@ logger = logging.getLogger(__name__)
 TABLES = "tune"
 """Folder of Tune's tables and of the TensorBoard files of all trials."""
 DRIVER_CPUS = 0.01
-"""A trial only waits for its workers."""
+"""CPUs of a trial's driver, which only waits for its workers."""
 RELEASE_S = 60.0
-"""Within which the workers of stopped trials must have left."""
+"""Seconds that the workers of stopped trials have to exit."""
 TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the search has tables of its own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search, not only Tune's part of it
@@ -47,24 +52,36 @@ TUNE = {
 
 
 def run(
-    config: SearchConfig,
     jobs: Mapping[str, TrialJob],
-    proposals: Listed,
-    rungs: Rungs,
+    searcher: ListSearcher,
+    scheduler: SearchScheduler,
     watch: SearchWatch,
     folder: str,
+    *,
+    max_concurrent: int,
     pauses: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
-    """Run what is proposed; returns the reasons of those that failed, by name.
+    """Run the trials that `searcher` hands out, until it has no more.
 
-    `pauses`: epochs after which trials leave their runs to be gone on with. Tune's tables and
-    TensorBoard files, with all settings as HParams, go to `folder`/tune.
+    Tune's tables and TensorBoard files, with all settings as HParams, go to `folder`/tune.
+
+    Args:
+        jobs: All trials that may be handed out, by name.
+        searcher: Hands out trials.
+        scheduler: Stops trials.
+        watch: Shows progress.
+        folder: Folder of the search.
+        max_concurrent: Most trials at a time.
+        pauses: Epochs after which trials pause, to be resumed by a later call.
+
+    Returns:
+        Why trials failed, by name.
     """
     pauses = pauses or {}
 
     def trial(space: dict[str, Any]) -> None:
         job, until = jobs[space["name"]], pauses.get(space["name"], 0)
-        for row in outcome(job).epochs:
+        for row in read_outcome(job).epochs:
             tune.report(row)
         if until:
             train.advance(job.config, job.inputs, job.folder, until, [TuneReportCallback()])
@@ -75,76 +92,83 @@ def run(
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
-            num_samples=-1,  # until the proposals end
-            search_alg=proposals,
-            scheduler=rungs,
-            max_concurrent_trials=concurrent_trials(config),
-            # A new trial in the process of the last one saves seconds of imports. One that is
-            # stopped must lose its process: its workers leave with it.
-            reuse_actors=not rungs.may_stop,
+            num_samples=-1,  # until the searcher has finished
+            search_alg=searcher,
+            scheduler=scheduler,
+            max_concurrent_trials=max_concurrent,
+            # Starting a trial in the process of the last one saves seconds of imports. But a trial
+            # that may be stopped needs a process of its own: its workers exit with it.
+            reuse_actors=not scheduler.may_stop,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name=TABLES,
             storage_path=absolute(folder),
-            failure_config=tune.FailureConfig(max_failures=1),  # its node may have died
-            callbacks=[watch, _Stops(jobs, rungs)],
+            failure_config=tune.FailureConfig(max_failures=1),  # retry once: its node may have died
+            callbacks=[watch, _StopRecorder(jobs, scheduler)],
             verbose=0,
         ),
     )
-    before = _held()
+    groups_before = _placement_groups()
     with watch:
         results = tuner.fit()
-    _release(before)
-    return _reasons(results)
+    _wait_for_release(groups_before)
+    return _failures(results)
 
 
 def _name(trial: Trial) -> str:
     return trial.config["name"]
 
 
-class _Stops(tune.Callback):
-    """Notes in a trial's folder that it was stopped, and after which epochs."""
+class _StopRecorder(tune.Callback):
+    """Marks trials that were stopped in their folders, and deletes their checkpoints later."""
 
-    def __init__(self, jobs: Mapping[str, TrialJob], rungs: Rungs) -> None:
+    def __init__(self, jobs: Mapping[str, TrialJob], scheduler: SearchScheduler) -> None:
         self._jobs = jobs
-        self._rungs = rungs
+        self._scheduler = scheduler
         self._epochs: dict[str, dict[int, dict[str, Any]]] = {}
-        self._kept: dict[str, float] = {}
-        """When trials were stopped whose checkpoints are still there."""
+        self._stopped_at: dict[str, float] = {}
+        """Times at which trials were stopped whose checkpoints are not deleted yet."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         row = {key: result[key] for key in ("epoch", "train_loss", "val_cosine", "rows_per_second")}
         self._epochs.setdefault(_name(trial), {})[row["epoch"]] = row
-        for name in [n for n, at in self._kept.items() if time.monotonic() > at + RELEASE_S]:
-            clear(self._jobs[name])
-            del self._kept[name]
+        for name in [n for n, at in self._stopped_at.items() if time.monotonic() > at + RELEASE_S]:
+            delete_checkpoints_if_stopped(self._jobs[name])
+            del self._stopped_at[name]
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
         name = _name(trial)
-        reason = self._rungs.reasons.get(name, "")
-        if reason not in ("", LIMIT):  # with more hours it may go on
-            stop(self._jobs[name], list(self._epochs[name].values()), reason)
-            self._kept[name] = time.monotonic()
+        reason = self._scheduler.reasons.get(name, "")
+        if reason not in ("", LIMIT):  # with more hours it may resume
+            mark_stopped(self._jobs[name], list(self._epochs[name].values()), reason)
+            self._stopped_at[name] = time.monotonic()
 
 
 def concurrent_trials(config: SearchConfig) -> int:
-    """Trials whose drivers and workers all fit the cluster at once; 0: not even one does.
+    """Return how many trials fit the cluster at once with their drivers and workers; 0: none.
 
-    On CPUs a driver's share costs the workers a whole CPU: what is left of it is too small for one.
+    On CPUs a trial takes a whole CPU for its driver: the rest of it is too small for a worker.
     """
-    there, workers = cluster.resources(), worker_count(config.base)
-    fit = int(there.gpus // workers if there.gpus >= 1 else there.cpus // (workers + 1))
+    resources, workers = cluster.resources(), worker_count(config.base)
+    if resources.gpus >= 1:
+        fit = int(resources.gpus // workers)
+    else:
+        fit = int(resources.cpus // (workers + 1))
     return min(config.concurrent or fit, fit)
 
 
 def require_room(config: SearchConfig) -> None:
-    """A cluster that is too small for one trial is a UserError: it would wait without end."""
+    """Check that the cluster can run one trial, which would otherwise wait forever.
+
+    Raises:
+        UserError: the cluster is too small.
+    """
     workers = worker_count(config.base)
     if cluster.resources().gpus >= 1:
         cluster.require(cpus=1, gpus=workers)
@@ -152,39 +176,43 @@ def require_room(config: SearchConfig) -> None:
         cluster.require(cpus=workers + 1)
 
 
-def _held() -> set[str]:
-    """Placement groups of this job that hold resources or wait for them, as far as Ray tells."""
+def _placement_groups() -> set[str]:
+    """Return ids of this job's placement groups that hold resources or wait for them.
+
+    Empty when Ray cannot list them.
+    """
     job = ray.get_runtime_context().get_job_id()
     filters: Any = [("creator_job_id", "=", job), ("state", "!=", "REMOVED")]
     try:
         return {group.placement_group_id for group in list_placement_groups(filters=filters)}
     except RayStateApiException as error:
-        logger.warning("Ray does not tell which placement groups there are: %s", error)
+        logger.warning("Ray cannot list placement groups: %s", error)
         return set()
 
 
-def _release(before: set[str]) -> None:
-    """Wait until the workers of stopped trials have left, who might still write checkpoints.
+def _wait_for_release(before: set[str]) -> None:
+    """Wait until the workers of stopped trials have exited: they might still write checkpoints.
 
-    What they still hold after RELEASE_S is taken from them. That was seen once: the trial had ended
-    and its workers were gone, but its idle controller lived on, so that Ray Train's own cleaner
-    left the group alone, and the next stage waited for its CPUs.
+    Placement groups that are left after RELEASE_S are removed. This happened once: the trial had
+    ended and its workers had exited, but its idle controller was alive, so Ray Train's own cleaner
+    did not remove the group, and the next stage waited for its CPUs.
     """
     deadline = time.monotonic() + RELEASE_S
-    while (left := _held() - before) and time.monotonic() < deadline:
+    while (left := _placement_groups() - before) and time.monotonic() < deadline:
         time.sleep(0.1)
     for key in left:
         logger.warning("a stopped trial still holds %s after %.0f s: removed", key, RELEASE_S)
         ray.util.remove_placement_group(placement_group_from_id(key))
-    while left and _held() & left and time.monotonic() < deadline + RELEASE_S:
+    while left and _placement_groups() & left and time.monotonic() < deadline + RELEASE_S:
         time.sleep(0.1)
 
 
-def _reasons(results: tune.ResultGrid) -> dict[str, str]:
-    reasons = {}
+def _failures(results: tune.ResultGrid) -> dict[str, str]:
+    """Return the errors of trials that failed, by name."""
+    failures = {}
     for result in results:
         if result.error is not None:
             assert result.config is not None
             cause = getattr(result.error, "cause", None) or result.error
-            reasons[result.config["name"]] = f"{type(cause).__name__}: {cause}"
-    return reasons
+            failures[result.config["name"]] = f"{type(cause).__name__}: {cause}"
+    return failures

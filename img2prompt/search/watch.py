@@ -1,7 +1,6 @@
-"""A search to look at: the table before it starts, and a live one while it runs.
+"""Tables of a search on the terminal: predicted costs before it starts, progress while it runs.
 
-On a terminal the live table is redrawn in place; elsewhere a line of the log tells each epoch's
-news.
+On a terminal the progress is redrawn in place; elsewhere each epoch is a line of the log.
 """
 
 import logging
@@ -17,20 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from img2prompt.search.budget import Budget
-from img2prompt.search.propose import Listed
-from img2prompt.search.schedule import Rungs
+from img2prompt.search.propose import ListSearcher
+from img2prompt.search.schedule import SearchScheduler
 from img2prompt.search.trials import METRIC, TrialJob, TrialOutcome
 
 logger = logging.getLogger(__name__)
 
 ROWS = 20
-"""Most trials of the live table: those that run, then the best."""
-LISTED = 40
+"""Most trials of the live table: the running ones first, then the best."""
+MAX_SETTINGS = 40
 """Most settings of the table before the start."""
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """What the settings of the space cost (`prices.report`), as a table on stderr."""
+    """Print what each setting costs (`prices.report`) as a table on stderr."""
     table = Table(title="Settings and what each costs when trained to the end")
     for column in (
         "setting",
@@ -41,7 +40,7 @@ def show_report(report: Mapping[str, Any]) -> None:
         "device-hours",
     ):
         table.add_column(column, justify="left" if column in ("setting",) else "right")
-    for row in report["settings"][:LISTED]:
+    for row in report["settings"][:MAX_SETTINGS]:
         table.add_row(
             row["name"],
             " / ".join(map(str, row["layers"])),
@@ -52,18 +51,20 @@ def show_report(report: Mapping[str, Any]) -> None:
         )
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 130)
     console.print(table)
-    for line in _remarks(report):
+    for line in _summary(report):
         console.print(Text(line), soft_wrap=True)
 
 
-def _remarks(report: Mapping[str, Any]) -> list[str]:
-    shown, rate = report["settings"], report["rate"]
+def _summary(report: Mapping[str, Any]) -> list[str]:
+    settings, rate = report["settings"], report["rate"]
     lines = [
-        f"{report['points']} points: {len(shown)} differ, {report['equal']} are equal to others, "
-        f"{report['overlapping']} have more layers than the tower, {report['idle']} teach no layer"
+        f"{report['points']} points: {len(settings)} differ, "
+        f"{report['equal']} are equal to others, "
+        f"{report['overlapping']} need more layers than the tower has, "
+        f"{report['idle']} train no layer"
     ]
-    if len(shown) > LISTED:
-        lines.append(f"{len(shown) - LISTED} more are in space.json")
+    if len(settings) > MAX_SETTINGS:
+        lines.append(f"{len(settings) - MAX_SETTINGS} more are in space.json")
     for kind in ("left_out", "refused"):
         lines += [f"left out: {name}: {reason}" for name, reason in report[kind].items()]
     speed = f"{rate['flops'] / 1e12:.3g} TFLOP/s a device" if rate["flops"] else "rate of a device"
@@ -78,36 +79,44 @@ def _hours(hours: float | None) -> str:
 
 
 class SearchWatch(tune.Callback):
-    """Gathers what trials report, and shows it while the `with` block lasts."""
+    """Collects the results of trials, and shows them while the `with` block is active."""
 
     def __init__(self, budget: Budget, flop: float) -> None:
-        """`flop`: of the whole search at most."""
+        """`flop`: predicted for the whole search, at most."""
         self._budget = budget
         self._flop = flop
-        self._each: Mapping[str, float] = {}
-        """FLOP of an epoch of each trial."""
+        self._epoch_flop: Mapping[str, float] = {}
+        """FLOP of an epoch of each trial, by name."""
         self._rows: dict[str, dict[str, Any]] = {}
         self._live: Live | None = None
-        self._rungs: Rungs | None = None
-        self._proposals: Listed | None = None
+        self._scheduler: SearchScheduler | None = None
+        self._searcher: ListSearcher | None = None
         self._jobs: Mapping[str, TrialJob] = {}
 
-    def begin(
+    def add_trials(
         self,
         jobs: Mapping[str, TrialJob],
         flop: Mapping[str, float],
-        proposals: Listed,
-        rungs: Rungs,
+        searcher: ListSearcher,
+        scheduler: SearchScheduler,
         past: Mapping[str, TrialOutcome],
     ) -> None:
-        """The next trials are these, with the FLOP of their epochs; `past`: how far each is."""
-        self._jobs, self._proposals, self._rungs = jobs, proposals, rungs
-        self._each = {**self._each, **flop}
-        for name, known in past.items():
-            if known.epochs:
-                rate, end = known.epochs[-1]["rows_per_second"], known.end
-                state = "paused" if end == "open" else end
-                self._rows[name] = _row(state, len(known.epochs), known.best, rate)
+        """Add the trials of the next round.
+
+        Args:
+            jobs: The trials, by name.
+            flop: FLOP of an epoch of each.
+            searcher: Hands them out.
+            scheduler: Stops them.
+            past: Progress of each so far.
+        """
+        self._jobs, self._searcher, self._scheduler = jobs, searcher, scheduler
+        self._epoch_flop = {**self._epoch_flop, **flop}
+        for name, outcome in past.items():
+            if outcome.epochs:
+                state = "paused" if outcome.end == "open" else outcome.end
+                rate = outcome.epochs[-1]["rows_per_second"]
+                self._rows[name] = _row(state, len(outcome.epochs), outcome.best, rate)
 
     def __enter__(self) -> "SearchWatch":
         if sys.stderr.isatty():
@@ -131,7 +140,7 @@ class SearchWatch(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         name = trial.config["name"]
-        self._budget.count([self._jobs[name]])
+        self._budget.update([self._jobs[name]])
         best = max(result[METRIC], self._rows[name]["best"] or -1.0)
         self._rows[name] = _row("running", result["epoch"], best, result["rows_per_second"])
         if self._live is None:
@@ -140,64 +149,64 @@ class SearchWatch(tune.Callback):
                 name,
                 result["epoch"],
                 result[METRIC],
-                "; ".join(self._news()),
+                "; ".join(self._status()),
             )
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
         name = trial.config["name"]
-        assert self._rungs is not None
+        assert self._scheduler is not None
         is_last = self._rows[name]["epoch"] == self._jobs[name].config.optim.epochs
-        early = "stopped" if name in self._rungs.reasons else "paused"
+        early = "stopped" if name in self._scheduler.reasons else "paused"
         self._rows[name]["state"] = "finished" if is_last else early
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         self._rows[trial.config["name"]]["state"] = "failed"
 
-    def _news(self) -> list[str]:
-        """Counts of trials, the best, rungs and hours."""
-        assert self._proposals is not None
-        assert self._rungs is not None
+    def _status(self) -> list[str]:
+        """Return lines with the counts of trials, the best, the rungs and the hours."""
+        assert self._searcher is not None
+        assert self._scheduler is not None
         states = [row["state"] for row in self._rows.values()]
         counts = {
             state: states.count(state)
             for state in ("running", "finished", "paused", "stopped", "failed")
         }
         lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
-        lines[0] += f", {self._proposals.waiting} waiting"
+        lines[0] += f", {self._searcher.waiting} waiting"
         if scored := [(row["best"], name) for name, row in self._rows.items() if row["best"]]:
             lines.append("best {:.4f} {}".format(*max(scored)))
-        for at, count, bar in self._rungs.bars():
-            lines.append(f"rung {at:g}: {count} trials, {bar:.4f} goes on")
+        for at, count, score in self._scheduler.reached_rungs():
+            lines.append(f"rung {at:g}: {count} trials, {score:.4f} or more continue")
         rate = sum(row["rate"] for row in self._rows.values() if row["state"] == "running")
-        return [*lines, f"{rate:.0f} images/s", self._spent()]
+        return [*lines, f"{rate:.0f} images/s", self._hours()]
 
-    def _spent(self) -> str:
-        """Hours so far, and those left: at the same rate for all that is planned, or allowed."""
+    def _hours(self) -> str:
+        """Return the hours spent, and those left: to the end at the same rate, or to the limit."""
         spent, limit = self._budget.hours, self._budget.max_hours
-        done = sum(row["epoch"] * self._each[name] for name, row in self._rows.items())
+        done = sum(row["epoch"] * self._epoch_flop[name] for name, row in self._rows.items())
         left = [max(0.0, self._flop / done - 1) * spent] if done else []
         left += [max(0.0, limit - spent)] if limit else []
-        told = f", at most {min(left):.3g} left" if left else ""
-        return f"{spent:.3g} device-hours spent{told}"
+        remaining = f", at most {min(left):.3g} left" if left else ""
+        return f"{spent:.3g} device-hours spent{remaining}"
 
     def _table(self) -> Group:
         table = Table()
         for column in ("trial", "", "epoch", "best val cosine", "images/s"):
             table.add_column(column, justify="left" if column in ("trial", "") else "right")
-        ranked = sorted(self._rows.items(), key=lambda item: _order(item[1]))
+        ranked = sorted(self._rows.items(), key=lambda item: _rank(item[1]))
         for name, row in ranked[:ROWS]:
             best = "" if row["best"] is None else f"{row['best']:.4f}"
             rate = f"{row['rate']:.0f}" if row["rate"] else ""
             table.add_row(name, row["state"], str(row["epoch"]), best, rate)
-        return Group(table, Text("\n".join(self._news())))
+        return Group(table, Text("\n".join(self._status())))
 
 
 def _row(state: str, epoch: int, best: float | None, rate: float) -> dict[str, Any]:
     return {"state": state, "epoch": epoch, "best": best, "rate": rate}
 
 
-def _order(row: Mapping[str, Any]) -> tuple[bool, float]:
-    """Those that run first, then the best."""
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """Return a sort key: running trials first, then by score, best first."""
     return row["state"] != "running", -(row["best"] if row["best"] is not None else -1.0)

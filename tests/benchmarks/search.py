@@ -54,9 +54,9 @@ from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
 from img2prompt.search import run as search
 from img2prompt.search.budget import Budget
-from img2prompt.search.propose import Listed, Suggested
-from img2prompt.search.rows import TRIALS
-from img2prompt.search.schedule import Rungs
+from img2prompt.search.propose import ListSearcher, TpeSearcher
+from img2prompt.search.results import TRIALS
+from img2prompt.search.schedule import SearchScheduler
 from img2prompt.search.space import Setting, Space, space_of, trial_name
 from img2prompt.train.batches import WorkerRank, total_steps
 from img2prompt.train.checkpoint import Position
@@ -159,22 +159,22 @@ class Follower:
     def run(self) -> float:
         """Return the best score that the search sees."""
         names = {setting: trial_name(setting) for setting in self.space.settings}
-        rungs = Rungs(self.config, Budget(0), dict.fromkeys(names.values(), 1.0), {})
+        scheduler = SearchScheduler(self.config, Budget(0), dict.fromkeys(names.values(), 1.0), {})
         proposals, first = self._proposals(names), {}
         for number in range(len(names)):
             proposal = proposals.suggest(str(number))
             if proposal == Searcher.FINISHED or not self.epochs_left:
                 break
-            first[proposal["name"]] = self._train(proposal["name"], rungs, str(number))
+            first[proposal["name"]] = self._train(proposal["name"], scheduler, str(number))
             proposals.on_trial_complete(str(number), {})
         if self.config.scheduler == "one-epoch":
             for name in sorted(first, key=lambda name: -first[name])[: self.config.top]:
                 self._see(self.curves[name][1:])
         return self.best
 
-    def _proposals(self, names: Mapping[Setting, str]) -> Listed:
+    def _proposals(self, names: Mapping[Setting, str]) -> ListSearcher:
         if self.config.searcher == "tpe":
-            return Suggested(
+            return TpeSearcher(
                 {},
                 Budget(0),
                 self.space,
@@ -189,19 +189,19 @@ class Follower:
             rest = self.config.top * (self.config.base.optim.epochs - 1)
             order = order[: self.epochs_left - rest]
         settings = [self.space.settings[number] for number in order]
-        return Listed({names[setting]: setting for setting in settings}, Budget(0))
+        return ListSearcher({names[setting]: setting for setting in settings}, Budget(0))
 
-    def _train(self, name: str, rungs: Rungs, number: str) -> float:
+    def _train(self, name: str, scheduler: SearchScheduler, number: str) -> float:
         trial: Any = SimpleNamespace(trial_id=number, config={"name": name})
         runner: Any = None
-        rungs.on_trial_add(runner, trial)
+        scheduler.on_trial_add(runner, trial)
         last = 1 if self.config.scheduler == "one-epoch" else len(self.curves[name])
         for epoch, score in enumerate(self.curves[name][:last], start=1):
             self._seen[name] = max(self._seen.get(name, -1.0), score)
             row = {"epoch": epoch, "val_cosine": score}
             if not self._see([score]):
                 break
-            if rungs.on_trial_result(runner, trial, row) == TrialScheduler.STOP:
+            if scheduler.on_trial_result(runner, trial, row) == TrialScheduler.STOP:
                 break
         return self._seen[name]
 

@@ -1,4 +1,4 @@
-"""Trials that write their folders and train nothing, for tests of what leads them."""
+"""Trials that write their folders and train nothing, for tests of searchers and schedulers."""
 
 import json
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.model.plan import layer_plan
-from img2prompt.search.propose import Listed
-from img2prompt.search.schedule import Rungs
-from img2prompt.search.trials import TrialJob, outcome, stop
+from img2prompt.search.propose import ListSearcher
+from img2prompt.search.schedule import SearchScheduler
+from img2prompt.search.trials import TrialJob, mark_stopped, read_outcome
 from img2prompt.storage import delete_folder
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
@@ -27,15 +27,15 @@ INPUTS = TrainInputs(
     Artifact("nowhere", Stage.SHARDS, {}, {}, {}, {"train": ROWS, "val": VAL, "test": 0})
 )
 HOURS = 0.5
-"""Of an epoch of all rows."""
+"""Device-hours of an epoch of all rows."""
 
 
 class Killed(Exception):
-    """The driver dies."""
+    """Stands for the death of the driver."""
 
 
 def score_of(config: TrainConfig, epoch: int) -> float:
-    """Grows with epochs and rows; best with one layer of LoRA under two trained ones."""
+    """Return a score that grows with epochs and rows; best: one LoRA layer under two trained."""
     layers = layer_plan(7, config.plan.lora_rate, config.plan.nfz_rate)
     off = abs(len(layers.lora) - 1) + abs(len(layers.trained) - 2)
     luck = np.random.default_rng([config.seed, len(layers.lora), len(layers.trained)]).normal()
@@ -43,7 +43,7 @@ def score_of(config: TrainConfig, epoch: int) -> float:
 
 
 class Runner:
-    """Stands in for Tune: one trial after the other, decided by the real rungs."""
+    """Replaces Tune: runs one trial after the other, stopped by the real scheduler."""
 
     def __init__(self, die_after: int = 10**9, failing: str = "") -> None:
         self.trained: list[tuple[str, int]] = []
@@ -53,40 +53,43 @@ class Runner:
 
     def __call__(
         self,
-        config: SearchConfig,
         jobs: Mapping[str, TrialJob],
-        proposals: Listed,
-        rungs: Rungs,
+        searcher: ListSearcher,
+        scheduler: SearchScheduler,
         watch: Any,
         folder: str,
+        *,
+        max_concurrent: int,
         pauses: Mapping[str, int],
     ) -> dict[str, str]:
-        reasons = {}
+        failures = {}
         for number in range(1000):
-            found = proposals.suggest(str(number))
-            if found == Searcher.FINISHED:
+            suggestion = searcher.suggest(str(number))
+            if suggestion == Searcher.FINISHED:
                 break
-            name = found["name"]
+            name = suggestion["name"]
             if name == self._failing:
-                reasons[name] = "UserError: the loss is nan"
+                failures[name] = "UserError: the loss is nan"
             else:
-                self._train(jobs[name], rungs, watch, str(number), pauses.get(name, 0))
-            proposals.on_trial_complete(str(number), {}, error=name in reasons)
-        return reasons
+                self._train(jobs[name], scheduler, watch, str(number), pauses.get(name, 0))
+            searcher.on_trial_complete(str(number), {}, error=name in failures)
+        return failures
 
-    def _train(self, job: TrialJob, rungs: Rungs, watch: Any, number: str, pause: int) -> None:
+    def _train(
+        self, job: TrialJob, scheduler: SearchScheduler, watch: Any, number: str, pause: int
+    ) -> None:
         trial: Any = type("Trial", (), {"trial_id": number, "config": {"name": job.config.name}})
-        rungs.on_trial_add(None, trial)
-        history = list(outcome(job).epochs)
+        scheduler.on_trial_add(None, trial)
+        history = list(read_outcome(job).epochs)
         for row in history:
-            rungs.on_trial_result(None, trial, row)
+            scheduler.on_trial_result(None, trial, row)
         while len(history) < (pause or job.config.optim.epochs):
             history.append(self._epoch(job, len(history) + 1))
             keep(job, history)
-            watch._budget.count([job])
-            if rungs.on_trial_result(None, trial, history[-1]) == TrialScheduler.STOP:
-                if (reason := rungs.reasons[job.config.name]) != "limit":
-                    stop(job, history, reason)
+            watch._budget.update([job])
+            if scheduler.on_trial_result(None, trial, history[-1]) == TrialScheduler.STOP:
+                if (reason := scheduler.reasons[job.config.name]) != "limit":
+                    mark_stopped(job, history, reason)
                 return
         if len(history) == job.config.optim.epochs:
             publish(job, history)
@@ -100,7 +103,7 @@ class Runner:
 
 
 def keep(job: TrialJob, history: list[dict[str, Any]]) -> None:
-    """A checkpoint after an epoch, as far as a search looks at it."""
+    """Write those files of a checkpoint after an epoch that a search reads."""
     folder = Path(job.folder)
     saved = folder / "ray" / "checkpoints" / f"{len(history):05d}-000000000"
     saved.mkdir(parents=True)
@@ -123,7 +126,7 @@ def publish(job: TrialJob, history: list[dict[str, Any]]) -> None:
 
 
 def search_of(**changes: Any) -> SearchConfig:
-    """15 plans of the demo tower's seven layers."""
+    """Return a search over 15 plans of the demo tower's seven layers."""
     base = {"base.start_from": "", "base.engine.workers": 1, "base.optim.epochs": EPOCHS}
     rates = [number / 7 for number in range(4)]
     space = {"lora_rates": rates, "nfz_rates": rates, "head_widths": (0,), "searcher": "grid"}

@@ -1,4 +1,4 @@
-"""The course of a whole search, with trials that write their folders and train nothing."""
+"""Whole searches, with trials that write their folders and train nothing."""
 
 import json
 from pathlib import Path
@@ -16,22 +16,22 @@ from img2prompt.errors import UserError
 from img2prompt.search import run as search
 from img2prompt.search import tuning
 from img2prompt.search.heads import StartHead
-from img2prompt.search.rows import REPORT, TRIALS
-from img2prompt.search.trials import TrialJob, seconds
+from img2prompt.search.results import REPORT, TRIALS
+from img2prompt.search.trials import TrialJob, worker_seconds_of
 from img2prompt.workspace import Stage
 
 
 @pytest.fixture
-def there(monkeypatch) -> None:
+def four_cpus(monkeypatch) -> None:
     monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: Resources(4, 0))
 
 
 def searched(monkeypatch, config: SearchConfig, out: Path, **runner: Any) -> tuple[list, Runner]:
-    """The rows of a search, and who ran its trials."""
-    made = Runner(**runner)
-    monkeypatch.setattr(tuning, "run", made)
-    found = search.run(config, INPUTS, str(out))
-    return json.loads(Path(found.path(TRIALS)).read_text()), made
+    """Run a search; return its rows and the runner of its trials."""
+    trial_runner = Runner(**runner)
+    monkeypatch.setattr(tuning, "run", trial_runner)
+    result = search.run(config, INPUTS, str(out))
+    return json.loads(Path(result.path(TRIALS)).read_text()), trial_runner
 
 
 def without_times(rows: list[dict]) -> list[dict]:
@@ -49,7 +49,7 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize("kind", ["asha", "shares"])
-def test_the_report_is_of_the_rows(there, monkeypatch, kind: str, tmp_path: Path) -> None:
+def test_the_report_shows_the_rows(four_cpus, monkeypatch, kind: str, tmp_path: Path) -> None:
     rows, _ = searched(monkeypatch, search_of(**SEARCHES[kind]), tmp_path)
     html = (tmp_path / "search" / REPORT).read_text()
     assert html.count("<tr class=") == len(rows)
@@ -64,17 +64,17 @@ def test_the_report_is_of_the_rows(there, monkeypatch, kind: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_a_search_killed_anywhere_trains_no_epoch_twice(
-    there, monkeypatch, kind: str, tmp_path: Path
+    four_cpus, monkeypatch, kind: str, tmp_path: Path
 ) -> None:
     config = search_of(**SEARCHES[kind])
     rows, whole = searched(monkeypatch, config, tmp_path / "whole")
     trained: list[tuple[str, int]] = []
     for after in (1, len(whole.trained) // 3, len(whole.trained) // 4):
-        made = Runner(die_after=after)
-        monkeypatch.setattr(tuning, "run", made)
+        runner = Runner(die_after=after)
+        monkeypatch.setattr(tuning, "run", runner)
         with pytest.raises(Killed):
             search.run(config, INPUTS, str(tmp_path / "killed"))
-        trained += made.trained
+        trained += runner.trained
     again, last = searched(monkeypatch, config, tmp_path / "killed")
     assert trained + last.trained == whole.trained
     assert len(set(whole.trained)) == len(whole.trained)
@@ -86,7 +86,9 @@ def test_a_search_killed_anywhere_trains_no_epoch_twice(
     assert rows[0]["best"] == max(row["best"] for row in rows) or kind in ("shares", "compute")
 
 
-def test_one_epoch_trains_the_best_to_the_end_and_no_other(there, monkeypatch, tmp_path) -> None:
+def test_one_epoch_trains_the_best_to_the_end_and_no_other(
+    four_cpus, monkeypatch, tmp_path
+) -> None:
     rows, _ = searched(monkeypatch, search_of(scheduler="one-epoch", top=2), tmp_path)
     firsts = sorted((row["epochs"][0]["val_cosine"] for row in rows), reverse=True)
     assert len(rows) == 15
@@ -96,7 +98,7 @@ def test_one_epoch_trains_the_best_to_the_end_and_no_other(there, monkeypatch, t
     assert [row["rows"] for row in rows] == [960 * EPOCHS] * 2 + [960] * 13
 
 
-def test_equal_compute_gives_cheap_plans_more_epochs(there, monkeypatch, tmp_path) -> None:
+def test_equal_compute_gives_cheap_plans_more_epochs(four_cpus, monkeypatch, tmp_path) -> None:
     config = search_of(scheduler="one-epoch", top=1, compare="compute", grace_epochs=2)
     rows, _ = searched(monkeypatch, config, tmp_path)
     stopped = [row for row in rows if row["end"] == "stopped"]
@@ -110,10 +112,10 @@ def test_equal_compute_gives_cheap_plans_more_epochs(there, monkeypatch, tmp_pat
         assert spent + row["flop"] * 960 > 1.9 * dearest
 
 
-def test_the_best_on_a_share_go_on_to_larger_ones(there, monkeypatch, tmp_path) -> None:
+def test_the_best_on_a_share_are_trained_on_larger_shares(four_cpus, monkeypatch, tmp_path) -> None:
     config = search_of(shares=(0.2, 0.5, 1.0), scheduler="none", reduction=4)
-    rows, made = searched(monkeypatch, config, tmp_path)
-    epochs = {name: sum(found == name for found, _ in made.trained) for name, _ in made.trained}
+    rows, runner = searched(monkeypatch, config, tmp_path)
+    epochs = {name: sum(each == name for each, _ in runner.trained) for name, _ in runner.trained}
     assert [sum(f"share{part}" in name for name in epochs) for part in ("0.2", "0.5")] == [15, 4]
     assert len(epochs) == 15 + 4 + 1
     assert [row["share"] for row in rows] == [1.0] + [0.5] * 3 + [0.2] * 11
@@ -125,7 +127,7 @@ def test_the_best_on_a_share_go_on_to_larger_ones(there, monkeypatch, tmp_path) 
     assert [row["end"] for row in rows] == ["finished"] + ["stopped"] * 14
 
 
-def test_the_best_are_repeated_and_their_mean_decides(there, monkeypatch, tmp_path) -> None:
+def test_the_best_are_repeated_and_their_mean_decides(four_cpus, monkeypatch, tmp_path) -> None:
     rows, _ = searched(monkeypatch, search_of(seeds=3, top=2, scheduler="none"), tmp_path)
     groups = [rows[:3], rows[3:6]]
     assert all(sorted(row["seed"] for row in group) == [0, 1, 2] for group in groups)
@@ -141,30 +143,30 @@ def test_the_best_are_repeated_and_their_mean_decides(there, monkeypatch, tmp_pa
     assert sum("repeat" in name for name in names) == 4
 
 
-def test_hours_that_are_spent_end_a_search_and_more_let_it_go_on(
-    there, monkeypatch, tmp_path: Path
+def test_a_search_ends_when_its_hours_are_spent_and_resumes_with_more(
+    four_cpus, monkeypatch, tmp_path: Path
 ) -> None:
     config = search_of(scheduler="none", max_hours=10.9 * HOURS)
-    rows, made = searched(monkeypatch, config, tmp_path / "some")
-    assert len(made.trained) == 11
+    rows, runner = searched(monkeypatch, config, tmp_path / "some")
+    assert len(runner.trained) == 11
     assert [(row["end"], row["reason"]) for row in rows] == [("finished", ""), ("stopped", "limit")]
     again, idle = searched(monkeypatch, config, tmp_path / "some")
     assert (again, idle.trained) == (rows, [])
     more, rest = searched(monkeypatch, config.replace({"max_hours": 0}), tmp_path / "some")
     whole, all_of_it = searched(monkeypatch, config.replace({"max_hours": 0}), tmp_path / "all")
-    assert made.trained + rest.trained == all_of_it.trained
+    assert runner.trained + rest.trained == all_of_it.trained
     assert without_times(more) == without_times(whole)
 
 
-def test_limited_hours_leave_the_other_parts_out(there, monkeypatch, tmp_path: Path) -> None:
+def test_limited_hours_leave_the_other_parts_out(four_cpus, monkeypatch, tmp_path: Path) -> None:
     config = search_of(scheduler="one-epoch", top=2, seeds=2, max_hours=14.5 * HOURS)
-    rows, made = searched(monkeypatch, config, tmp_path)
-    assert [epoch for _, epoch in made.trained] == [1] * 15
+    rows, runner = searched(monkeypatch, config, tmp_path)
+    assert [epoch for _, epoch in runner.trained] == [1] * 15
     assert {(row["end"], row["reason"]) for row in rows} == {("stopped", "limit")}
     assert rows[0]["best"] == max(row["best"] for row in rows)
 
 
-def test_a_failed_trial_is_told_and_tried_again(there, monkeypatch, tmp_path: Path) -> None:
+def test_a_failed_trial_is_reported_and_run_again(four_cpus, monkeypatch, tmp_path: Path) -> None:
     config = search_of(searcher="random", trials=3, scheduler="none")
     name = searched(monkeypatch, config, tmp_path / "whole")[0][1]["name"]
     rows, _ = searched(monkeypatch, config, tmp_path / "failing", failing=name)
@@ -174,7 +176,9 @@ def test_a_failed_trial_is_told_and_tried_again(there, monkeypatch, tmp_path: Pa
     assert rows[2]["best"] is None
 
 
-def test_settings_beyond_the_memory_are_left_out(there, monkeypatch, capfd, tmp_path) -> None:
+def test_settings_that_need_too_much_memory_are_left_out(
+    four_cpus, monkeypatch, capfd, tmp_path
+) -> None:
     searched(monkeypatch, search_of(searcher="random", trials=1), tmp_path / "all")
     space = json.loads((tmp_path / "all/search/space.json").read_text())
     sizes = sorted(row["memory"] for row in space["settings"])
@@ -184,16 +188,18 @@ def test_settings_beyond_the_memory_are_left_out(there, monkeypatch, capfd, tmp_
     assert sorted(row["memory"] for row in rows) == sizes[:7]
     left_out = json.loads((tmp_path / "small/search/space.json").read_text())["left_out"]
     assert len(left_out) == 8
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for name, reason in left_out.items():
-        assert f"left out: {name}: {reason}" in told
+        assert f"left out: {name}: {reason}" in printed
         assert f"GB a worker, max_memory_gb is {limit:g}" in reason
     with pytest.raises(UserError, match=r"max_memory_gb is 1e-06; allowed: .* or more"):
         searched(monkeypatch, search_of(max_memory_gb=1e-6), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_the_hours_are_told_before_the_start(there, monkeypatch, capfd, tmp_path: Path) -> None:
+def test_the_hours_are_predicted_before_the_start(
+    four_cpus, monkeypatch, capfd, tmp_path: Path
+) -> None:
     config = search_of(searcher="random", trials=2, scheduler="none", peak_tflops=2.0, mfu=0.5)
     rows, _ = searched(monkeypatch, config, tmp_path)
     space = json.loads((tmp_path / "search/space.json").read_text())
@@ -202,10 +208,10 @@ def test_the_hours_are_told_before_the_start(there, monkeypatch, capfd, tmp_path
     assert first["flop"] / 3 < forward / VAL < first["flop"], "validation has no backward pass"
     hours = [row["hours"] for row in space["settings"]]
     assert space["hours"] == pytest.approx(2 * np.mean(hours))
-    told = " ".join(capfd.readouterr().err.split())
-    assert "1 TFLOP/s a device: --peak-tflops 2, of which 50% are expected (--mfu)" in told
-    assert "16 points: 15 differ, 0 are equal to others" in told
-    assert f"at most {space['hours']:.3g} device-hours for the whole search" in told
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "1 TFLOP/s a device: --peak-tflops 2, of which 50% are expected (--mfu)" in printed
+    assert "16 points: 15 differ, 0 are equal to others" in printed
+    assert f"at most {space['hours']:.3g} device-hours for the whole search" in printed
     (tmp_path / "search/manifest.json").unlink()
     searched(monkeypatch, config, tmp_path)
     again = json.loads((tmp_path / "search/space.json").read_text())
@@ -216,32 +222,32 @@ def test_the_hours_are_told_before_the_start(there, monkeypatch, capfd, tmp_path
     assert sum(by_name[row["name"]] for row in rows) == pytest.approx(spent)
 
 
-def test_a_trial_tells_its_seconds(tmp_path: Path) -> None:
+def test_the_cost_of_a_trial_is_read_from_its_folder(tmp_path: Path) -> None:
     job = TrialJob(search_of().base, INPUTS, str(tmp_path))
-    assert seconds(job) == 0
+    assert worker_seconds_of(job) == 0
     keep(job, [{"epoch": 1, "val_cosine": 0.1}])
-    assert seconds(job) == 3600 * HOURS
+    assert worker_seconds_of(job) == 3600 * HOURS
 
 
-def test_only_widths_of_the_best_heads_go_on_to_the_tower(
-    there, monkeypatch, tmp_path: Path
+def test_only_widths_of_the_best_heads_are_tried_on_the_tower(
+    four_cpus, monkeypatch, tmp_path: Path
 ) -> None:
-    """Of three widths one is left by its head; its trials and the winner start from that."""
+    """One of three widths remains; its trials and the winner start from its head."""
     config = search_of(**{"base.start_from": "probe", "head_widths": (0, 64, 512), "heads": 1})
     head = config.head_grid([64]).heads()[-1]
     draft = Draft.open(str(tmp_path / "head"), Stage.TRAIN, head, {})
-    start, asked = StartHead(head, draft.publish()), []
+    start, requested = StartHead(head, draft.publish()), []
 
     def best_heads(config, widths, inputs, out) -> dict[int, StartHead]:
-        asked.append(set(widths))
+        requested.append(set(widths))
         return {64: start}
 
     monkeypatch.setattr("img2prompt.search.run.best_heads", best_heads)
-    rows, made = searched(monkeypatch, config, tmp_path)
-    assert asked == [{0, 64, 512}]
+    rows, runner = searched(monkeypatch, config, tmp_path)
+    assert requested == [{0, 64, 512}]
     assert len(rows) == 15
     assert {row["setting"]["head_width"] for row in rows} == {64}
-    assert {name.rpartition("head")[2] for name, _ in made.trained} == {"64"}
+    assert {name.rpartition("head")[2] for name, _ in runner.trained} == {"64"}
     best = TrainConfig.from_json((tmp_path / "search/best.json").read_text())
     assert best.start_from == f"search-heads/{head.name}"
     assert best.head == head.head

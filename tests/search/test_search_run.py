@@ -27,7 +27,7 @@ from img2prompt.errors import UserError
 from img2prompt.search import run as search
 from img2prompt.search import tuning
 from img2prompt.search.heads import best_heads
-from img2prompt.search.rows import BEST, TRIALS, summary
+from img2prompt.search.results import BEST, TRIALS, summary
 from img2prompt.search.space import Setting, trial_config
 from img2prompt.train import heads
 from img2prompt.train import job as train_job
@@ -60,12 +60,12 @@ if __name__ == "__main__":
 
 
 def real(test):
-    """Marks of a test that needs the search that was really run."""
+    """Mark a test that needs a real search."""
     return pytest.mark.ray(pytest.mark.slow(pytest.mark.timeout(1500)(test)))
 
 
 def search_config(tower: str, **changes: Any) -> SearchConfig:
-    """Three head widths, one trial at a time."""
+    """Return a search over three head widths, one trial at a time."""
     base = config_of(tower, optim__epochs=EPOCHS)
     fields = {
         "base": base,
@@ -95,8 +95,8 @@ def head_row(config: TrainConfig, best: float | None) -> dict[str, Any]:
 
 
 def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: Path) -> None:
-    """Of width 64 the second is the best, of 2 the third; width 1 is not among the best two."""
-    made = []
+    """The second head of width 64 is the best, the third of width 2; width 1 is not used."""
+    grids = []
 
     def learn(grid: HeadsConfig, inputs: Any, out: str) -> Artifact:
         draft = Draft.open(out, Stage.HEADS, grid, {})
@@ -104,22 +104,22 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
         configs = {width: [h for h in grid.heads() if h.head.width == width] for width in scores}
         rows = [
             head_row(*pair)
-            for width, found in scores.items()
-            for pair in zip(configs[width], found, strict=True)
+            for width, cosines in scores.items()
+            for pair in zip(configs[width], cosines, strict=True)
         ]
         rows = sorted(rows, key=lambda row: -row["best"])
         for head in grid.heads():
             if head.name in (configs[64][1].name, configs[2][2].name, configs[1][2].name):
                 Draft.open(f"{out}/{head.name}", Stage.TRAIN, head, {}).publish()
         draft.write_bytes(heads.TABLE, json.dumps([*rows, head_row(grid.base, None)]).encode())
-        made.append((grid, out))
+        grids.append((grid, out))
         return draft.publish()
 
     monkeypatch.setattr(heads, "run", learn)
     settings = {"head_dropouts": (0.3,), "head_lrs": (1e-3, 2e-3, 3e-3), "heads": 2}
     config = search_config("demo", **settings).replace({"base.start_from": "probe"})
     starts = best_heads(config, (64, 2, 1, 64), NO_INPUTS, str(tmp_path))
-    ((grid, out),) = made
+    ((grid, out),) = grids
     assert out == f"{tmp_path}/runs/search-heads"
     assert (grid.base, grid.widths) == (config.probe, (1, 2, 64))
     assert [(width, start.config.optim.head_lr) for width, start in starts.items()] == [
@@ -138,13 +138,13 @@ def test_trials_start_from_the_best_head_of_their_width(monkeypatch, tmp_path: P
         assert trial_config(axis, own, head=start.config).head.dropout == 0.1
 
 
-def test_without_a_start_no_heads_are_made(monkeypatch, tmp_path: Path) -> None:
+def test_without_start_from_no_heads_are_trained(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(heads, "run", lambda *_: pytest.fail("heads were trained"))
     assert best_heads(search_config("demo"), (1, 2), NO_INPUTS, str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "workers", "asked", "trials_at_once"),
+    ("cpus", "gpus", "workers", "concurrent", "trials_at_once"),
     [
         (4, 0, 1, 0, 2),
         (4, 0, 2, 0, 1),
@@ -162,9 +162,11 @@ def test_without_a_start_no_heads_are_made(monkeypatch, tmp_path: Path) -> None:
         (16, 8, 2, 9, 4),
     ],
 )
-def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_at_once) -> None:
+def test_trials_at_once_all_fit(
+    monkeypatch, cpus, gpus, workers, concurrent, trials_at_once
+) -> None:
     monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: Resources(cpus, gpus))
-    config = search_config("demo", concurrent=asked).replace(
+    config = search_config("demo", concurrent=concurrent).replace(
         {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
     )
     tuning.require_room(config)
@@ -177,7 +179,7 @@ def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_
 
 
 @pytest.mark.parametrize(
-    ("there", "workers", "told"),
+    ("resources", "workers", "message"),
     [
         (Resources(2, 0), 2, "needs 3 CPUs, the cluster has 2 at most"),
         (Resources(1, 0), 1, "needs 2 CPUs, the cluster has 1 at most"),
@@ -185,13 +187,13 @@ def test_trials_at_once_all_fit(monkeypatch, cpus, gpus, workers, asked, trials_
     ],
 )
 def test_a_cluster_too_small_for_one_trial_is_refused(
-    monkeypatch, there: Resources, workers: int, told: str, tiny_tower: str, tmp_path: Path
+    monkeypatch, resources: Resources, workers: int, message: str, tiny_tower: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: there)
+    monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: resources)
     config = search_config(tiny_tower).replace(
         {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         search.run(config, NO_INPUTS, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -205,8 +207,8 @@ class Killed:
     out: Path
     first_done: float
     """When the first trial's manifest was last written."""
-    kept: list[dict[str, Any]]
-    """Epochs that the second trial had behind it."""
+    epochs: list[dict[str, Any]]
+    """Epochs that the second trial had finished."""
 
     def trial(self, name: str) -> Path:
         return self.out / "search" / "trials" / name
@@ -223,8 +225,8 @@ def groups_left() -> list[str]:
     """Placement groups that hold resources or wait for them."""
     import ray.util
 
-    found = ray.util.placement_group_table().values()
-    return [group["name"] or group["state"] for group in found if group["state"] != "REMOVED"]
+    groups = ray.util.placement_group_table().values()
+    return [group["name"] or group["state"] for group in groups if group["state"] != "REMOVED"]
 
 
 @pytest.fixture(scope="module")
@@ -249,48 +251,48 @@ def killed(cluster, prepared, tiny_tower: str, tmp_path_factory) -> Killed:
         driver.wait()
     wait_for("the killed search's workers leave", lambda: not groups_left())
     first = out / "search" / "trials" / FIRST / "manifest.json"
-    kept = train_job.checkpoints(str(second)).history()
-    return Killed(config, shards, out, first.stat().st_mtime, kept)
+    epochs = train_job.checkpoints(str(second)).history()
+    return Killed(config, shards, out, first.stat().st_mtime, epochs)
 
 
 @pytest.fixture(scope="module")
 def searched(killed: Killed) -> Artifact:
-    """The same search, run again: here, and with paths relative to this folder."""
+    """The killed search, run again in this process, with paths relative to this folder."""
     inputs = TrainInputs(Artifact.load(os.path.relpath(killed.shards.uri), Stage.SHARDS))
     return search.run(killed.config, inputs, os.path.relpath(killed.out))
 
 
-def rows_of(found: Artifact) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads(Path(found.path(TRIALS)).read_text())}
+def rows_of(result: Artifact) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(Path(result.path(TRIALS)).read_text())}
 
 
-def foreign(folder: Path) -> None:
-    """A folder that another run has begun, with some work in it."""
+def write_other_run(folder: Path) -> None:
+    """Write the unfinished folder of another run."""
     draft = Draft.open(str(folder), Stage.TRAIN, config_of("elsewhere"), {})
     draft.write_bytes("model.safetensors", b"half of a run")
 
 
-def test_when_every_trial_fails_the_reasons_are_told(
+def test_when_every_trial_fails_the_reasons_are_reported(
     monkeypatch, tiny_tower, tmp_path: Path
 ) -> None:
     reasons = {FIRST: "OSError: disk full", SECOND: "UserError: the loss is nan", THIRD: "-"}
-    monkeypatch.setattr(tuning, "run", lambda *_: reasons)
+    monkeypatch.setattr(tuning, "run", lambda *_, **__: reasons)
     monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: Resources(4, 0))
     with pytest.raises(UserError) as caught:
         search.run(search_config(tiny_tower), NO_INPUTS, str(tmp_path))
-    told = str(caught.value)
-    assert [name for name in reasons if f"{name}: {reasons[name]}" not in told] == [], told
+    message = str(caught.value)
+    assert [n for n in reasons if f"{n}: {reasons[n]}" not in message] == [], message
     assert not (tmp_path / "search" / BEST).exists()
 
 
 @real
-def test_a_killed_search_goes_on_where_it_was(killed: Killed, searched: Artifact) -> None:
+def test_a_killed_search_resumes_its_trials(killed: Killed, searched: Artifact) -> None:
     rows = rows_of(searched)
     assert set(rows) == {FIRST, SECOND, THIRD}
     assert (killed.trial(FIRST) / "manifest.json").stat().st_mtime == killed.first_done
-    assert killed.kept
+    assert killed.epochs
     epochs = rows[SECOND]["epochs"]
-    assert epochs[: len(killed.kept)] == killed.kept, "speeds too: they were not trained again"
+    assert epochs[: len(killed.epochs)] == killed.epochs, "speeds too: they were not trained again"
     assert [row["epoch"] for row in epochs] == list(range(1, EPOCHS + 1))
     for name in (FIRST, SECOND):
         assert rows[name]["end"] == "finished"
@@ -308,7 +310,7 @@ def test_the_weakest_trial_is_stopped_early(searched: Artifact) -> None:
 
 
 @real
-def test_a_row_tells_what_its_trial_cost(killed: Killed, searched: Artifact) -> None:
+def test_a_row_contains_the_cost_of_its_trial(killed: Killed, searched: Artifact) -> None:
     batch = killed.config.base.optim.batch_size
     a_pass = killed.shards.counts["train"] // batch * batch
     for row in rows_of(searched).values():
@@ -339,16 +341,16 @@ def test_a_stopped_trial_leaves_no_placement_group_and_no_checkpoint(
 
 
 @pytest.mark.ray
-def test_what_stopped_trials_hold_for_ever_is_taken(
+def test_placement_groups_that_stopped_trials_leave_are_removed(
     cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = tuning._held()
+    before = tuning._placement_groups()
     group = ray.util.placement_group([{"CPU": 1}])
     ray.get(group.ready())
-    assert tuning._held() - before == {group.id.hex()}
+    assert tuning._placement_groups() - before == {group.id.hex()}
     monkeypatch.setattr(tuning, "RELEASE_S", 0.5)
-    tuning._release(before)
-    assert tuning._held() == before
+    tuning._wait_for_release(before)
+    assert tuning._placement_groups() == before
     assert f"still holds {group.id.hex()}" in caplog.text
 
 
@@ -384,7 +386,7 @@ def test_the_best_config_is_that_of_the_best_trial(killed: Killed, searched: Art
 
 @real
 def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searched) -> None:
-    monkeypatch.setattr(tuning, "run", lambda *_: pytest.fail("a trial was run"))
+    monkeypatch.setattr(tuning, "run", lambda *_, **__: pytest.fail("a trial was run"))
     inputs = TrainInputs(killed.shards)
     again = search.run(killed.config, inputs, str(killed.out))
     assert again.fingerprint == searched.fingerprint
@@ -398,16 +400,16 @@ def test_a_finished_search_is_not_run_again(monkeypatch, killed: Killed, searche
 @real
 def test_a_trial_that_fails_is_named_with_its_reason(killed: Killed, searched, tmp_path) -> None:
     config = killed.config.replace({"head_widths": [1, 2]})
-    kept = tmp_path / "search" / "trials"
-    shutil.copytree(killed.trial(FIRST), kept / FIRST)
-    foreign(kept / THIRD)
-    found = search.run(config, TrainInputs(killed.shards), str(tmp_path))
-    rows = rows_of(found)
+    folder = tmp_path / "search" / "trials"
+    shutil.copytree(killed.trial(FIRST), folder / FIRST)
+    write_other_run(folder / THIRD)
+    result = search.run(config, TrainInputs(killed.shards), str(tmp_path))
+    rows = rows_of(result)
     assert rows[FIRST]["end"] == "finished"
     assert rows[THIRD]["end"] == "failed"
     assert rows[THIRD]["best"] is None
-    assert rows[THIRD]["reason"].startswith(f"UserError: {kept / THIRD} holds another run.")
+    assert rows[THIRD]["reason"].startswith(f"UserError: {folder / THIRD} holds another run.")
     assert "tower.weights: saved 'elsewhere'" in rows[THIRD]["reason"]
-    assert found.counts["best"] == FIRST
-    assert found.counts["failed"] == 1
-    assert "holds another run" in str(summary(found)[1])
+    assert result.counts["best"] == FIRST
+    assert result.counts["failed"] == 1
+    assert "holds another run" in str(summary(result)[1])

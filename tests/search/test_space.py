@@ -1,4 +1,4 @@
-"""The space of a search against a plain count of layers."""
+"""The space of a search, compared with a plain count of layers."""
 
 from itertools import product
 from typing import Any
@@ -25,13 +25,13 @@ def counted(setting: Setting, depth: int) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("depth", [4, 7])
-def test_every_layout_is_there_once(depth: int) -> None:
+def test_every_layout_is_in_the_space_once(depth: int) -> None:
     config = search_of(lora_rates=RATES, nfz_rates=RATES)
     space = space_of(config, depth)
     pairs = [(int(depth * lora), int(depth * nfz)) for lora, nfz in product(RATES, RATES)]
     expected = {(*pair, width) for pair in pairs if 0 < sum(pair) <= depth for width in (0, 512)}
-    found = [counted(setting, depth) for setting in space.settings]
-    assert sorted(found) == sorted(expected)
+    layouts = [counted(setting, depth) for setting in space.settings]
+    assert sorted(layouts) == sorted(expected)
     assert space.points == 128
     assert space.overlapping == 2 * sum(sum(pair) > depth for pair in pairs)
     assert space.idle == 2 * sum(sum(pair) == 0 for pair in pairs)
@@ -51,7 +51,7 @@ def test_a_fine_grid_over_24_layers_has_243_valid_plans() -> None:
     assert space.idle == 1, "the probe"
 
 
-def test_fields_that_change_nothing_make_no_setting() -> None:
+def test_fields_without_effect_make_no_setting() -> None:
     config = search_of(
         lora_rates=(0.0, 0.3),
         nfz_rates=(0.0, 0.3),
@@ -59,15 +59,15 @@ def test_fields_that_change_nothing_make_no_setting() -> None:
         axes={"plan.lora_rank": "4,16", "optim.lr": "1e-4,5e-4"},
     )
     space = space_of(config, 7)
-    told = {(s.lora_rate, s.nfz_rate, *dict(s.options).values()) for s in space.settings}
+    points = {(s.lora_rate, s.nfz_rate, *dict(s.options).values()) for s in space.settings}
     with_lora = {(0.3, nfz, r, lr) for nfz in (0.0, 0.3) for r in (4, 16) for lr in (1e-4, 5e-4)}
-    assert told == with_lora | {(0.0, 0.3, 4, 1e-4), (0.0, 0.3, 4, 5e-4)}
+    assert points == with_lora | {(0.0, 0.3, 4, 1e-4), (0.0, 0.3, 4, 5e-4)}
     assert space.equal == 2
-    assert space.places[0, 2, 0, 16, 1e-4] == space.places[0, 2, 0, 4, 1e-4]
+    assert space.by_coordinates[0, 2, 0, 16, 1e-4] == space.by_coordinates[0, 2, 0, 4, 1e-4]
     assert len({setting.name for setting in space.settings}) == len(space.settings)
 
 
-def test_points_that_are_no_valid_config_are_named() -> None:
+def test_points_that_are_not_valid_configs_are_named() -> None:
     config = search_of(
         head_widths=(0, 512), **{"base.engine.micro_batch": 16, "base.engine.workers": 1}
     )
@@ -79,7 +79,7 @@ def test_points_that_are_no_valid_config_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "told"),
+    ("axes", "message"),
     [
         ({"optim.lrr": "1"}, "axes names 'optim.lrr'; allowed: plan.lora_rank, "),
         ({"optim.epochs": "2"}, "axes names 'optim.epochs'; allowed: plan.lora_rank, "),
@@ -91,14 +91,14 @@ def test_points_that_are_no_valid_config_are_named() -> None:
         ({"plan.lora_init": "normal"}, "Input should be 'kaiming' or 'published'"),
     ],
 )
-def test_a_bad_axis_is_told(axes: dict[str, str], told: str) -> None:
+def test_a_bad_axis_is_reported(axes: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         search_of(axes=axes)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("lora_rates", (0.5, 1.5), "lora_rates.1 is 1.5; allowed: 0 to 1"),
         ("nfz_rates", (-0.1,), "nfz_rates.0 is -0.1; allowed: 0 to 1"),
@@ -110,25 +110,25 @@ def test_a_bad_axis_is_told(axes: dict[str, str], told: str) -> None:
         ("mfu", 1.5, "mfu is 1.5; allowed: above 0, at most 1"),
     ],
 )
-def test_a_value_out_of_range_is_told(field: str, value: Any, told: str) -> None:
+def test_a_value_out_of_range_is_reported(field: str, value: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         search_of(**{field: value})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_trial_is_the_base_with_its_setting() -> None:
     config = search_of(axes={"plan.lora_rank": "4", "plan.lora_init": "published"})
     setting = Setting(0.25, 0.5, 64, (("plan.lora_rank", 4), ("plan.lora_init", "published")))
     assert Setting.from_dict(setting.to_dict()) == setting
-    made = trial_config(config, setting, share=0.5, repeat=2)
+    trial = trial_config(config, setting, share=0.5, repeat=2)
     name = "lora0.25-nfz0.5-head64-plan.lora_rank4-plan.lora_initpublished-share0.5-repeat2"
     expected = config.base.to_dict() | {"name": name, "seed": 2}
     ranks = {"lora_rank": 4, "lora_init": "published"}
     expected["plan"] |= {"lora_rate": 0.25, "nfz_rate": 0.5, **ranks}
     expected["head"] |= {"width": 64}
     expected["optim"] |= {"share": 0.5}
-    assert made.to_dict() == expected
-    assert TrainConfig.from_json(made.to_json()) == made
+    assert trial.to_dict() == expected
+    assert TrainConfig.from_json(trial.to_json()) == trial
     small = trial_config(config.replace({"base.optim.share": 0.5}), setting, share=0.5)
     assert small.optim.share == 0.25
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 TrialRow = Mapping[str, Any]
-"""A trial as `search.rows.row_of` writes it to trials.json: one setting with one seed."""
+"""A trial as `search.results.trial_row` writes it to trials.json: one setting with one seed."""
 
 COMMON = 0.9
 """Least share of the trials that reached the epoch at which all are compared."""

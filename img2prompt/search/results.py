@@ -1,4 +1,4 @@
-"""What a search leaves: a row for each trial, and their order."""
+"""Results of a search: the names of its files, a row for each trial, and their ranking."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from img2prompt.artifact import Artifact
 from img2prompt.search.budget import LIMIT
 from img2prompt.search.prices import Price
 from img2prompt.search.space import Setting
-from img2prompt.search.trials import TrialJob, TrialOutcome, seconds
+from img2prompt.search.trials import TrialJob, TrialOutcome, worker_seconds_of
 from img2prompt.storage import read_bytes
 
 BEST = "best.json"
@@ -20,27 +20,31 @@ REPORT = "report.html"
 SPACE = "space.json"
 
 
-def row_of(
+def trial_row(
     setting: Setting,
     runs: Sequence[tuple[TrialJob, TrialOutcome, Price]],
-    whole: float,
+    *,
+    full_share: float,
     failure: str,
-    left: str,
+    dropped: str,
 ) -> dict[str, Any]:
-    """What trials.json says of a trial.
+    """Return the row of a trial in trials.json.
 
-    `runs` are those of the trial, on rising shares of the training rows; the last is what it came
-    to, and finished if that is `whole`. `failure`: why that failed, if it did; `left`: why it did
-    not go on to all rows.
+    Args:
+        setting: The setting that it trained.
+        runs: Its runs on rising shares of the training rows.
+        full_share: `optim.share` of a run on all rows; the trial has finished if its last run has.
+        failure: Why the last run failed; empty if it did not.
+        dropped: Why no run on a larger share followed the last one; empty if nothing is known.
 
-    `flop` is that of a row, forward and backward, `memory` in bytes of a worker. `rows` counts the
-    pictures that were passed through the model in training, `seconds` those of all workers in their
-    loops, both over all `runs`. `best` is the best validation cosine of `epochs`, and null for a
-    trial that failed. `runs` has the epochs on each share.
+    In the row, `flop` is for one picture, forward and backward; `memory` is in bytes of a worker.
+    `rows` counts the pictures that training passed through the model, `seconds` those of all
+    workers in their loops, both over all `runs`. `best` is the best validation cosine of `epochs`,
+    and null for a trial that failed. `runs` has the epochs on each share.
     """
     job, outcome, price = runs[-1]
-    is_whole = job.config.optim.share == whole
-    end = "finished" if outcome.end == "finished" and is_whole else "stopped"
+    is_full = job.config.optim.share == full_share
+    end = "finished" if outcome.end == "finished" and is_full else "stopped"
     return {
         "name": job.config.name,
         "setting": setting.to_dict(),
@@ -51,9 +55,9 @@ def row_of(
         "memory": price.memory,
         "share": job.config.optim.share,
         "rows": sum(len(ended.epochs) * cost.rows for _, ended, cost in runs),
-        "seconds": sum(seconds(each) for each, _, _ in runs),
+        "seconds": sum(worker_seconds_of(each) for each, _, _ in runs),
         "end": "failed" if failure else end,
-        "reason": failure or ("" if end == "finished" else outcome.reason or left or LIMIT),
+        "reason": failure or ("" if end == "finished" else outcome.reason or dropped or LIMIT),
         "best": None if failure else outcome.best,
         "epochs": outcome.epochs,
         "runs": [
@@ -63,27 +67,28 @@ def row_of(
 
 
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best first.
+    """Sort rows, the best first and failed trials last.
 
-    A score on more rows counts more than one on fewer, and of the repeated settings, whose mean
-    counts, the best goes before all others: one good seed is no proof. The failed are last.
+    Trials on more training rows come before trials on fewer. Among those, settings that were
+    repeated with other seeds come first and are ordered by their mean score, because one seed may
+    score well by chance.
     """
-    alike: dict[str, list[float]] = {}
+    scores_of: dict[str, list[float]] = {}
     for row in rows:
         if row["best"] is not None:
-            alike.setdefault(json.dumps(row["setting"]), []).append(row["best"])
+            scores_of.setdefault(json.dumps(row["setting"]), []).append(row["best"])
 
     def key(row: dict[str, Any]) -> tuple[float, ...]:
         if row["best"] is None:
             return (np.inf,)
-        scores = alike[json.dumps(row["setting"])]
+        scores = scores_of[json.dumps(row["setting"])]
         return (-row["share"], -len(scores), -float(np.mean(scores)), -row["best"])
 
     return sorted(rows, key=key)
 
 
 def summary(search: Artifact) -> list[list[object]]:
-    """Rows for a table: every trial, the best first."""
+    """Return rows for a table on the terminal: every trial, the best first."""
     return [
         [
             row["name"],
