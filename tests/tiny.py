@@ -1,4 +1,4 @@
-"""Small things that tests of the training stages share."""
+"""Small models, rows and runs that tests of training share."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +94,7 @@ def average_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 class MemoryRows:
-    """Pictures of noise whose brightness tells the target, in groups of five."""
+    """Noise pictures whose brightness determines the target, in groups of five."""
 
     def __init__(self, rows: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -114,7 +114,7 @@ class MemoryRows:
 
 
 def is_noise(name: str, wide: bool) -> bool:
-    """Whether a tensor's gradient is zero but for rounding, which Adam makes steps of.
+    """Return whether a tensor's gradient is rounding noise, which Adam turns into steps.
 
     A bias of keys changes no attention. BatchNorm of a wide head takes out what the last LayerNorm
     of the tower adds to all rows, and keeps it in its running mean.
@@ -126,7 +126,7 @@ def is_noise(name: str, wide: bool) -> bool:
 def assert_close(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float
 ) -> None:
-    """Same names, and the same numbers but for tensors that are moved by rounding noise."""
+    """Compare names and numbers, without tensors that rounding noise moves."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         if not is_noise(name, wide="head.1.weight" in expected):

@@ -1,4 +1,4 @@
-"""How a run learns: augmentation, loss and averaged weights."""
+"""Training techniques. Each is a function in `model/`, chosen in `train/recipe.py`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from img2prompt.config.base import Config
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig(Config):
-    """Training techniques; each is one function in `model/`, and `train/recipe.py` joins them."""
+    """Loss, augmentation and averaged weights of a training run."""
 
     loss: Literal["cosine"] = "cosine"
     """`cosine`: one minus the mean cosine between prediction and target."""

@@ -1,4 +1,4 @@
-"""What a run says before it starts."""
+"""The log line before a run starts."""
 
 import logging
 from pathlib import Path
@@ -15,8 +15,8 @@ from img2prompt.train.job import TrainInputs
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The line for a config, with two workers; no cluster is asked for GPUs."""
+def announced(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Return the line for a config with two workers, without asking a cluster for GPUs."""
     draft = Draft.open(str(tmp_path / "shards"), "shards", ShardConfig(size=32), {})
     inputs = TrainInputs(draft.publish(train=77))
     caplog.set_level(logging.INFO)
@@ -30,8 +30,8 @@ def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_
     return announce
 
 
-def test_a_fine_tune_says_its_plan_and_what_it_costs(told, tiny_tower: str) -> None:
-    line = told(config_of(tiny_tower, FINETUNE, width=8))
+def test_a_fine_tune_logs_its_plan_and_cost(announced, tiny_tower: str) -> None:
+    line = announced(config_of(tiny_tower, FINETUNE, width=8))
     assert line.startswith("run: frozen 0-0 (1), LoRA 1-2 (2), trained 3-3 (1); 77 rows; 2 worker")
     learn = 2 * 8 * 32 * 4 + (4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32) + 2 * 32
     learn += 32 * 8 + 2 * 8 + 8 * 384 + 384
@@ -40,17 +40,17 @@ def test_a_fine_tune_says_its_plan_and_what_it_costs(told, tiny_tower: str) -> N
     assert "activations of 8 rows" in line  # half of the batch of 16
 
 
-def test_a_probe_does_not_count_the_tower(told, tiny_tower: str) -> None:
-    line = told(config_of(tiny_tower, PlanConfig()))
+def test_a_probe_does_not_count_the_tower(announced, tiny_tower: str) -> None:
+    line = announced(config_of(tiny_tower, PlanConfig()))
     assert "frozen 0-3 (4), LoRA none, trained none" in line
     assert "0.01M of 0.01M parameters learn (100.0%)" in line
 
 
-def test_gpus_compute_in_half_precision_unless_told_otherwise(told, tiny_tower: str) -> None:
+def test_gpus_compute_in_half_precision_unless_configured(announced, tiny_tower: str) -> None:
     lines = {
-        told(config_of(tiny_tower, FINETUNE, engine__precision=precision), gpus=True)
+        announced(config_of(tiny_tower, FINETUNE, engine__precision=precision), gpus=True)
         for precision in ("auto", "bf16")
     }
-    exact = told(config_of(tiny_tower, FINETUNE, engine__precision="fp32"), gpus=True)
+    exact = announced(config_of(tiny_tower, FINETUNE, engine__precision="fp32"), gpus=True)
     assert len(lines) == 1
     assert exact not in lines

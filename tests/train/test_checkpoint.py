@@ -29,7 +29,7 @@ COSINES = (0.4, 0.7, 0.6, 0.7)
 
 
 def point(epoch: int, step: int = 0, recipe: bool = False) -> Checkpoint:
-    """A checkpoint whose numbers tell its position."""
+    """A checkpoint whose numbers encode its position."""
     tensors = {"head.weight": torch.full((3, 2), epoch + step / 8), "head.bias": torch.arange(4.0)}
     moments = {f"{name}/exp_avg": -tensor for name, tensor in tensors.items()}
     history = [{"epoch": n + 1, "val_cosine": COSINES[n]} for n in range(epoch)]
@@ -57,7 +57,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(f"{prefix}{tmp_path}/run/checkpoints")
 
 
-def test_a_checkpoint_comes_back_as_it_was(store: CheckpointStore) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(store: CheckpointStore) -> None:
     assert store.names() == []
     assert store.newest() is None
     for written in (point(0, 3), point(1, recipe=True), point(1, 2)):
@@ -70,7 +70,7 @@ def test_a_checkpoint_comes_back_as_it_was(store: CheckpointStore) -> None:
     assert not exists(join(store.uri, "00001-000000002", RECIPE))
 
 
-def test_names_sort_as_a_run_goes() -> None:
+def test_names_sort_in_the_order_of_training() -> None:
     places = [(0, 5), (0, 40), (0, 123456), (1, 0), (2, 0), (10, 0), (10, 3)]
     names = [Position(epoch, step).name for epoch, step in places]
     assert names == sorted(names)
@@ -86,7 +86,7 @@ def damage(store: CheckpointStore, name: str, file: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "lost"])
 @pytest.mark.parametrize("file", ["model.safetensors", OPTIMIZER, STATE])
-def test_a_damaged_checkpoint_is_passed_over_and_told(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     store: CheckpointStore, file: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.write(point(1))
@@ -98,17 +98,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
         found = store.newest()
     assert found is not None
     assert found.position.name == "00001-000000000"
-    (told,) = caplog.messages
-    assert f"{store.uri}/00001-000000004 is damaged" in told
-    assert file in told
-    assert "the one before" in told
-    store.write(point(1, 4))  # the run came by again
+    (warning,) = caplog.messages
+    assert f"{store.uri}/00001-000000004 is damaged" in warning
+    assert file in warning
+    assert "the one before" in warning
+    store.write(point(1, 4))  # the run reached this position again
     newest = store.newest()
     assert newest is not None
     assert equal(newest, point(1, 4))
 
 
-def test_damaged_digests_and_nothing_whole(store: CheckpointStore) -> None:
+def test_damaged_digests_leave_no_checkpoint(store: CheckpointStore) -> None:
     store.write(point(1))
     write_bytes(join(store.uri, "00001-000000000", DIGESTS), b'{"half": ')
     assert store.newest() is None
@@ -117,7 +117,7 @@ def test_damaged_digests_and_nothing_whole(store: CheckpointStore) -> None:
         store.read("00001-000000000")
 
 
-def test_what_was_not_published_is_no_checkpoint(store: CheckpointStore) -> None:
+def test_a_folder_without_digests_is_no_checkpoint(store: CheckpointStore) -> None:
     write_bytes(join(store.uri, "00003-000000000", STATE), b"{}")
     assert store.names() == []
     assert store.newest() is None
@@ -137,7 +137,7 @@ def test_the_newest_and_the_best_are_kept(store: CheckpointStore) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A disk that takes so many more files, then none."""
+    """A disk that accepts this many more files."""
     room = [99]
 
     def write(uri: str, data: bytes) -> None:
@@ -178,15 +178,15 @@ def test_space_is_checked_before_anything_is_written(
     assert not (tmp_path / "checkpoints" / "00001-000000000").exists()
 
 
-def test_writing_goes_on_behind_training(
+def test_writing_continues_in_the_background(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, resume_writing = threading.Event(), threading.Event()
     write = store.write
 
     def slow(checkpoint: Checkpoint) -> None:
         begun.set()
-        assert go_on.wait(20)
+        assert resume_writing.wait(20)
         write(checkpoint)
 
     monkeypatch.setattr(store, "write", slow)
@@ -194,7 +194,7 @@ def test_writing_goes_on_behind_training(
     saver.save(point(1))  # returns while the disk works
     assert begun.wait(20)
     assert store.names() == []
-    go_on.set()
+    resume_writing.set()
     saver.save(point(1, 1))  # waits for the first
     assert "00001-000000000" in store.names()
     saver.wait()

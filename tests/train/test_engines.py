@@ -50,10 +50,10 @@ def curve(history: History) -> list[tuple[float, float]]:
 
 def assert_same_run(found: list[Checkpoint], expected: list[Checkpoint], atol: float) -> None:
     """Both end after three epochs with the same losses and tensors."""
-    there, here = found[-1].position, expected[-1].position
-    assert (there.epoch, there.step) == (here.epoch, here.step) == (3, 0)
-    assert curve(here.history)[-1][0] < curve(here.history)[0][0] - 0.1
-    assert curve(there.history) == [pytest.approx(p, abs=atol) for p in curve(here.history)]
+    ours, theirs = found[-1].position, expected[-1].position
+    assert (ours.epoch, ours.step) == (theirs.epoch, theirs.step) == (3, 0)
+    assert curve(theirs.history)[-1][0] < curve(theirs.history)[0][0] - 0.1
+    assert curve(ours.history) == [pytest.approx(p, abs=atol) for p in curve(theirs.history)]
     assert_close(found[-1].engine.model, expected[-1].engine.model, atol=atol)
 
 
@@ -71,12 +71,14 @@ def changed(tower: str, stage: int, width: int, workers: int) -> TrainConfig:
 
 
 def worker(rank: int, workers: int, folder: str, tower: str) -> None:
-    """All ZeRO stages and heads: two workers run at once and from checkpoints, one from theirs."""
+    """Train with all ZeRO stages and heads: two workers from scratch and from checkpoints, and one
+    worker from theirs.
+    """
     os.environ["LOCAL_RANK"] = str(rank)
     for stage, width in product(ZERO_STAGES, WIDTHS):
-        config, place = changed(tower, stage, width, workers), WorkerRank(rank, workers)
+        config, own = changed(tower, stage, width, workers), WorkerRank(rank, workers)
         if workers > 1:
-            at_once = run_loop(config, TRAIN, VAL, place).saved
+            at_once = run_loop(config, TRAIN, VAL, own).saved
             starts = {
                 "own": at_once[MIDDLE],
                 "plain": torch.load(f"{folder}/plain-{width}.pt", weights_only=False),
@@ -84,12 +86,12 @@ def worker(rank: int, workers: int, folder: str, tower: str) -> None:
             runs = {"at once": at_once}
             if width == 0:
                 in_parts = config.replace({"engine.micro_batch": 2, "engine.recompute": True})
-                runs["in parts"] = run_loop(in_parts, TRAIN, VAL, place).saved
+                runs["in parts"] = run_loop(in_parts, TRAIN, VAL, own).saved
         else:
             two = made_by(Path(folder), stage, width, WORKERS, 0)
             starts, runs = {"two": two["at once"][MIDDLE]}, {}
         for name, start in starts.items():
-            runs[name] = run_loop(config, TRAIN, VAL, place, start).saved
+            runs[name] = run_loop(config, TRAIN, VAL, own, start).saved
         torch.save(runs, f"{folder}/{stage}-{width}-{workers}-{rank}.pt")
 
 
@@ -119,7 +121,7 @@ class Gradients(PlainEngine):
 def gradients(
     tower: str, width: int, micro_batch: int, worker: WorkerRank
 ) -> dict[str, torch.Tensor]:
-    """Of the mean loss of 16 rows."""
+    """Gradients of the mean loss of 16 rows."""
     config = config_of(tower, width=width, engine__micro_batch=micro_batch)
     engine = Gradients(model_of(config), config, 9, CPU)
     engine._parts = micro_batches(config, worker.workers)
@@ -152,7 +154,7 @@ def uneven(rank: int, workers: int, folder: str, tower: str) -> None:
 def test_shares_that_differ_by_a_row_have_the_gradient_of_the_whole_batch(
     tiny_tower: str, tmp_path: Path
 ) -> None:
-    """So that any number of workers may go on, which elastic runs need."""
+    """Elastic runs need this to resume with any number of workers."""
     run_workers(uneven, 3, tmp_path, 3, str(tmp_path), tiny_tower)
     found, run = torch.load(tmp_path / "1.pt", weights_only=False)
     for case, ours in zip(UNEVEN, found, strict=True):
@@ -178,7 +180,7 @@ def test_deepspeed_on_two_workers_is_plain_torch_on_the_whole_batch(
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
-def test_deepspeed_goes_on_inside_an_epoch(spawned: Path, width: int, stage: int) -> None:
+def test_deepspeed_resumes_inside_an_epoch(spawned: Path, width: int, stage: int) -> None:
     for rank in range(WORKERS):
         runs = made_by(spawned, stage, width, WORKERS, rank)
         assert runs["at once"][MIDDLE].position.name == "00001-000000002"
@@ -206,7 +208,7 @@ def test_deepspeed_adds_up_the_gradients_of_parts(spawned: Path, stage: int) -> 
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
-def test_another_number_of_workers_goes_on(
+def test_another_number_of_workers_resumes(
     spawned: Path, alone: Trained, tiny_tower: str, width: int, stage: int
 ) -> None:
     two = made_by(spawned, stage, width, WORKERS, 0)
@@ -218,7 +220,7 @@ def test_another_number_of_workers_goes_on(
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
-def test_a_checkpoint_knows_no_ranks_and_no_frozen_tensor(
+def test_a_checkpoint_has_whole_tensors_and_no_frozen_ones(
     spawned: Path, alone: Trained, width: int, stage: int
 ) -> None:
     plain = alone.saved[MIDDLE].engine
@@ -243,7 +245,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_tower: str) -> None:
         run_loop(wide, TRAIN, VAL, start=start)
 
 
-def test_a_run_goes_on_with_the_rates_of_its_new_config(tiny_tower: str) -> None:
+def test_a_run_resumes_with_the_rates_of_its_new_config(tiny_tower: str) -> None:
     config = config_of(tiny_tower)
     start = run_loop(config, TRAIN, VAL).saved[0].engine
     engines = [PlainEngine(model_of(config), config, 9, CPU) for _ in range(2)]
@@ -296,8 +298,8 @@ def test_every_worker_needs_a_row() -> None:
         check_batch(config, 13)
 
 
-def test_parts_are_as_few_as_can_be() -> None:
-    """And every worker has a row in each: 12 rows in parts of 3 at most, or of 1."""
+def test_micro_batches_are_as_few_as_possible() -> None:
+    """12 rows in parts of at most 3 or 1; every worker has a row in each part."""
     config = TrainConfig(
         name="x", optim=OptimConfig(batch_size=12), engine=EngineConfig(micro_batch=3)
     )

@@ -1,7 +1,7 @@
-"""What can go wrong in the middle of a run. A start of Ray Train costs seconds: runs are shared.
+"""Failures in the middle of a run. A start of Ray Train costs seconds: runs are shared.
 
-Workers of a small run are through in a second, so these make more epochs than they need, and save
-often.
+Workers of a small run finish within a second, so these runs have more epochs than they need and
+save often.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ from img2prompt.train.job import TrainInputs
 config, shards, out, notes = sys.argv[1:]
 
 
-def slow_down():  # so that there is time for what is to happen
+def slow_down():  # so that there is time for the failures
     from img2prompt.train.loop import Loop
 
     step = Loop._step
@@ -126,7 +126,7 @@ def names_of(out: str) -> list[str]:
 
 
 def strike(out: str, signals: list[tuple[int, bool]], seen: list[str]) -> None:
-    """Send each signal to one worker or to all, whenever there is a checkpoint more."""
+    """Send each signal to one worker or to all after each new checkpoint."""
     for number, to_all in signals:
         before = names_of(out)[-1:]
         wait_until(lambda before=before: names_of(out)[-1:] > before and len(train_workers()) == 2)
@@ -138,7 +138,7 @@ def strike(out: str, signals: list[tuple[int, bool]], seen: list[str]) -> None:
         wait_until(lambda pids=pids: not pids & {process.pid for process in train_workers()})
 
 
-def test_workers_that_die_or_hang_or_are_taken_away_lose_nothing(
+def test_workers_that_die_or_hang_or_are_preempted_lose_nothing(
     inputs: TrainInputs, tiny_tower: str, undisturbed: Artifact, tmp_path: Path
 ) -> None:
     out, seen = str(tmp_path / "run"), []
@@ -173,7 +173,7 @@ def start_driver(
     )
 
 
-def test_a_stopped_and_a_killed_driver_go_on_past_damage_with_fewer_workers(
+def test_a_stopped_and_a_killed_driver_resume_past_damage_with_fewer_workers(
     inputs: TrainInputs,
     tiny_tower: str,
     undisturbed: Artifact,
@@ -184,8 +184,8 @@ def test_a_stopped_and_a_killed_driver_go_on_past_damage_with_fewer_workers(
     driver = start_driver(begun, inputs, out)
     wait_until(lambda: names_of(out) or driver.poll() is not None)
     driver.send_signal(signal.SIGTERM)
-    _, told = driver.communicate(timeout=150)
-    assert "run was asked to stop and is saved before epoch" in told
+    _, message = driver.communicate(timeout=150)
+    assert "run was asked to stop and is saved before epoch" in message
     assert driver.returncode == 1
     names = names_of(out)
     driver = start_driver(begun, inputs, out)
@@ -245,7 +245,7 @@ def another_node(environment: dict[str, str]) -> Iterator[None]:
 
 
 def drain(environment: dict[str, str], node: str) -> None:
-    """What an autoscaler does when a machine will be taken away in ten minutes."""
+    """Announce, as an autoscaler does, that a machine will be taken away in ten minutes."""
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", node]
     command += ["--address", environment["RAY_ADDRESS"], "--deadline-remaining-seconds", "600"]
@@ -265,15 +265,15 @@ def nodes_of(environment: dict[str, str]) -> list[str]:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a checkpoint is one inside an epoch."""
+    """Return whether a checkpoint is inside an epoch."""
     return not name.endswith("-000000000")
 
 
 @pytest.mark.timeout(400)
-def test_a_run_goes_on_while_nodes_die_come_and_are_about_to_go(
+def test_a_run_continues_while_nodes_die_join_and_are_drained(
     inputs: TrainInputs, tiny_tower: str, undisturbed: Artifact, tmp_path: Path
 ) -> None:
-    """Elastic, with checkpoints after epochs only: one inside an epoch was made for a change."""
+    """Checkpoints are due after epochs only: one inside an epoch was saved before a resize."""
     changes = {"min_workers": 1, "resize_seconds": 2.0, "save_every": 0, "keep": 99}
     elastic = config(tiny_tower, **{f"engine__{name}": value for name, value in changes.items()})
     out, sizes = str(tmp_path / "run"), tmp_path / "sizes"
@@ -299,13 +299,13 @@ def test_a_run_goes_on_while_nodes_die_come_and_are_about_to_go(
         drain(exports, fresh)
         until(lambda: sum(map(is_inside, names_of(out))) == 2)
         (tmp_path / "fast").touch()
-        _, told = driver.communicate(timeout=150)
-        assert driver.returncode == 0, told[-3000:]
+        _, message = driver.communicate(timeout=150)
+        assert driver.returncode == 0, message[-3000:]
     assert_same(Artifact.load(out, Stage.TRAIN), undisturbed, atol=1e-4)
 
 
 def refuse_others(inputs: TrainInputs, begun: TrainConfig, out: str) -> None:
-    """Changed settings, data and base checkpoint, each told."""
+    """Changed settings, data and base checkpoint are refused with their names."""
     with pytest.raises(UserError, match=r"config\.optim\.lr: saved 0\.0003, requested 0\.001"):
         train.run(begun.replace({"optim.lr": 1e-3}), inputs, out)
     other = Artifact.load(inputs.shards.uri, "shards")
@@ -327,7 +327,7 @@ def counts_errors(folder: Path) -> UserCallback:
     return Counts()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_at_once(
+def test_a_non_finite_loss_ends_the_run_at_once(
     embedded: Artifact, inputs: TrainInputs, tiny_tower: str, tmp_path: Path
 ) -> None:
     plan = PlanConfig()
@@ -337,11 +337,11 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(
     own, out = TrainInputs(inputs.shards, poisoned), str(tmp_path / "run")
     with pytest.raises(UserError) as caught:
         train.run(probe, own, out, [counts_errors(tmp_path)])
-    told = str(caught.value)
-    assert "non-finite loss at epoch 1, step" in told
-    assert bad in told
+    message = str(caught.value)
+    assert "non-finite loss at epoch 1, step" in message
+    assert bad in message
     last = train_job.checkpoints(out).last()
-    assert told.endswith(f"The last good checkpoint: {last}")
+    assert message.endswith(f"The last good checkpoint: {last}")
     assert len(list(tmp_path.glob("error-*"))) == 1
     longer = probe.replace({"engine.skip_nonfinite": 4, "optim.epochs": 4})
     refuse_to_resume_anyway(longer, own, out)
@@ -355,11 +355,15 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(
 
 
 def refuse_to_resume_anyway(longer: TrainConfig, inputs: TrainInputs, out: str) -> None:
-    """Unless told so; and always another model, other batches, other data."""
+    """Without `resume_anyway` any change; with it another model, batch size, recipe or data."""
     with pytest.raises(UserError, match=r"config\.optim\.epochs: saved 3, requested 4"):
         train.run(longer, inputs, out)
     with pytest.raises(UserError, match=r"does not fit this config:(\n.*)*missing head\.0\.weight"):
         train.run(longer.replace({"head.width": 8}), inputs, out, resume_anyway=True)
+    with pytest.raises(
+        UserError, match=r"recipe is .*0\.9.*; allowed for the run in .*'ema_decay': 0"
+    ):
+        train.run(longer.replace({"recipe.ema_decay": 0.9}), inputs, out, resume_anyway=True)
     with pytest.raises(UserError, match=r"optim\.batch_size is 16; allowed for the run in .*: 32"):
         train.run(longer.replace({"optim.batch_size": 16}), inputs, out, resume_anyway=True)
     other = Artifact.load(inputs.shards.uri, "shards")
@@ -372,7 +376,7 @@ def refuse_to_resume_anyway(longer: TrainConfig, inputs: TrainInputs, out: str) 
 
 
 def poison(embedded: Artifact, folder: Path) -> tuple[Artifact, str]:
-    """Features with one number that is none, and the row's id."""
+    """Return features with one NaN, and the id of its row."""
     draft = Draft(str(folder / "features"), "features", embedded.config, embedded.inputs)
     first, bad = embedded.names("train/")[0], ""
     for name in embedded.names("train/") + embedded.names("val/") + embedded.names("test/"):

@@ -1,4 +1,4 @@
-"""The stage: against training alone, restarted, and with heads that fail."""
+"""The heads stage: compared with training alone, restarted, and with failing heads."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ LINEAR, WIDE = f"width0-dropout0.3-lr{GOOD:g}", f"width12-dropout0.3-lr{GOOD:g}"
 
 
 def grid(tower: str, **changes) -> HeadsConfig:
-    """A linear and a wide head; of each one has a rate that ends in no number."""
+    """A linear and a wide head, each with a good rate and with one that diverges."""
     base = config_of(tower, PlanConfig(), optim__epochs=EPOCHS)
     fields = {"widths": (0, 12), "dropouts": (0.3,), "lrs": (HUGE, GOOD), "keep": 3}
     return HeadsConfig(base=base, **fields | changes)
@@ -46,7 +46,7 @@ def made(
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads learn here, not in a task of Ray."""
+    """Train heads in this process instead of a Ray task."""
 
     def train_here(configs, inputs, out, tower) -> list[heads_worker.HeadOutcome]:
         jobs = [TrainJob(config, inputs, join(out, config.name)) for config in configs]
@@ -55,7 +55,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "_train", train_here)
 
 
-def test_the_table_tells_every_head_the_best_first(made: Artifact, embedded: Artifact) -> None:
+def test_the_table_lists_every_head_best_first(made: Artifact, embedded: Artifact) -> None:
     rows = heads.table(made.uri)
     assert {row["name"] for row in rows[:2]} == {LINEAR, WIDE}
     assert rows[0]["best"] >= rows[1]["best"] > 0
@@ -122,7 +122,7 @@ def test_finished_heads_are_not_trained_again(made: Artifact, inputs, tiny_tower
         heads.run(grid(tiny_tower, keep=1), inputs, made.uri)
 
 
-def test_a_run_killed_while_it_publishes_goes_on(
+def test_a_run_killed_while_it_publishes_resumes(
     made: Artifact, inputs: TrainInputs, tiny_tower: str, tmp_path: Path, monkeypatch, in_process
 ) -> None:
     config, out = grid(tiny_tower, lrs=(GOOD,), keep=2), str(tmp_path / "heads")
@@ -146,7 +146,7 @@ def test_a_run_killed_while_it_publishes_goes_on(
         assert_close(kept, expected, atol=1e-5)
 
 
-def test_when_all_heads_fail_the_reasons_are_told(
+def test_when_all_heads_fail_the_reasons_are_reported(
     inputs: TrainInputs, tiny_tower: str, tmp_path: Path, in_process
 ) -> None:
     config = grid(tiny_tower, lrs=(HUGE,))

@@ -1,4 +1,4 @@
-"""Heads that learn together, in this process; each against a run alone."""
+"""Heads that learn together in this process, each compared with a run alone."""
 
 import json
 import os
@@ -29,7 +29,7 @@ WIDTH, EPOCHS = 24, 3
 GRID = list(product((0, 12), (0.0, 0.3), (2e-3, 2e-2)))
 """Widths, dropouts and rates."""
 HUGE = 3e37
-"""A rate that ends in no number."""
+"""A learning rate that diverges."""
 
 
 def config_of(width: int, dropout: float, lr: float) -> TrainConfig:
@@ -46,7 +46,7 @@ def config_of(width: int, dropout: float, lr: float) -> TrainConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Here as in the runs alone: another number of threads rounds otherwise."""
+    """Use one thread here and in the runs alone: the number of threads changes rounding."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 1)
@@ -137,7 +137,7 @@ def test_heads_together_end_as_each_does_alone(jobs, alone, monkeypatch) -> None
     assert all(0 < own < sum(seconds) for own in seconds)
 
 
-def test_heads_that_were_killed_between_two_saves_go_on(jobs, alone, monkeypatch) -> None:
+def test_heads_that_were_killed_between_two_saves_resume(jobs, alone, monkeypatch) -> None:
     """Some heads have saved two epochs, others one."""
     made, end = jobs(), LearningHead.end_epoch
 
@@ -177,7 +177,7 @@ def wait_for_writers() -> None:
             thread.join(0.5)
 
 
-def test_a_damaged_checkpoint_takes_all_heads_back(jobs, alone, caplog) -> None:
+def test_a_damaged_checkpoint_takes_all_heads_back_an_epoch(jobs, alone, caplog) -> None:
     made = jobs()
     whole = train_heads(made, WIDTH)
     weights = Path(checkpoints(made[2].out).uri) / Position(epoch=EPOCHS).name / "model.safetensors"
@@ -189,14 +189,14 @@ def test_a_damaged_checkpoint_takes_all_heads_back(jobs, alone, caplog) -> None:
 
 
 @pytest.mark.parametrize("width", [0, 12])
-def test_a_head_whose_loss_is_no_number_fails_alone(jobs, alone, width: int, monkeypatch) -> None:
+def test_a_head_with_a_non_finite_loss_fails_alone(jobs, alone, width: int, monkeypatch) -> None:
     made = jobs((width, 0.0, HUGE))
     found = train_heads(made, WIDTH)
     assert_as_alone(made, found, alone)
     assert "non-finite" in found[-1].reason
     assert len(found[-1].history) < EPOCHS
-    told = json.loads((Path(made[-1].out) / heads_worker.FAILED).read_text())
-    assert told == {"reason": found[-1].reason, "history": found[-1].history}
+    failure = json.loads((Path(made[-1].out) / heads_worker.FAILED).read_text())
+    assert failure == {"reason": found[-1].reason, "history": found[-1].history}
     again = train_heads(made, WIDTH)
     assert again == found
     failing = train_heads(made[-1:], WIDTH)

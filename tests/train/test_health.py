@@ -19,7 +19,7 @@ from img2prompt.train.health import FileWatch, HangWatchdog, Vote
 REPO = Path(__file__).parents[2]
 
 
-def test_a_vote_of_one_is_its_own() -> None:
+def test_the_vote_of_one_worker_is_its_own() -> None:
     assert Vote(save_due=True).of_all(ALONE) == Vote(save_due=True)
     assert not Vote(save_due=True, nonfinite=True).ends
     assert Vote(preempted=True).ends
@@ -33,8 +33,8 @@ def test_a_file_is_noticed(tmp_path: Path) -> None:
     assert watch.seen.wait(10)
 
 
-def test_listening_notes_sigterm_once() -> None:
-    """In a process of its own: handlers belong to the whole process."""
+def test_sigterm_is_noted_once() -> None:
+    """In its own process: signal handlers belong to a whole process."""
     code = """
 import os, signal
 from img2prompt.train.health import SIGTERM, note_sigterm
@@ -47,7 +47,7 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, timeout=60).returncode == 1
 
 
-def test_a_loop_that_moves_is_left_alone_and_one_that_hangs_is_named() -> None:
+def test_a_moving_loop_is_left_alone_and_a_hanging_one_is_named() -> None:
     reasons: list[str] = []
     watch = HangWatchdog(ALONE, timeout=1.0, end=reasons.append)
     for step in range(8):
@@ -62,7 +62,7 @@ def test_a_loop_that_moves_is_left_alone_and_one_that_hangs_is_named() -> None:
     assert "1 s (engine.hang_timeout)" in reason
 
 
-def test_a_closed_watch_says_nothing() -> None:
+def test_a_closed_watchdog_reports_nothing() -> None:
     reasons: list[str] = []
     watch = HangWatchdog(ALONE, timeout=0.5, end=reasons.append)
     watch.close()

@@ -26,7 +26,7 @@ TRAIN, VAL = MemoryRows(53, seed=1), MemoryRows(21, seed=2)
 
 
 def by_hand(config: TrainConfig, model: nn.Module) -> list[tuple[float, float]]:
-    """The same run in plain torch: loss and validation cosine of each epoch."""
+    """Train the same run in plain torch; return loss and validation cosine of each epoch."""
     decayed = [t for t in model.parameters() if t.requires_grad and t.ndim > 1]
     plain = [t for t in model.parameters() if t.requires_grad and t.ndim == 1]
     head = {id(tensor) for tensor in model.get_submodule("head").parameters()}
@@ -96,7 +96,7 @@ def test_every_epoch_is_saved_and_reported(tiny_tower: str) -> None:
 
 
 class Watched(MemoryRows):
-    """Notes which rows are fetched."""
+    """Records which rows are fetched."""
 
     def __init__(self, rows: int, seed: int) -> None:
         super().__init__(rows, seed)
@@ -109,13 +109,11 @@ class Watched(MemoryRows):
 
 
 @pytest.mark.parametrize("width", [0, 24])
-def test_a_run_goes_on_inside_an_epoch_with_the_very_next_batch(
-    tiny_tower: str, width: int
-) -> None:
+def test_a_run_resumes_inside_an_epoch_with_the_next_batch(tiny_tower: str, width: int) -> None:
     config = config_of(tiny_tower, width=width, engine__save_every=2, optim__batch_size=10)
     whole = run_loop(config, TRAIN, VAL)
-    places = [(point.position.epoch, point.position.step) for point in whole.saved]
-    assert places == [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0)]
+    positions = [(point.position.epoch, point.position.step) for point in whole.saved]
+    assert positions == [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0)]
     for start in whole.saved[1:6:4]:
         train = Watched(53, seed=1)
         rest = run_loop(config, train, VAL, start=start)
@@ -130,20 +128,20 @@ def test_a_run_goes_on_inside_an_epoch_with_the_very_next_batch(
             assert torch.equal(learned_state(rest.model)[name], tensor), name
 
 
-def test_a_finished_run_has_nothing_to_go_on_with(tiny_tower: str) -> None:
+def test_a_finished_run_has_nothing_to_resume(tiny_tower: str) -> None:
     config = config_of(tiny_tower, optim__epochs=1)
     made = run_loop(config, TRAIN, VAL)
     assert run_loop(config, TRAIN, VAL, start=made.saved[-1]).reported == []
 
 
-def test_draws_follow_from_the_position() -> None:
+def test_random_draws_follow_from_the_position() -> None:
     def drawn(epoch: int, step: int, rank: int, seed: int = 3) -> float:
         seed_step(seed, Position(epoch=epoch, step=step), rank)
         return torch.rand(1).item()
 
     at = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
-    first = [drawn(*place) for place in at]
-    assert first == [drawn(*place) for place in at]
+    first = [drawn(*position) for position in at]
+    assert first == [drawn(*position) for position in at]
     assert len(set(first)) == len(at)
     assert drawn(0, 0, 0, seed=4) not in first
 
@@ -194,7 +192,7 @@ def test_cached_features_train_a_head_alone(tiny_tower: str) -> None:
 
 
 class Poisoned(MemoryRows):
-    """One row has a target that is no number."""
+    """One row has a target of NaN."""
 
     def fetch(self, rows: np.ndarray) -> Batch:
         batch = super().fetch(rows)
@@ -204,7 +202,7 @@ class Poisoned(MemoryRows):
 
 
 def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
-    """Not even in BatchNorm's running statistics, which the forward pass has moved."""
+    """BatchNorm's running statistics, which the forward pass changed, are restored too."""
     config = config_of(tiny_tower, PlanConfig(), width=24, engine__skip_nonfinite=9)
     engine = PlainEngine(build_prompt_model(None, 3, config.plan, config.head, 0), config, 9, CPU)
     loop = Loop(
@@ -228,10 +226,10 @@ def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])
-def test_a_loss_that_is_no_number_is_told_with_its_rows(tiny_tower: str, micro_batch: int) -> None:
+def test_a_non_finite_loss_is_reported_with_its_rows(tiny_tower: str, micro_batch: int) -> None:
     config = config_of(tiny_tower, optim__batch_size=10, engine__micro_batch=micro_batch)
-    told = r"non-finite loss at epoch \d, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
-    with pytest.raises(NonFiniteLossError, match=told):
+    message = r"non-finite loss at epoch \d, step \d+, rows \['row-7'\]; 0 batches.*optim\.lr"
+    with pytest.raises(NonFiniteLossError, match=message):
         run_loop(config, Poisoned(53, seed=1), VAL)
 
 
@@ -246,9 +244,9 @@ def test_a_bad_batch_can_be_skipped_and_is_counted(
     made = run_loop(config, Poisoned(53, seed=1), VAL)
     assert made.saved[-1].position.skipped == expected_skips > 0
     assert made.saved[-1].engine.steps == 10 - expected_skips
-    told = [line for line in caplog.messages if "batch skipped" in line]
-    assert len(told) == expected_skips
-    assert all("'row-7'" in line for line in told)
+    warnings = [line for line in caplog.messages if "batch skipped" in line]
+    assert len(warnings) == expected_skips
+    assert all("'row-7'" in line for line in warnings)
     assert all(torch.isfinite(t).all() for t in learned_state(made.model).values())
     fewer = config.replace({"engine.skip_nonfinite": expected_skips - 1})
     with pytest.raises(NonFiniteLossError, match=rf"skip_nonfinite allows {expected_skips - 1}\."):
@@ -274,14 +272,14 @@ def test_a_vote_to_end_saves_first_and_nothing_is_lost(
     assert rest.reported[-1]["train_loss"] == whole.reported[-1]["train_loss"]
 
 
-def test_a_checkpoint_that_is_late_is_made_at_once(tiny_tower: str) -> None:
+def test_a_due_checkpoint_is_saved_at_once(tiny_tower: str) -> None:
     votes = iter([Vote(), Vote(save_due=True), *[Vote()] * 7])
     made = run_loop(config_of(tiny_tower), TRAIN, VAL, vote=lambda: next(votes))
-    places = [(point.position.epoch, point.position.step) for point in made.saved]
-    assert places == [(0, 2), (1, 0), (2, 0), (3, 0)]
+    positions = [(point.position.epoch, point.position.step) for point in made.saved]
+    assert positions == [(0, 2), (1, 0), (2, 0), (3, 0)]
 
 
-def test_what_the_loop_does_is_told_before_it_begins(tiny_tower: str) -> None:
+def test_a_beat_comes_before_each_phase(tiny_tower: str) -> None:
     heard: list[str] = []
     run_loop(config_of(tiny_tower, optim__epochs=1), TRAIN, VAL, beat=heard.append)
     assert heard[:3] == [
@@ -307,40 +305,40 @@ def test_fewer_rows_than_a_batch_are_refused() -> None:
 
 
 def test_prefetch_keeps_the_order_and_is_two_batches_ahead() -> None:
-    asked: list[int] = []
+    fetched: list[int] = []
     ahead = threading.Event()
 
     class Slow(MemoryRows):
         def fetch(self, rows: np.ndarray) -> Batch:
-            asked.append(int(rows[0]))
-            if len(asked) == 3:
+            fetched.append(int(rows[0]))
+            if len(fetched) == 3:
                 ahead.set()
             return super().fetch(rows)
 
     batches = prefetch(Slow(20, 0), (np.array([n]) for n in (4, 2, 9, 0, 5)))
     assert next(batches).ids == ["row-4"]
     assert ahead.wait(10)  # fetched while the first is used
-    assert sorted(asked) == [2, 4, 9]
+    assert sorted(fetched) == [2, 4, 9]
     assert [batch.ids[0] for batch in batches] == ["row-2", "row-9", "row-0", "row-5"]
-    assert sorted(asked) == [0, 2, 4, 5, 9]
+    assert sorted(fetched) == [0, 2, 4, 5, 9]
     assert list(prefetch(Slow(20, 0), iter([]))) == []
 
 
-def test_what_is_ahead_is_given_up_with_the_loop() -> None:
-    asked: list[int] = []
+def test_prefetched_batches_are_cancelled_with_the_loop() -> None:
+    fetched: list[int] = []
 
     class Noted(MemoryRows):
         def fetch(self, rows: np.ndarray) -> Batch:
-            asked.append(int(rows[0]))
+            fetched.append(int(rows[0]))
             return super().fetch(rows)
 
     batches = prefetch(Noted(20, 0), (np.array([n]) for n in range(20)))
     next(batches)
     batches.close()
-    assert len(asked) <= 3
+    assert len(fetched) <= 3
 
 
-def test_an_error_in_a_fetch_comes_through() -> None:
+def test_an_error_in_a_fetch_is_raised() -> None:
     class Broken(MemoryRows):
         def fetch(self, rows: np.ndarray) -> Batch:
             raise OSError("the disk is gone")
@@ -367,7 +365,7 @@ def test_a_share_of_the_rows_is_an_epoch_of_its_own() -> None:
     assert np.array_equal(batch.inputs, TRAIN.pixels[chosen[[0, 25, 7]]])
 
 
-def test_a_run_that_pauses_goes_on_as_if_it_had_not(tiny_tower: str) -> None:
+def test_a_paused_run_resumes_as_if_it_had_not_paused(tiny_tower: str) -> None:
     config = config_of(tiny_tower)
     whole = run_loop(config, TRAIN, VAL)
     first = run_loop(config, TRAIN, VAL, until=2)

@@ -16,7 +16,7 @@ def lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
 
 
-def test_a_line_tells_losses_rates_and_times(tmp_path: Path) -> None:
+def test_a_line_has_losses_rates_and_times(tmp_path: Path) -> None:
     log = StepLog(f"file://{tmp_path}", workers=2, flop=3e9)
     log._peak = 1e12
     for loss, rows in ((0.5, 4), (0.2, 8)):
@@ -43,7 +43,7 @@ def test_a_line_tells_losses_rates_and_times(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_run_that_goes_on_repeats_no_line(tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
     first = StepLog(str(tmp_path))
     for step in (2, 4, 6):
         first.add(0.1, 8)
@@ -87,7 +87,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mlflow_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require_mlflow("")
     monkeypatch.setattr(steplog.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="MLflow is not installed: pip install mlflow-skinny"):

@@ -1,4 +1,4 @@
-"""Runs under Ray Train. Each start costs seconds, so runs are shared by the tests of this file."""
+"""Runs under Ray Train. A start takes seconds, so the tests of this file share runs."""
 
 import dataclasses
 import json
@@ -133,14 +133,14 @@ def test_a_run_keeps_the_weights_of_its_best_epoch(inputs: TrainInputs, probe: A
     assert cosines.mean() == pytest.approx(best["val_cosine"], abs=1e-6)
 
 
-def test_a_finished_folder_holds_no_leftovers(probe: Artifact) -> None:
+def test_a_finished_folder_contains_no_leftovers(probe: Artifact) -> None:
     assert probe.names() == [train.HISTORY, WEIGHTS]
     assert not exists(join(probe.uri, "ray"))
     assert not exists(join(probe.uri, "receipts"))
 
 
 def by_hand(config: TrainConfig, inputs: TrainInputs) -> Trained:
-    """The same run by plain torch in this process."""
+    """Train the same run by plain torch in this process."""
     plain = config.replace({"engine.kind": "plain", "engine.workers": 1, "engine.zero_stage": 1})
     made = Trained([], [], build_model(plain, inputs))
     rows = (open_rows(plain, inputs, split) for split in ("train", "val"))
@@ -213,7 +213,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"engine.workers": 5}, "this needs 5 CPUs, the cluster has 4 at most"),
         ({"optim.batch_size": 1}, r"batch_size is 1; allowed with 2 workers: 2 or more"),
@@ -225,10 +225,15 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("nothing_starts")
 def test_what_cannot_be_trained_is_refused_at_once(
-    inputs: TrainInputs, probe: Artifact, tiny_tower: str, tmp_path: Path, change: dict, told: str
+    inputs: TrainInputs,
+    probe: Artifact,
+    tiny_tower: str,
+    tmp_path: Path,
+    change: dict,
+    message: str,
 ) -> None:
     config = shared(tiny_tower, "run", 2, 1).replace(change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train.run(config, TrainInputs(inputs.shards, start=probe), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -279,14 +284,14 @@ def test_the_folder_of_another_run_is_refused(
     other = shared(tiny_tower, "other", 2, 1).replace({"optim.lr": 1e-3, "seed": 4})
     with pytest.raises(UserError) as caught:
         train.run(other, TrainInputs(inputs.shards), run.uri)
-    told = str(caught.value)
+    message = str(caught.value)
     for line in (
         "config.name: saved '2-1-0', requested 'other'",
         "config.optim.lr: saved 0.0003, requested 0.001",
         "config.seed: saved 0, requested 4",
         f"inputs.start: saved '{probe.fingerprint}', requested None",
     ):
-        assert f"  {line}\n" in told
+        assert f"  {line}\n" in message
 
 
 def test_worker_count_follows_config_and_cluster(cluster, tiny_tower: str) -> None:
