@@ -37,11 +37,10 @@ from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed.actors import DECODE_CPUS, Pool
 from img2prompt.distributed.progress import Progress
 from img2prompt.errors import UserError
-from img2prompt.model.text import PromptEncoder
 from img2prompt.predict.answers import AnswerColumns, read_answers
+from img2prompt.predict.prompts import index_prompts, nearest_csv, read_prompts
 from img2prompt.predict.submission import check_id, write_submission
 from img2prompt.predictors.base import PredictorSpec
-from img2prompt.predictors.neighbours import NearestPrompts
 from img2prompt.prepare.run import PreparedData
 from img2prompt.storage import open_uri, read_bytes
 from img2prompt.workspace import Stage
@@ -62,7 +61,7 @@ def run(
     pictures, unnamed = list_pictures(config.pictures)
     listing = [[info.base_name, info.size] for info in pictures.values()]
     listing += [[row.id, row.reason] for row in unnamed]
-    prompts = _read_prompts(config.prompts) if config.prompts else []
+    prompts = read_prompts(config.prompts) if config.prompts else []
     inputs = {
         **predictor.fingerprints(),
         "shards": prepared.shards.fingerprint,
@@ -80,8 +79,9 @@ def run(
     draft.write_table(REJECTED, rejected)
     if ids:
         _write_submission(draft, ids, vectors)
-        corpus = _corpus(prompts, config.encoder, prepared)
-        _write_prompts(draft, ids, vectors, corpus, config.nearest)
+        index = index_prompts(prompts, config.encoder, prepared)
+        nearest = nearest_csv(ids, vectors, index, config.nearest)
+        draft.write_bytes(PROMPTS, nearest, rows=len(ids) * config.nearest)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
     return draft.publish(pictures=len(ids), rejected=kinds)
 
@@ -210,43 +210,6 @@ def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray) -> None
         path = str(Path(folder) / SUBMISSION)
         write_submission(path, ids, vectors)
         draft.write_bytes(SUBMISSION, read_bytes(path), rows=vectors.size)
-
-
-def _read_prompts(path: str) -> list[str]:
-    """Return the distinct lines of a text file, in alphabetical order."""
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"prompts {path!r} cannot be read ({error}); allowed: UTF-8 text, a prompt a line"
-        ) from None
-    prompts = sorted({line.strip() for line in text.splitlines()} - {""})
-    if not prompts:
-        raise UserError(f"prompts {path!r} contains no text; allowed: one prompt a line")
-    return prompts
-
-
-def _corpus(prompts: list[str], encoder: str, prepared: PreparedData) -> NearestPrompts:
-    """Index the prompts that predictions are compared with: the user's, or those of training."""
-    if prompts:
-        return NearestPrompts(PromptEncoder(encoder).encode(prompts), prompts)
-    splits = prepared.groups.read_tables("rows", ["prompt_id", "kept", "split"])
-    training = splits.filter((pc.field("split") == "train") & pc.field("kept"))["prompt_id"]
-    table = prepared.targets.read_tables("rows", ["prompt_id", "prompt", "target"])
-    table = table.filter(pc.field("prompt_id").isin(training.to_pylist()))
-    return NearestPrompts(matrix(table["target"]), table["prompt"].to_pylist())
-
-
-def _write_prompts(
-    draft: Draft, ids: list[str], vectors: np.ndarray, corpus: NearestPrompts, nearest: int
-) -> None:
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["imgId", "rank", "cosine", "prompt"])
-    for name, matches in zip(ids, corpus.search(vectors, nearest), strict=True):
-        for rank, (prompt, cosine) in enumerate(matches, start=1):
-            writer.writerow([name, rank, f"{cosine:.4f}", prompt])
-    draft.write_bytes(PROMPTS, sink.getvalue().encode(), rows=len(ids) * nearest)
 
 
 def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:

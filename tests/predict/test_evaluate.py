@@ -61,20 +61,20 @@ def test_scores_are_of_the_test_pictures(chained, scores) -> None:
 def test_metrics_are_mean_cosines_by_system_and_source(chained, scores, systems) -> None:
     sources = column(scores, "source")
     assert set(sources) == {"scenes", "files"}
-    for name, found in systems.items():
+    for name, system in systems.items():
         cosines = column(scores, name)
-        assert found["all"]["mean"] == pytest.approx(cosines.mean(), abs=1e-12)
-        assert found["all"]["rows"] == len(cosines)
-        assert set(found["by_source"]) == {"scenes", "files"}
-        for source, score in found["by_source"].items():
+        assert system["all"]["mean"] == pytest.approx(cosines.mean(), abs=1e-12)
+        assert system["all"]["rows"] == len(cosines)
+        assert set(system["by_source"]) == {"scenes", "files"}
+        for source, score in system["by_source"].items():
             own = cosines[sources == source]
             assert score["mean"] == pytest.approx(own.mean(), abs=1e-12)
             assert score["rows"] == len(own)
 
 
 def test_intervals_contain_their_mean(systems) -> None:
-    for found in systems.values():
-        for score in (found["all"], *found["by_source"].values()):
+    for system in systems.values():
+        for score in (system["all"], *system["by_source"].values()):
             assert -1 <= score["low"] < score["mean"] < score["high"] <= 1
 
 

@@ -79,8 +79,8 @@ def test_an_export_predicts_the_same_without_this_package(
     head.load_state_dict(safetensors.torch.load_file(folder / export.HEAD))
     processor = AutoImageProcessor.from_pretrained(folder / "tower")
     pictures = processor(list(pixels), return_tensors="pt")
-    found = head.eval()(tower.eval()(**pictures).pooler_output)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    exported = head.eval()(tower.eval()(**pictures).pooler_output)
+    torch.testing.assert_close(exported, expected, atol=1e-5, rtol=0)
     assert expected.std(dim=0).max() > 1e-3
     total = sum(t.numel() for part in (tower, head) for t in part.parameters())
     assert made.counts == {"parameters": total}

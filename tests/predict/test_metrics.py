@@ -6,7 +6,7 @@ from img2prompt.data.vectors import unit_rows
 from img2prompt.predict.metrics import Score, by_source, cosine, mean_cosine_interval
 
 
-def test_cosine_equals_sklearn_whatever_the_lengths() -> None:
+def test_cosine_of_rows_of_any_length_equals_sklearn() -> None:
     rng = np.random.default_rng(0)
     pred = rng.normal(size=(50, 384)) * rng.uniform(0.01, 100, size=(50, 1))
     target = rng.normal(size=(50, 384)).astype(np.float32)
@@ -88,7 +88,7 @@ def test_many_clusters_are_drawn_in_parts() -> None:
     assert (score.high - score.low) / 2 == pytest.approx(expected, rel=0.2)
 
 
-def test_one_cluster_tells_nothing_of_its_spread() -> None:
+def test_a_single_cluster_gives_the_whole_range() -> None:
     score = mean_cosine_interval(np.array([0.4, 0.6]), np.array([5, 5]), 100, seed=0)
     assert score == Score(0.5, -1.0, 1.0, 2)
 
@@ -97,8 +97,8 @@ def test_by_source() -> None:
     rng = np.random.default_rng(5)
     cosines, clusters = rng.uniform(size=60), rng.integers(20, size=60)
     sources = ["b", "a", "a"] * 20
-    found = by_source(cosines, clusters, sources, 200, seed=0)
-    assert list(found) == ["a", "b"]
+    scores = by_source(cosines, clusters, sources, 200, seed=0)
+    assert list(scores) == ["a", "b"]
     chosen = np.array(sources) == "a"
-    assert found["a"] == mean_cosine_interval(cosines[chosen], clusters[chosen], 200, seed=0)
-    assert found["a"].rows == 40
+    assert scores["a"] == mean_cosine_interval(cosines[chosen], clusters[chosen], 200, seed=0)
+    assert scores["a"].rows == 40

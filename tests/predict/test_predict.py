@@ -55,7 +55,7 @@ def claims(width: int, height: int) -> bytes:
 
 
 def write_good(folder: Path) -> dict[str, np.ndarray]:
-    """Pictures of `SIZE` pixels in many forms; what Pillow makes of each, on white, upright."""
+    """Pictures of `SIZE` pixels in many forms; their pixels by Pillow, on white, upright."""
     seen = {}
     for number in range(4):
         drawn(number).save(folder / f"plain-{number}.png")
@@ -107,7 +107,7 @@ class Predicted:
 
 @pytest.fixture(scope="module")
 def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
-    """A folder of good and bad pictures, in parts of 7; killed before its second part, then on."""
+    """A folder of good and bad pictures, in parts of 7; killed before the second one, resumed."""
     folder = tmp_path_factory.mktemp("pictures")
     pixels = write_good(folder)
     write_bad(folder)
@@ -169,7 +169,7 @@ def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> No
 
 @marked
 def test_vectors_are_those_of_the_model(predicted) -> None:
-    model, found = load_prompt_model(predicted.run.run), vectors_of(predicted.made)
+    model, vectors = load_prompt_model(predicted.run.run), vectors_of(predicted.made)
     names = list(predicted.pixels)
     pixels = torch.from_numpy(np.stack([predicted.pixels[name] for name in names]))
     dtype = compute_dtype("auto", torch.device("cpu"))
@@ -177,7 +177,7 @@ def test_vectors_are_those_of_the_model(predicted) -> None:
     with torch.inference_mode(), torch.autocast("cpu", dtype) if half else contextlib.nullcontext():
         expected = model(pixels).float().numpy()
     distance = np.linalg.norm(
-        np.stack([found[name] for name in names])[:, None] - expected[None], axis=2
+        np.stack([vectors[name] for name in names])[:, None] - expected[None], axis=2
     )
     length = np.linalg.norm(expected, axis=1).mean()
     assert distance.diagonal().max() < 0.01 * length
@@ -186,11 +186,11 @@ def test_vectors_are_those_of_the_model(predicted) -> None:
 
 
 @marked
-def test_the_submission_is_read_back_by_anything(predicted) -> None:
-    found, path = vectors_of(predicted.made), predicted.made.path(predict.SUBMISSION)
+def test_the_submission_is_a_plain_csv_file(predicted) -> None:
+    written, path = vectors_of(predicted.made), predicted.made.path(predict.SUBMISSION)
     ids, vectors = read_submission(path)
-    assert ids == sorted(found)
-    np.testing.assert_array_equal(vectors, np.stack([found[name] for name in ids]))
+    assert ids == sorted(written)
+    np.testing.assert_array_equal(vectors, np.stack([written[name] for name in ids]))
     with open(path, newline="") as file:
         header, *lines = csv.reader(file)
     assert header == ["imgId_eId", "val"]
@@ -270,7 +270,7 @@ def test_a_file_of_prompts(chained, predicted, tmp_path: Path, monkeypatch) -> N
 
 
 @marked
-def test_bad_prompt_files_are_found_before_any_work(
+def test_bad_prompt_files_are_refused_before_any_work(
     chained, predicted, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(predict, "_predict_parts", None)
@@ -357,18 +357,18 @@ def test_built_in_predictors_predict_new_pictures(
     pixels = torch.from_numpy(np.stack(list(predicted.pixels.values())))
     with torch.inference_mode():
         expected = spec.load(torch.device("cpu")).predict(pixels).vectors
-    found = np.stack([vectors[picture] for picture in predicted.pixels])
-    np.testing.assert_allclose(found, expected, atol=5e-3)
+    rows = np.stack([vectors[picture] for picture in predicted.pixels])
+    np.testing.assert_allclose(rows, expected, atol=5e-3)
     assert (np.ptp(expected, axis=0).max() > 0.05) == (name == "neighbours")
 
 
 def test_pictures_are_listed_by_stem(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.b.webp", "ä c.jpeg", "10.jpg", "9.png", "no.gif", "plain", ".png"):
         (tmp_path / name).touch()
-    found, rejected = predict.list_pictures(str(tmp_path))
+    pictures, rejected = predict.list_pictures(str(tmp_path))
     assert not rejected
-    assert list(found) == ["10", "9", "a.b", "b", "ä c"]
-    assert found["b"].path == str(tmp_path / "b.PNG")
+    assert list(pictures) == ["10", "9", "a.b", "b", "ä c"]
+    assert pictures["b"].path == str(tmp_path / "b.PNG")
 
 
 @pytest.mark.parametrize(
@@ -388,12 +388,12 @@ def test_folders_that_cannot_be_predicted(tmp_path: Path, names: list, message: 
         predict.list_pictures(str(tmp_path))
 
 
-def test_bad_names_cost_only_themselves(tmp_path: Path) -> None:
+def test_files_with_bad_names_are_rejected_alone(tmp_path: Path) -> None:
     for name in (b"good.png", b"x.png", b"x.jpg", b"a\nb.png", b"\xff.png"):
         with open(bytes(tmp_path) + b"/" + name, "w"):
             pass
-    found, rejected = predict.list_pictures(str(tmp_path))
-    assert {name: info.base_name for name, info in found.items()} == {
+    pictures, rejected = predict.list_pictures(str(tmp_path))
+    assert {name: info.base_name for name, info in pictures.items()} == {
         "good": "good.png",
         "x": "x.jpg",
     }
@@ -404,7 +404,7 @@ def test_bad_names_cost_only_themselves(tmp_path: Path) -> None:
     assert "unusable name: 'utf-8' codec can't decode" in reasons["\\xff"]
 
 
-def test_an_error_of_the_network_that_passes_costs_no_picture(tmp_path: Path, monkeypatch) -> None:
+def test_a_passing_network_error_rejects_no_picture(tmp_path: Path, monkeypatch) -> None:
     drawn(1).save(tmp_path / "a.png")
     flaky = Mock()
     monkeypatch.setattr(files, "FIRST_WAIT", 0)
@@ -416,10 +416,10 @@ def test_an_error_of_the_network_that_passes_costs_no_picture(tmp_path: Path, mo
         pafs.LocalFileSystem().open_input_file(uris[0]),
         FileNotFoundError(errno.ENOENT, "b"),
     ]
-    found = predict.load_pictures(batch, size=32, fit="crop")
-    assert found["reason"].tolist() == ["", f"missing picture: {uris[1]} does not exist"]
-    assert found["pixels"][0].any()
-    assert not found["pixels"][1].any()
+    loaded = predict.load_pictures(batch, size=32, fit="crop")
+    assert loaded["reason"].tolist() == ["", f"missing picture: {uris[1]} does not exist"]
+    assert loaded["pixels"][0].any()
+    assert not loaded["pixels"][1].any()
 
 
 @pytest.mark.parametrize("folder", ["", "absent", "notes.txt"])

@@ -20,7 +20,7 @@ def written(tmp_path: Path) -> Path:
     return tmp_path / "submission.csv"
 
 
-def test_the_file_is_the_competitions_format(written: Path) -> None:
+def test_the_file_has_kaggles_format(written: Path) -> None:
     assert b'"' not in written.read_bytes()
     with open(written, newline="") as file:
         header, *lines = csv.reader(file)
@@ -91,7 +91,7 @@ def test_wrong_counts_and_orders_are_named(written: Path) -> None:
             read_submission(str(written))
 
 
-def test_bytes_that_are_no_text_are_refused(written: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(written: Path) -> None:
     written.write_bytes(written.read_bytes().replace(b"a_7,", b"\xff_7,"))
     with pytest.raises(UserError, match=r"submission.csv is not a submission"):
         read_submission(str(written))
@@ -103,7 +103,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a,b", 'a"b', "a\nb", "a\rb"])
-def test_ids_that_cannot_stand_in_a_csv_are_refused(tmp_path: Path, bad: str) -> None:
+def test_ids_that_cannot_be_written_to_a_csv_file_are_refused(tmp_path: Path, bad: str) -> None:
     with pytest.raises(UserError, match="id "):
         write_submission(str(tmp_path / "s.csv"), ["x", bad], random_vectors(2))
     assert not (tmp_path / "s.csv").exists()
@@ -123,7 +123,7 @@ def test_bad_vectors_are_refused(tmp_path: Path) -> None:
         write_submission(str(tmp_path / "s.csv"), ["a", "b", "c"], vectors)
 
 
-def test_what_was_written_is_compared(tmp_path: Path, monkeypatch) -> None:
+def test_the_written_file_is_read_back_and_compared(tmp_path: Path, monkeypatch) -> None:
     def damaged(uri: str, data) -> None:
         Path(uri).write_bytes(bytes(data).replace(b"0.0", b"0.1", 1))
 
