@@ -33,7 +33,7 @@ TINY_TOWER = {
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real pictures and prompts that lie beside the checkout."""
+    """Folder of real pictures and prompts, beside the checkout."""
     if not (SHARED_DATA / "pictures.csv").exists():
         pytest.skip(f"needs the real pictures and prompts in {SHARED_DATA}")
     return SHARED_DATA
@@ -42,14 +42,14 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator["Resources"]:
     """One Ray cluster on this machine for all tests marked `ray`: 4 logical CPUs, no GPU."""
-    from img2prompt.distributed import cluster as runtime
+    from img2prompt.distributed.cluster import connect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=":")
-        with runtime.connect(cpus=4, dashboard=True) as there:
-            yield there
+        with connect(cpus=4, dashboard=True) as resources:
+            yield resources
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def embedded(
 ) -> "Artifact":
     """Features of the prepared pictures, plain and flipped, by the tiny tower in float32.
 
-    Both are named by URIs.
+    Shards and features are given as URIs.
     """
     from img2prompt.artifact import Artifact
     from img2prompt.config.prepare import FeaturesConfig
@@ -100,12 +100,14 @@ def embedded(
     return features.run(config, shards, f"file://{tmp_path_factory.mktemp('features')}")
 
 
-NAMES = "drawn, one by one"
-"""Folder of the pictures of the second source: its comma is in every id."""
+PICTURES_FOLDER = "drawn, one by one"
+"""Folder of the pictures of the second source; its comma is in every id."""
 
 
 @dataclass(frozen=True)
 class Run:
+    """A finished chain."""
+
     config: "ChainConfig"
     out: str
     made: "ChainResult"
@@ -113,7 +115,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def chained(cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Drawn scenes and a CSV of pictures through all stages; an untrained tower, few steps."""
+    """A chain on drawn scenes and a CSV of pictures, with an untrained tower and few steps."""
     from img2prompt import chain
 
     folder = tmp_path_factory.mktemp("chain")
@@ -128,11 +130,11 @@ def _csv_of_scenes(folder: Path) -> str:
     from img2prompt.data.sources.catalogue import list_rows
     from img2prompt.data.sources.reader import read_pictures
 
-    (folder / NAMES).mkdir()
+    (folder / PICTURES_FOLDER).mkdir()
     lines = [["file", "prompt"]]
     for row in list_rows(SceneSource(prompts=60, pictures_per_prompt=1, world="tower", size=48)):
         assert isinstance(row, dict)
-        name = f"{NAMES}/{row['member'].replace('/', '.')}.png"
+        name = f"{PICTURES_FOLDER}/{row['member'].replace('/', '.')}.png"
         (folder / name).write_bytes(next(read_pictures([(row["uri"], row["member"])])))
         lines.append([name, row["prompt"]])
     with open(folder / "pictures.csv", "w", newline="") as file:

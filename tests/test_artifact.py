@@ -45,12 +45,12 @@ def write_all(draft: Draft) -> None:
 
 
 class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """Not caught by any code, as with SIGKILL."""
 
 
 @contextmanager
 def killed_at(name: str, ending: str = "") -> Iterator[None]:
-    """Die just before this function of the module is called with such a URI."""
+    """Raise `Killed` when a function of the module is about to be called with such a URI."""
     function = getattr(artifact, name)
 
     def dies(uri: str, *more: bytes) -> None:
@@ -64,7 +64,7 @@ def killed_at(name: str, ending: str = "") -> Iterator[None]:
             yield
 
 
-def test_a_published_folder_is_read_back(folder: str) -> None:
+def test_a_published_folder_can_be_loaded(folder: str) -> None:
     draft = draft_of(folder)
     write_all(draft)
     made = draft.publish(rows=5)
@@ -98,7 +98,7 @@ def test_receipts_prove_what_was_written(folder: str) -> None:
     assert not exists(join(folder, artifact.RECEIPTS))
 
 
-def test_row_groups_have_the_asked_size(folder: str) -> None:
+def test_row_groups_have_the_requested_size(folder: str) -> None:
     draft = draft_of(folder)
     draft.write_table("rows.parquet", TABLE, rows_per_group=2)
     fs, path = open_uri(join(folder, "rows.parquet"))
@@ -153,7 +153,7 @@ def test_a_kill_after_the_manifest_leaves_a_finished_folder(
 
 
 @pytest.mark.parametrize("ending", ["config.json", "manifest.json"])
-def test_a_kill_at_the_start_leaves_nothing_that_binds(folder: str, ending: str) -> None:
+def test_a_kill_at_the_start_allows_another_config(folder: str, ending: str) -> None:
     with killed_at("write_bytes", ending):
         draft_of(folder)
     other = TargetsConfig(encoder="another")
@@ -178,8 +178,8 @@ except UserError as error:
 """
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_half(tmp_path: Path) -> None:
-    """The process's limit on the size of a file stands for the disk."""
+def test_a_full_disk_is_a_user_error_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    """The process's limit on file sizes plays the full disk."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
@@ -206,7 +206,7 @@ def test_another_run_is_refused_with_all_differences(folder: str) -> None:
     ]
 
 
-def test_a_new_and_a_lost_input_are_differences(folder: str) -> None:
+def test_added_and_removed_inputs_are_differences(folder: str) -> None:
     Draft.open(folder, "made", TargetsConfig(), {"a": "1", "b": "2"}).write_bytes("x", b"x")
     with pytest.raises(UserError) as caught:
         Draft.open(folder, "made", TargetsConfig(), {"b": "2", "c": "3"})
@@ -215,14 +215,14 @@ def test_a_new_and_a_lost_input_are_differences(folder: str) -> None:
     assert "inputs.b" not in str(caught.value)
 
 
-def test_an_unfinished_folder_is_refused_to_another_run_too(folder: str) -> None:
+def test_an_unfinished_folder_refuses_another_run_too(folder: str) -> None:
     draft_of(folder).write_bytes("model.bin", b"x")
     with pytest.raises(UserError, match=r"inputs\.source: saved 'one', requested 'two'"):
         draft_of(folder, source="two")
     assert list(draft_of(folder).receipts()) == ["model.bin"]
 
 
-def test_a_folder_without_any_work_may_be_begun_otherwise(folder: str) -> None:
+def test_a_folder_without_data_may_start_over_with_another_config(folder: str) -> None:
     draft_of(folder)
     write_bytes(join(folder, "rows.parquet.0123.aside"), b"of a killed writer")
     other = draft_of(folder, config=TargetsConfig(encoder="x"), source="two")
@@ -232,13 +232,13 @@ def test_a_folder_without_any_work_may_be_begun_otherwise(folder: str) -> None:
         draft_of(folder)  # finished, though without files
 
 
-def test_free_settings_may_change_and_are_no_part_of_the_artifact(folder: str) -> None:
+def test_free_settings_may_change_and_are_not_part_of_the_artifact(folder: str) -> None:
     def opened(
         free: tuple[str, ...] = ("workers", "tower.weights", "tower.download"), **changes: object
     ) -> Draft:
         return Draft.open(folder, "made", FeaturesConfig().replace(changes), {}, free=free)
 
-    opened(free=()).write_bytes("x", b"x")  # as a version that knew no free settings began it
+    opened(free=()).write_bytes("x", b"x")  # as if started by a version without free settings
     assert "x" in opened(workers=3, **{"tower.download": True}).receipts()
     with pytest.raises(UserError) as caught:
         opened(workers=3, **{"tower.image_size": 96})
@@ -250,7 +250,7 @@ def test_free_settings_may_change_and_are_no_part_of_the_artifact(folder: str) -
     assert opened(workers=7).finished() == made
 
 
-def test_a_renewable_folder_that_is_unfinished_may_be_begun_otherwise(
+def test_a_renewable_unfinished_folder_starts_over_with_other_inputs(
     folder: str,
 ) -> None:
     def opened(stage: str, source: str) -> Draft:
@@ -268,7 +268,7 @@ def test_a_renewable_folder_that_is_unfinished_may_be_begun_otherwise(
         opened("made", "one")
 
 
-def test_a_check_comes_before_the_folder_and_not_after_the_end(folder: str) -> None:
+def test_check_runs_before_the_folder_exists_and_not_when_it_is_finished(folder: str) -> None:
     def refuse() -> None:
         raise UserError("no room")
 
@@ -286,7 +286,7 @@ def test_a_check_comes_before_the_folder_and_not_after_the_end(folder: str) -> N
     assert opened().finished() == made
 
 
-def test_an_input_that_was_made_again_is_refused(tmp_path: Path) -> None:
+def test_another_version_of_an_input_is_refused(tmp_path: Path) -> None:
     first, second = (draft_of(str(tmp_path / name), source=name) for name in ("one", "two"))
     parent, other = first.publish(), second.publish()
     inputs = {"parent": parent.fingerprint}
@@ -298,7 +298,7 @@ def test_an_input_that_was_made_again_is_refused(tmp_path: Path) -> None:
         assert f"{child.uri} was made from other {name} than {found.uri}" in str(caught.value)
 
 
-def test_absent_unfinished_and_foreign_folders_are_told_apart(folder: str) -> None:
+def test_absent_unfinished_and_foreign_folders_have_different_errors(folder: str) -> None:
     with pytest.raises(UserError, match="holds no finished made: run the job that makes it"):
         Artifact.load(folder, "made")
     draft = draft_of(folder)
@@ -333,7 +333,7 @@ def fingerprint(
     return draft.publish().fingerprint
 
 
-def test_the_fingerprint_follows_the_data_and_what_made_it(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_data_stage_config_and_inputs(tmp_path: Path) -> None:
     numbers = iter(range(99))
 
     def of(changes: Callable[[Draft], object] = lambda draft: None, **opening) -> str:
@@ -351,7 +351,7 @@ def test_the_fingerprint_follows_the_data_and_what_made_it(tmp_path: Path) -> No
     assert len(set(prints)) == len(prints)
 
 
-def test_the_fingerprint_does_not_follow_time_place_or_reports(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_time_folder_or_reports(tmp_path: Path) -> None:
     first = fingerprint(str(tmp_path / "first"))
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     assert Artifact.load(str(tmp_path / "copy"), "made").fingerprint == first
@@ -366,7 +366,7 @@ def test_the_fingerprint_does_not_follow_time_place_or_reports(tmp_path: Path) -
     assert backwards.publish(seconds=99).fingerprint == first
 
 
-def test_drafts_and_artifacts_travel_to_workers(folder: str) -> None:
+def test_drafts_and_artifacts_pickle(folder: str) -> None:
     draft = pickle.loads(pickle.dumps(draft_of(folder)))
     write_all(draft)
     made = draft.publish()

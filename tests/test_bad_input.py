@@ -1,4 +1,4 @@
-"""Bad input from end to end: every row of a CSV is used, rejected with a reason, or a duplicate."""
+"""Bad input end to end: every row of a CSV is used, rejected with a reason, or a duplicate."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ ROWS: list[tuple[bytes, str]] = [
     (b"same picture,noodles.png,a  bowl of fresh ramen noodles with egg", "repeated row"),
     (b"other words,noodles.png,a plate of spaghetti", "contradicting prompt"),
 ]
-"""CSV records and what becomes of each."""
+"""CSV records, each with its expected result."""
 
 NAMELESS = [
     (b"latin-1,noodles.png,caf\xe9 at night", "undecodable prompt"),
@@ -57,7 +57,7 @@ NAMELESS = [
     (b"wide,noodles.png,a cat,a dog", "bad CSV"),
     (b"no file,,a cat without a picture", "no picture"),
 ]
-"""Records without a usable id: `<source>/line <number>` stands for them."""
+"""Records without a usable id; theirs is `<source>/line <number>`."""
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -89,7 +89,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def write_scenes(folder: Path) -> list[tuple[bytes, str]]:
-    """Enough good rows for three splits; which of them are near duplicates does not matter."""
+    """Write enough good rows for three splits; any of them may be near duplicates."""
     rows = []
     for row in list_rows(SceneSource(prompts=60, pictures_per_prompt=1, size=32)):
         assert isinstance(row, dict)
@@ -105,7 +105,7 @@ class Case:
     out: str
     made: PreparedData
     expected: dict[str, list[str]]
-    """What became of the rows of each id."""
+    """Expected results of the rows of each id."""
     rows: int
 
 
@@ -164,7 +164,7 @@ def dropped_ids(made: PreparedData) -> list[str]:
 
 
 def marked(test):
-    """The case needs the cluster, and a busy machine needs time for it."""
+    """Mark a test that uses `case`, which takes minutes on a busy machine."""
     return pytest.mark.timeout(900)(pytest.mark.ray(pytest.mark.slow(test)))
 
 
@@ -183,7 +183,7 @@ def test_every_row_is_accounted_for(case) -> None:
 
 
 @marked
-def test_each_row_has_its_fate(case) -> None:
+def test_each_row_has_the_expected_result(case) -> None:
     used, dropped = set(used_ids(case.made)), set(dropped_ids(case.made))
     kinds: dict[str, list[str]] = {}
     for row in rejected_rows(case.made):
@@ -227,7 +227,7 @@ def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
 
 
 @marked
-def test_counts_and_table_tell_the_kinds(case) -> None:
+def test_counts_and_table_have_the_kinds_of_rejected_rows(case) -> None:
     kinds = Counter(row["reason"].partition(":")[0] for row in rejected_rows(case.made))
     told = Counter()
     for made in (case.made.index, case.made.clean, case.made.shards):
@@ -282,7 +282,7 @@ def test_csv_files_that_cannot_be_used(cluster, tmp_path: Path, text: str, messa
         prepare.run(csv_config(tmp_path, text), str(tmp_path / "out"))
 
 
-def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
     config = PrepareConfig(name="bad", sources=(PictureSource(path=str(tmp_path / "absent.csv")),))
     with pytest.raises(UserError, match=r"absent\.csv does not exist: give the file"):
         prepare.run(config, str(tmp_path / "out"))
@@ -290,7 +290,9 @@ def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
 
 
 @marked
-def test_pictures_that_all_break_are_an_error_with_reasons(cluster, tmp_path: Path) -> None:
+def test_a_split_without_readable_pictures_is_an_error_with_reasons(
+    cluster, tmp_path: Path
+) -> None:
     Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "good.png")
     half = (tmp_path / "good.png").read_bytes()[:1000]
     prompts = ["a red cat", "an old castle at night", "four trumpets", "the moon over Paris"]
@@ -318,8 +320,8 @@ def run_job(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def assert_told(done: subprocess.CompletedProcess, *words: str) -> None:
-    """Exit status 2, no traceback, and these words on standard error."""
+def assert_reported(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Check for exit status 2, no traceback, and these words on standard error."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     told = " ".join(done.stderr.replace("│", " ").split())
@@ -340,7 +342,7 @@ def assert_told(done: subprocess.CompletedProcess, *words: str) -> None:
     ],
 )
 def test_wrong_options_on_the_command_line(arguments: list[str], words: list[str]) -> None:
-    assert_told(run_job(*arguments), *words)
+    assert_reported(run_job(*arguments), *words)
 
 
 @marked
@@ -349,7 +351,7 @@ def test_a_csv_without_columns_on_the_command_line(tmp_path: Path) -> None:
     csv = str(tmp_path / "rows.csv")
     done = run_job("pictures", "--sources.0.path", csv, "--out", str(tmp_path / "out"))
     columns = "has the columns ['picture', 'words']; needed: one of ['file', 'file_name', "
-    assert_told(done, f"error: {csv} {columns}", "--sources.N.prompt_column")
+    assert_reported(done, f"error: {csv} {columns}", "--sources.N.prompt_column")
 
 
 @marked
@@ -357,7 +359,7 @@ def test_a_folder_of_another_run_on_the_command_line(case) -> None:
     done = run_job(
         "--config", f"{case.out}/prepare.json", "--clean.min-words", "3", "--out", case.out
     )
-    assert_told(
+    assert_reported(
         done,
         f"error: {case.out}/clean holds another run",
         "config.min_words: saved 1, requested 3",

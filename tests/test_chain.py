@@ -23,7 +23,7 @@ from img2prompt.errors import UserError
 from img2prompt.predict import evaluate
 from img2prompt.predict.submission import read_submission
 from img2prompt.prepare import features
-from img2prompt.train import preflight as admission
+from img2prompt.train import preflight
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,14 +41,14 @@ FOLDERS = {
 }
 FREE = {
     "features": features.FREE,
-    "runs/probe": admission.FREE,
-    "runs/lora": admission.FREE,
+    "runs/probe": preflight.FREE,
+    "runs/lora": preflight.FREE,
     "samples-predictions": ("batch_size",),
 }
 
 
 def times(out: str) -> dict[str, int]:
-    """When each file of the stages was written; what a chain writes every time is left out."""
+    """Modification times of the stages' files."""
     return {
         str(path.relative_to(out)): path.stat().st_mtime_ns
         for folder in FOLDERS
@@ -58,18 +58,20 @@ def times(out: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("folder", "expected"), FOLDERS.items())
-def test_every_folder_says_what_it_is(chained, folder: str, expected: tuple) -> None:
+def test_every_folder_contains_manifest_config_and_metrics(
+    chained, folder: str, expected: tuple
+) -> None:
     stage, kind = expected
-    here = Path(chained.out) / folder
-    manifest = json.loads((here / "manifest.json").read_text())
+    path = Path(chained.out) / folder
+    manifest = json.loads((path / "manifest.json").read_text())
     assert (manifest["stage"], manifest["done"]) == (stage, True)
-    config = kind.from_json((here / "config.json").read_text())
-    # The manifest leaves out what says how a folder was made, and not what is in it.
+    config = kind.from_json((path / "config.json").read_text())
+    # The manifest leaves out settings that do not change the result.
     assert manifest["config"] == without(json.loads(config.to_json()), FREE.get(folder, ()))
-    metrics = json.loads((here / "metrics.json").read_text())
+    metrics = json.loads((path / "metrics.json").read_text())
     assert metrics
     assert metrics == manifest["counts"]
-    data = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
+    data = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     logs = {name for name in data if name.startswith(("tensorboard/", "metrics.jsonl"))}
     assert bool(logs) == (stage == "train")
     own = {"manifest.json", "config.json", "metrics.json"}
@@ -77,7 +79,7 @@ def test_every_folder_says_what_it_is(chained, folder: str, expected: tuple) -> 
     assert set(manifest["files"]) <= data
 
 
-def test_the_top_folder_keeps_config_and_scores(chained) -> None:
+def test_out_contains_config_and_scores(chained) -> None:
     out = Path(chained.out)
     assert ChainConfig.from_json((out / "config.json").read_text()) == chained.config
     assert PrepareConfig.from_json((out / "prepare.json").read_text()) == chained.config.prepare
@@ -87,7 +89,7 @@ def test_the_top_folder_keeps_config_and_scores(chained) -> None:
     assert list(systems) == [evaluate.MEAN, evaluate.NEIGHBOURS, "probe", "lora"]
 
 
-def test_the_stages_are_joined_to_each_other(chained) -> None:
+def test_stages_have_the_fingerprints_of_their_inputs(chained) -> None:
     made, out = chained.made, Path(chained.out)
     runs = {
         name: json.loads((out / "runs" / name / "manifest.json").read_text())
@@ -123,7 +125,7 @@ def test_samples_are_test_pictures_with_their_prompts(chained) -> None:
     assert all(-1 <= row[2] <= 1 for row in table)
 
 
-def test_a_finished_chain_is_not_made_again(chained) -> None:
+def test_a_finished_chain_is_skipped(chained) -> None:
     before = times(chained.out)
     again = chain.run(chained.config, chained.out)
     assert again == chained.made

@@ -25,7 +25,7 @@ def prepare(*arguments: str) -> Options[PrepareConfig]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is told, in one line, before the exit with status 2."""
+    """Return the error message, in one line, of an exit with status 2."""
     with pytest.raises(SystemExit) as caught:
         train(*arguments)
     assert caught.value.code == 2
@@ -115,7 +115,7 @@ def test_a_training_job_may_resume_anyway() -> None:
     assert found.config == presets.lora_demo().replace({"optim.lr": 1e-3})
 
 
-def test_a_submitted_job_needs_an_out_that_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submitted_job_refuses_a_relative_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(UserError, match="'out/x', relative to a copy of your folder"):
         train("lora-demo", "--out", "out/x")
@@ -139,14 +139,16 @@ def test_a_saved_config_is_checked(tmp_path: Path) -> None:
         train("--config")
 
 
-def test_an_unknown_or_missing_preset_is_told_with_those_there_are() -> None:
+def test_the_error_for_an_unknown_or_missing_preset_lists_the_presets() -> None:
     for arguments, wrong in [(["probe"], "'probe' is no preset"), ([], "no preset is named")]:
         with pytest.raises(UserError, match=wrong) as caught:
             train(*arguments)
         assert all(f"\n  {name}" in str(caught.value) for name in presets.TRAIN)
 
 
-def test_bad_options_are_told_and_end_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_exit_with_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert "--optim.speed" in refused(capsys, "lora-demo", "--optim.speed", "3")
     assert "'fast'" in refused(capsys, "lora-demo", "--optim.lr", "fast")
     told = refused(capsys, "lora-demo", "--engine.kind", "turbo")
@@ -167,7 +169,9 @@ def test_help_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {name}: {(make.__doc__ or '').splitlines()[0]}" in told
 
 
-def test_main_tells_user_errors_and_lets_ours_through(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_user_errors_and_raises_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def wrong() -> None:
         raise UserError("file [red].csv, row 3: [/bold] is 'x'; allowed: [0, 1)")
 
@@ -184,7 +188,7 @@ def test_main_tells_user_errors_and_lets_ours_through(capsys: pytest.CaptureFixt
         cli.main(broken)
 
 
-def test_a_table_shows_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_prints_brackets_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     cli.show("title [x]", ["", "count"], [["[bold]a[/]", 12345], ["b", 0.123456], ["c", "[1]"]])
     told = capsys.readouterr().out
     for part in ("title [x]", "[bold]a[/]", "12,345", "0.1235", "[1]"):
@@ -200,7 +204,7 @@ def run_job(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.ray
-def test_a_job_tells_what_is_wrong_without_a_traceback(cluster, tmp_path: Path) -> None:
+def test_a_job_reports_missing_input_without_a_traceback(cluster, tmp_path: Path) -> None:
     done = run_job("lora-demo", "--out", str(tmp_path))
     assert done.returncode == 2
     assert f"error: {tmp_path}/shards holds no finished shards: run the job" in done.stderr

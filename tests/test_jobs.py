@@ -1,4 +1,4 @@
-"""Jobs as people run them: processes of their own, whose folders and tables tell what they did."""
+"""Jobs in processes of their own: the folders that they write and the tables that they print."""
 
 import csv
 import json
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from img2prompt.distributed import cluster as runtime
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
@@ -45,11 +43,11 @@ print(json.dumps({name: ask(name) for name in sys.argv[1:]}))
 
 
 def environment(join: bool = False) -> dict[str, str]:
-    """That of a job with a cluster of its own, or of one that joins the cluster of the tests."""
-    found = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
+    """Environment of a job that starts its own cluster, or joins the cluster of the tests."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
     if not join:
-        found.pop("RAY_ADDRESS", None)
-    return found
+        variables.pop("RAY_ADDRESS", None)
+    return variables
 
 
 def start(name: str, *arguments: str, join: bool = False) -> subprocess.Popen:
@@ -64,16 +62,16 @@ def start(name: str, *arguments: str, join: bool = False) -> subprocess.Popen:
 
 
 def job(name: str, *arguments: str, out: Path) -> str:
-    """What a job printed; it must succeed. The first one has a cluster of its own."""
+    """Run a job that must succeed and return its output. The first one starts its own cluster."""
     process = start(name, *arguments, "--out", str(out), join=name != "prepare")
-    printed, told = process.communicate(timeout=600)
-    assert process.returncode == 0, told
+    printed, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
     assert "Traceback" not in printed
     return printed
 
 
 def cells(printed: str) -> list[list[str]]:
-    """The rows of the tables in a job's output."""
+    """Return the rows of the tables in a job's output."""
     lines = (line for line in printed.splitlines() if line.startswith("│"))
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
@@ -114,7 +112,7 @@ def test_options_and_inputs_are_checked_before_torch_and_ray_are_imported(
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
-    """What `--help` of every job prints, from one process: their imports take seconds."""
+    """Output of `--help` for every job, from one process."""
     script = [sys.executable, "-c", ASK_ALL, *JOBS]
     done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -122,7 +120,7 @@ def helps() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_help_says_what_a_job_does_and_takes(helps, name: str) -> None:
+def test_help_describes_a_job_and_its_options(helps, name: str) -> None:
     document = (ROOT / "jobs" / f"{name}.py").read_text().split('"""')[1]
     flat = " ".join(helps[name].split())
     assert document in flat
@@ -143,7 +141,7 @@ def test_help_of_a_preset_lists_its_options() -> None:
 def done(
     cluster, tiny_tower: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[list[str]]]]:
-    """Each stage by its own command, on 60 prompts; the folder, and each command's table."""
+    """Run each stage by its own command, on 60 prompts; the folder, and each command's table."""
     out = tmp_path_factory.mktemp("jobs")
     pictures = out / "pictures"
     pictures.mkdir()
@@ -168,7 +166,7 @@ def marked(test):
 
 
 @marked
-def test_prepare_tells_what_became_of_the_rows(done) -> None:
+def test_prepare_prints_the_counts_of_the_shards(done) -> None:
     out, tables = done
     table = {row[0]: row[1:] for row in tables["prepare"]}
     assert table["pictures listed"] == ["120", "none rejected"]
@@ -178,7 +176,7 @@ def test_prepare_tells_what_became_of_the_rows(done) -> None:
 
 
 @marked
-def test_features_and_train_tell_their_results(done) -> None:
+def test_features_and_train_print_their_results(done) -> None:
     out, tables = done
     shards = json.loads((out / "shards" / "manifest.json").read_text())["counts"]
     pictures = str(sum(shards[n] for n in ("train", "val", "test")))
@@ -192,7 +190,7 @@ def test_features_and_train_tell_their_results(done) -> None:
 
 
 @marked
-def test_evaluate_tells_the_scores(done) -> None:
+def test_evaluate_prints_the_scores(done) -> None:
     out, tables = done
     systems = json.loads((out / "evaluation" / "metrics.json").read_text())["systems"]
     expected = [
@@ -204,17 +202,17 @@ def test_evaluate_tells_the_scores(done) -> None:
 
 
 @marked
-def test_predict_tells_prompts_and_rejected_pictures(done) -> None:
+def test_predict_prints_prompts_and_rejected_pictures(done) -> None:
     out, tables = done
     with open(out / "predictions" / "prompts.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     firsts = [row for row in rows if row["rank"] == "1"]
     assert [row["imgId"] for row in firsts] == ["noise-0", "noise-1", "noise-2"]
-    # Long cells go on in a second line, whose first cell is empty.
-    told = {row[0]: row[1:] for row in tables["predict"] if row[0]}
-    assert list(told) == ["noise-0", "noise-1", "noise-2", "zero [1]"]
-    assert [told[row["imgId"]][1] for row in firsts] == [row["cosine"] for row in firsts]
-    assert told["zero [1]"][0].startswith("unreadable picture: ")
+    # Long cells continue in a second line, whose first cell is empty.
+    shown = {row[0]: row[1:] for row in tables["predict"] if row[0]}
+    assert list(shown) == ["noise-0", "noise-1", "noise-2", "zero [1]"]
+    assert [shown[row["imgId"]][1] for row in firsts] == [row["cosine"] for row in firsts]
+    assert shown["zero [1]"][0].startswith("unreadable picture: ")
 
 
 @marked
@@ -252,12 +250,12 @@ def test_missing_input_is_reported_before_a_cluster_starts(
     def connect(**options: object) -> None:
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr(runtime, "connect", connect)
+    monkeypatch.setattr("img2prompt.distributed.cluster.connect", connect)
     own = [argument.replace("OUT", str(tmp_path)) for argument in arguments]
     monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *own, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert message.replace("OUT", str(tmp_path)) in " ".join(told.split())
-    assert "Traceback" not in told
+    errors = capsys.readouterr().err
+    assert message.replace("OUT", str(tmp_path)) in " ".join(errors.split())
+    assert "Traceback" not in errors

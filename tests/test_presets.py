@@ -38,7 +38,7 @@ def made(table: str, name: str) -> Config:
 
 
 @pytest.mark.parametrize(("table", "name"), ALL)
-def test_a_preset_is_complete_and_goes_to_json_and_back(table: str, name: str) -> None:
+def test_a_preset_survives_json(table: str, name: str) -> None:
     config = made(table, name)
     assert type(config) is TABLES[table]
     again = type(config).from_json(config.to_json())

@@ -1,4 +1,4 @@
-"""Sources, stages' folders and checkpoints in a bucket; moto plays S3 on this machine."""
+"""Sources, artifacts and checkpoints in a bucket of moto, an S3 server on this machine."""
 
 import io
 import zipfile
@@ -69,12 +69,12 @@ def test_pictures_of_a_table_are_listed_and_read() -> None:
 def test_members_of_an_archive_are_read_in_place(bucket: str) -> None:
     places = [(f"{bucket}/zip/a.zip", f"a/{name}") for name in PROMPTS]
     places.append((f"{bucket}/zip/gone.zip", "a"))
-    *found, gone = read_pictures(places)
-    assert found == [PNG, PNG]
-    assert isinstance(gone, FileNotFoundError)
+    *pictures, missing = read_pictures(places)
+    assert pictures == [PNG, PNG]
+    assert isinstance(missing, FileNotFoundError)
 
 
-def test_a_stage_that_was_left_goes_on_and_is_skipped_when_done(bucket: str) -> None:
+def test_a_killed_stage_resumes_and_is_skipped_when_done(bucket: str) -> None:
     folder, config = join(bucket, "out", "shards"), ShardConfig()
     table = pa.table({"id": ["a", "b"]})
     Draft.open(folder, "shards", config, {}).write_table("train/0.parquet", table)
@@ -89,18 +89,18 @@ def test_a_stage_that_was_left_goes_on_and_is_skipped_when_done(bucket: str) -> 
     assert not exists(join(folder, MANIFEST))
 
 
-def test_a_checkpoint_is_read_back_and_half_a_one_is_none(bucket: str) -> None:
+def test_a_checkpoint_is_read_back_and_a_partial_one_is_ignored(bucket: str) -> None:
     store = CheckpointStore(join(bucket, "checkpoints"))
     write_bytes(join(store.uri, Position(epoch=9).name, "model.safetensors"), b"half")
     assert store.newest() is None
     learned = {"head.weight": torch.arange(6.0)}
     store.write(Checkpoint(Position(epoch=1), EngineState(learned, {}, 3, {"last_epoch": 3})))
-    found = store.newest()
-    assert found is not None
-    assert found.position == Position(epoch=1)
-    assert torch.equal(found.engine.model["head.weight"], learned["head.weight"])
+    newest = store.newest()
+    assert newest is not None
+    assert newest.position == Position(epoch=1)
+    assert torch.equal(newest.engine.model["head.weight"], learned["head.weight"])
 
 
-def test_a_bucket_that_is_not_there_is_named() -> None:
+def test_the_error_for_a_missing_bucket_names_it() -> None:
     with pytest.raises((OSError, UserError), match="absent"):
         write_bytes("s3://absent/x", b"")

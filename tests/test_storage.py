@@ -7,7 +7,7 @@ from img2prompt.errors import UserError
 from img2prompt.storage import exists, read_bytes, write_bytes
 
 
-def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_or_none(tmp_path: Path) -> None:
     path = str(tmp_path / "folder" / "file.bin")
     with pytest.raises(TypeError):
         write_bytes(path, 3.5)  # type: ignore[arg-type]
@@ -21,7 +21,7 @@ def test_a_file_that_cannot_be_written_whole_does_not_appear(tmp_path: Path) -> 
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file.bin"]
 
 
-def test_of_two_writers_at_once_one_wins_whole(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
     path = str(tmp_path / "file.bin")
     contents = [bytes([number]) * 3_000_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:

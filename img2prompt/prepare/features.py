@@ -1,8 +1,8 @@
-"""shards/ -> features/: features of every picture from the frozen tower.
+"""shards/ -> features/: the frozen tower, once over every picture.
 
-One file for each shard, with its rows in the same order: all rows of the first view, then all of
-the next. A file is written as soon as it is complete; a killed run resumes with the shards that
-have no file yet. `timings.json` contains the seconds of each step of the last run.
+One file for each shard, with its rows in the same order (once for each view, one view after the
+other), written as soon as it is complete. A killed run resumes with the shards that have no file
+yet. `timings.json` reports where the time of the last run went.
 """
 
 import functools

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ray
 
-from img2prompt.distributed import cluster as runtime
+from img2prompt.distributed.cluster import Resources, _own_folder, require, resources
 from img2prompt.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -189,23 +189,23 @@ def cluster_of(current: Mapping[str, float], patch: pytest.MonkeyPatch) -> None:
 
 def test_more_than_a_cluster_can_provide_is_refused(monkeypatch) -> None:
     cluster_of({"CPU": 4.0, "memory": 1e9}, monkeypatch)
-    assert runtime.resources() == runtime.Resources(cpus=4, gpus=0)
-    runtime.require(cpus=4)
+    assert resources() == Resources(cpus=4, gpus=0)
+    require(cpus=4)
     with pytest.raises(UserError, match="needs 5 CPUs, the cluster has 4 at most"):
-        runtime.require(cpus=5)
+        require(cpus=5)
     with pytest.raises(UserError, match=r"needs 1 GPUs, .* IMG2PROMPT_MAX_GPUS"):
-        runtime.require(gpus=1)
+        require(gpus=1)
 
 
 def test_an_autoscaling_cluster_declares_its_largest_size(monkeypatch) -> None:
     cluster_of({"CPU": 4.0, "GPU": 1.0}, monkeypatch)
     monkeypatch.setenv("IMG2PROMPT_MAX_CPUS", "2")
     monkeypatch.setenv("IMG2PROMPT_MAX_GPUS", "8")
-    assert runtime.resources() == runtime.Resources(cpus=4, gpus=8)
-    runtime.require(gpus=8)
+    assert resources() == Resources(cpus=4, gpus=8)
+    require(gpus=8)
     monkeypatch.setenv("IMG2PROMPT_MAX_GPUS", "many")
     with pytest.raises(UserError, match="IMG2PROMPT_MAX_GPUS is 'many'; allowed: a whole number"):
-        runtime.resources()
+        resources()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_logs_are_kept_after_an_unexpected_error_only(error, kept, tmp_path, mon
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
 
     def use_folder() -> None:
-        with runtime._own_folder():
+        with _own_folder():
             if error:
                 raise error
 

@@ -129,7 +129,7 @@ def test_text_filters_of_files_and_models(tmp_path: Path) -> None:
     assert rejected["reason"][1] == "blocked word: 'red cat' at word 2"
 
 
-def test_other_blocked_words_are_another_run(tmp_path: Path) -> None:
+def test_changed_blocked_words_are_refused(tmp_path: Path) -> None:
     words, rows = tmp_path / "blocked.txt", index_of(tmp_path, [row("a", "a cat")])
     words.write_text("gun")
     config = CleanConfig(blocked_words=str(words))
@@ -154,7 +154,7 @@ def test_blocked_words_that_cannot_be_read(
         clean.run(config, index_of(tmp_path, [row("a", "a cat")]), str(tmp_path / "clean"))
 
 
-def test_a_killed_run_starts_over_and_gives_the_same(
+def test_a_killed_run_starts_over_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [

@@ -69,7 +69,7 @@ def by_hand(shards: Artifact, split: str, tower: str, view: str) -> np.ndarray:
 
 @pytest.mark.parametrize("view", ["plain", "flip"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_features_are_the_towers_to_float16(
+def test_features_equal_the_towers_to_float16(
     prepared, embedded, tiny_tower, split: str, view: str
 ) -> None:
     table = embedded.read_tables(f"{split}/")
@@ -94,7 +94,7 @@ def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None
     assert embedded.counts == {"pictures": pictures, "rows": 2 * pictures}
 
 
-def test_timings_say_where_the_time_went(prepared, embedded) -> None:
+def test_timings_have_the_seconds_of_each_step(prepared, embedded) -> None:
     timings = json.loads(read_bytes(embedded.path(TIMINGS)))
     assert timings["rows"] == sum(prepared.shards.counts[split] for split in SPLITS)
     assert set(timings["busy_s"]) == {"read", "decode", "forward", "write"}
@@ -128,7 +128,7 @@ def test_a_killed_driver_loses_only_unfinished_shards(
     assert resumed.counts == embedded.counts
 
 
-def test_finished_features_are_not_made_again(
+def test_finished_features_are_skipped(
     prepared, embedded, config: FeaturesConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "forward_shards", None)
@@ -155,7 +155,7 @@ def test_another_tower_is_another_input(
         features.run(other, prepared.shards, str(tmp_path / "out"))
 
 
-def test_more_actors_than_the_cluster_can_hold_are_refused(
+def test_more_actors_than_the_cluster_has_room_for_are_refused(
     prepared, config: FeaturesConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="the cluster has 4 at most"):

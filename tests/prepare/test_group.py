@@ -15,7 +15,7 @@ from img2prompt.data.similar.matches import MatchTask, nearest
 from img2prompt.data.similar.split import components
 from img2prompt.data.text.normalise import normalise, prompt_id
 from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed import cluster as runtime
+from img2prompt.distributed.cluster import Resources
 from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
 from img2prompt.prepare import group, targets
@@ -116,12 +116,12 @@ def test_same_inputs_same_groups_and_another_seed_another_split(
     assert not tables[0]["split"].equals(tables[1]["split"])
 
 
-def test_a_finished_folder_is_not_made_again(real_targets, real_groups, monkeypatch) -> None:
+def test_a_finished_folder_is_skipped(real_targets, real_groups, monkeypatch) -> None:
     monkeypatch.setattr(group, "keep_first", None)
     assert group.run(GroupConfig(), real_targets, real_groups.uri) == real_groups
 
 
-def test_prompts_that_are_all_alike_say_what_to_change(tmp_path: Path) -> None:
+def test_the_error_for_prompts_that_are_all_alike_names_the_setting(tmp_path: Path) -> None:
     vectors = np.eye(384, dtype=np.float32)[[0, 0, 0, 1]]
     made = targets_of(tmp_path, ["a", "b", "c", "d"], vectors)
     with pytest.raises(UserError, match=r"2 groups.*split_cosine"):
@@ -144,10 +144,10 @@ def similar() -> np.ndarray:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_any_number_of_workers_gives_the_same(
+def test_the_number_of_workers_does_not_change_the_result(
     cluster, similar: np.ndarray, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "resources", lambda: runtime.Resources(workers, 0))
+    monkeypatch.setattr("img2prompt.distributed.cluster.resources", lambda: Resources(workers, 0))
     spread = group.over_workers
     found = keep_first(similar, 0.85, 200, spread)
     assert flat(found) == flat(keep_first(similar, 0.85))

@@ -71,7 +71,7 @@ def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
     assert list(made.inputs) == ["table", "side", "web", "cut"]
 
 
-def test_portions_of_tasks_become_pieces_of_one_order(tmp_path: Path, monkeypatch) -> None:
+def test_rows_of_portions_are_gathered_in_one_order(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sidecar, "PORTION", 2)
     monkeypatch.setattr(index, "ROWS_PER_FILE", 3)
     (tmp_path / "side").mkdir()
@@ -101,7 +101,7 @@ def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> Non
     assert made.read_tables("rejected")["id"].to_pylist() == [f"mine/{n}" for n in range(5)]
 
 
-def test_a_finished_index_is_not_made_again(tmp_path: Path, monkeypatch) -> None:
+def test_a_finished_index_is_skipped(tmp_path: Path, monkeypatch) -> None:
     config = config_of(csv_source(tmp_path, ["x,a.png,a cat"]))
     made = index.run(config, str(tmp_path / "out"))
     monkeypatch.setattr(index, "portions", None)
@@ -127,7 +127,7 @@ def listed_twice(folder: Path) -> tuple[PrepareConfig, PictureSource, PictureSou
     return config_of(first, second), first, second
 
 
-def test_a_killed_index_goes_on_with_the_portions_that_are_not_finished(tmp_path: Path) -> None:
+def test_a_killed_index_resumes_with_unfinished_portions(tmp_path: Path) -> None:
     config, first, second = listed_twice(tmp_path)
     out, whole = tmp_path / "out", index.run(config, str(tmp_path / "whole"))
     own = IndexConfig(sources=config.sources)
@@ -169,7 +169,7 @@ def test_a_kill_while_rows_are_gathered_changes_nothing(
     assert (made.files, made.fingerprint) == (whole.files, whole.fingerprint)
 
 
-def test_an_unfinished_index_of_changed_sources_is_begun_anew(
+def test_an_unfinished_index_of_changed_sources_starts_over(
     tmp_path: Path, monkeypatch, caplog
 ) -> None:
     config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,a.png,a dog"]))
@@ -193,7 +193,7 @@ def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:
     assert index.run(config, str(tmp_path / "out")).counts == {"rows": 1, "rejected": {}}
 
 
-def test_a_second_gathering_leaves_nothing_of_the_first(tmp_path: Path, monkeypatch) -> None:
+def test_a_second_gathering_deletes_the_files_of_the_first(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
     config = config_of(csv_source(tmp_path, [f"{n},no.png,a cat" for n in range(5)]))
     with pytest.raises(UserError, match="no row of"):

@@ -39,7 +39,7 @@ def test_each_stage_reads_the_one_before(prepared: PreparedData) -> None:
     }
 
 
-def test_the_config_of_each_stage_is_kept(prepared: PreparedData, config: PrepareConfig) -> None:
+def test_each_stage_saves_its_config(prepared: PreparedData, config: PrepareConfig) -> None:
     assert (config.name, config.shard.size) == ("tiny", 32)
     assert prepared.index.config == json.loads(json.dumps({"sources": config.to_dict()["sources"]}))
     assert prepared.clean.config == json.loads(config.clean.to_json())
@@ -48,7 +48,7 @@ def test_the_config_of_each_stage_is_kept(prepared: PreparedData, config: Prepar
     assert prepared.shards.config == config.shard.to_dict()
 
 
-def test_a_data_set_is_opened_again(prepared: PreparedData, out: Path) -> None:
+def test_a_finished_data_set_can_be_loaded(prepared: PreparedData, out: Path) -> None:
     assert PreparedData.load(str(out)) == prepared
     with pytest.raises(UserError, match="holds no finished index"):
         PreparedData.load(join(str(out), "elsewhere"))
@@ -67,7 +67,7 @@ def test_a_second_run_finds_everything_finished(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"clean.min_words": 2}, r"clean holds another run.*\n.*config\.min_words: 1 there, 2"),
         ({"group.seed": 1}, r"groups holds another run.*\n.*config\.seed: 0 there, 1"),
@@ -78,9 +78,9 @@ def test_a_second_run_finds_everything_finished(
     ],
 )
 def test_a_changed_config_is_refused_by_its_stage(
-    prepared: PreparedData, config: PrepareConfig, out: Path, change: dict, told: str
+    prepared: PreparedData, config: PrepareConfig, out: Path, change: dict, message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         prepare.run(config.replace(change), str(out))
     assert PrepareConfig.from_json((out / "prepare.json").read_text()) == config
 

@@ -66,7 +66,7 @@ def write_pictures(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def upstream(cluster, tmp_path_factory: pytest.TempPathFactory) -> Upstream:
-    """All stages before; afterwards one picture is damaged, one lost and one made too small."""
+    """Stages before the shards; then one picture is damaged, one deleted, one made too small."""
     folder = tmp_path_factory.mktemp("upstream")
     source = PictureSource(path=write_pictures(folder), name="files")
     config = PrepareConfig(name="x", sources=(source,), group=GroupConfig(val_fraction=0.2))
@@ -102,7 +102,7 @@ def test_pictures_that_cannot_be_read_are_rejected_with_reasons(shards: Artifact
     assert shards.counts["rejected"] == {"unreadable picture": 2, "missing picture": 1}
 
 
-def test_each_split_holds_every_picture_of_its_kept_prompts(
+def test_each_split_has_every_picture_of_its_kept_prompts(
     upstream: Upstream, shards: Artifact
 ) -> None:
     prompts = {
@@ -129,7 +129,7 @@ def test_targets_are_those_of_the_prompts(upstream: Upstream, shards: Artifact) 
         np.testing.assert_array_equal(matrix(table["target"]), expected)
 
 
-def test_pictures_are_what_clips_processor_gives(upstream: Upstream, shards: Artifact) -> None:
+def test_pictures_equal_those_of_clips_processor(upstream: Upstream, shards: Artifact) -> None:
     places = {row["id"]: row["uri"] for row in upstream.index.read_tables("rows").to_pylist()}
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}
@@ -145,7 +145,7 @@ def test_pictures_are_what_clips_processor_gives(upstream: Upstream, shards: Art
         assert (away > 0).mean() < 0.02
 
 
-def test_files_and_groups_have_the_asked_rows(shards: Artifact) -> None:
+def test_files_and_row_groups_have_the_configured_rows(shards: Artifact) -> None:
     sizes = [shards.files[name].rows for name in shards.names("train/")]
     assert len(sizes) > 2
     assert all(13 <= size <= 16 for size in sizes[:-1])  # 16 less what was rejected
@@ -175,7 +175,7 @@ def test_timings_name_the_bottleneck(shards: Artifact) -> None:
     assert all(timings["busy_s"][step] > 0 for step in shard.STEPS)
 
 
-def test_the_files_of_the_index_do_not_show_in_the_shards(
+def test_shards_do_not_depend_on_the_files_of_the_index(
     upstream: Upstream, shards: Artifact, tmp_path: Path
 ) -> None:
     """An index in several files gives the same shards as one in one file."""
@@ -193,7 +193,7 @@ def test_the_files_of_the_index_do_not_show_in_the_shards(
     assert files(made) == files(shards)
 
 
-def test_a_killed_run_makes_only_what_has_no_receipt(
+def test_a_killed_run_writes_only_shards_without_a_receipt(
     upstream: Upstream, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(draft: Draft, **counts: object) -> Artifact:
@@ -213,10 +213,10 @@ def test_a_killed_run_makes_only_what_has_no_receipt(
     assert rewritten == {lost, f"rejected/{lost}", f"digests/{lost}"}
 
 
-def test_copies_of_a_picture_are_rejected_but_the_first(
+def test_all_copies_of_a_picture_but_the_first_are_rejected(
     upstream: Upstream, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever their names, prompts and splits; a kill while they are taken out loses none."""
+    """With any names, prompts and splits, and with a kill while copies are removed."""
     places = {row["id"]: row["uri"] for row in upstream.index.read_tables("rows").to_pylist()}
     ids = {split: shards.read_tables(f"{split}/")["id"].to_pylist() for split in SPLITS}
     first, *copies = ids["train"][1], ids["train"][-1], ids["val"][2], ids["test"][0]
@@ -247,8 +247,8 @@ def test_copies_of_a_picture_are_rejected_but_the_first(
             Path(places[row_id]).write_bytes(data)
     assert files(made) == files(whole)
     assert made.fingerprint == whole.fingerprint
-    told = {row["id"]: row["reason"] for row in made.read_table(shard.COPIES).to_pylist()}
-    assert told == dict.fromkeys(copies, f"repeated picture: it has the bytes of {first}")
+    reasons = {row["id"]: row["reason"] for row in made.read_table(shard.COPIES).to_pylist()}
+    assert reasons == dict.fromkeys(copies, f"repeated picture: it has the bytes of {first}")
     assert made.counts["rejected"]["repeated picture"] == 3
     for split in SPLITS:
         kept = made.read_tables(f"{split}/")["id"].to_pylist()
@@ -256,7 +256,7 @@ def test_copies_of_a_picture_are_rejected_but_the_first(
         assert made.counts[split] == len(kept)
 
 
-def test_finished_shards_are_not_made_again(
+def test_finished_shards_are_skipped(
     upstream: Upstream, shards: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "_rows", None)
@@ -277,7 +277,7 @@ def test_whole_pictures_as_jpeg(upstream: Upstream, tmp_path: Path) -> None:
         assert np.abs(away).mean() < 4
 
 
-def test_a_split_without_any_readable_picture_is_told(upstream: Upstream, tmp_path: Path) -> None:
+def test_a_split_without_readable_pictures_is_an_error(upstream: Upstream, tmp_path: Path) -> None:
     limits = CleanConfig(min_side=10_000)
     with pytest.raises(UserError, match=r"a split has no picture.*'unreadable picture': \d\d"):
         shard.run(

@@ -52,7 +52,7 @@ def test_distinct_prompts_in_the_declared_order(cluster, tmp_path: Path) -> None
     np.testing.assert_allclose(matrix(table["target"]), vectors, atol=1e-6)
 
 
-def test_a_killed_run_goes_on_from_its_files(
+def test_a_killed_run_resumes_from_its_files(
     cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "PROMPTS_PER_FILE", 4)
@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_from_its_files(
     assert targets.run(TargetsConfig(), cleaned, str(tmp_path / "killed")) == resumed
 
 
-def test_actors_and_this_process_give_the_same(
+def test_actors_and_this_process_have_the_same_result(
     cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleaned = clean_of(tmp_path, PROMPTS)
