@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from img2prompt.report.search.charts import (
+from img2prompt.report.search.chart_style import (
     BEST,
     FINISHED,
     SCALE,

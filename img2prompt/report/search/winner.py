@@ -1,7 +1,7 @@
 """Certainty of a search's winner, given that scores also vary by chance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,49 +74,65 @@ def winner(
     if not scored(rows[:1]):
         raise TooFew("No trial has a score.")
     best = key(rows[0])
-    reached = [len(row["epochs"]) for row in rows if key(row) != best and row["epochs"]]
-    epochs = min(len(rows[0]["epochs"]), max(reached, default=len(rows[0]["epochs"])))
+    epochs = _epochs_in_common(rows, best)
     groups = by_setting(rows, epochs)
-    means = {name: mean_score(group, epochs) for name, group in groups.items()}
-    second = max((name for name in groups if name != best), key=means.__getitem__, default=None)
-    noise, freedom = seed_deviation(rows, epochs)
-    source = "seeds" if freedom else ""
-    if not freedom and surface is not None:
-        (noise, freedom), source = surface, "surface"
-    beats = first = optimism = math.nan
-    if second is not None and freedom:
-        counts = np.array([len(group) for group in groups.values()])
-        values = np.array(list(means.values()))
-        pair = list(groups).index(best), list(groups).index(second)
-        beats, first, optimism = _odds(values, counts, pair, (noise, freedom), draws, seed)
+    others = [name for name in groups if name != best]
+    second = max(others, key=lambda name: mean_score(groups[name], epochs), default="")
+    noise, freedom, source = _noise(rows, epochs, surface)
+    odds = _odds(groups, epochs, (best, second), (noise, freedom), draws, seed)
     return Winner(
         row=rows[0],
         epochs=epochs,
         scores=[score_at(row, epochs) for row in groups[best]],
         runner_up=groups[second][0] if second else None,
-        runner_scores=[score_at(row, epochs) for row in groups[second]] if second else [],
-        rivals=len(groups) - 1,
+        runner_scores=[score_at(row, epochs) for row in groups.get(second, [])],
+        rivals=len(others),
         noise=noise,
         source=source,
-        beats=beats,
-        first=first,
-        optimism=optimism,
+        beats=odds[0],
+        first=odds[1],
+        optimism=odds[2],
     )
 
 
+def _epochs_in_common(rows: Sequence[TrialRow], best: str) -> int:
+    """Return the most epochs that the first row and another setting both have."""
+    own = len(rows[0]["epochs"])
+    others = [len(row["epochs"]) for row in rows if key(row) != best and row["epochs"]]
+    return min(own, max(others, default=own))
+
+
+def _noise(
+    rows: Sequence[TrialRow], epochs: int, surface: tuple[float, int] | None
+) -> tuple[float, int, str]:
+    """Return the deviation between seeds, its degrees of freedom, and where it is from."""
+    deviation, freedom = seed_deviation(rows, epochs)
+    if freedom:
+        return deviation, freedom, "seeds"
+    return (*surface, "surface") if surface else (deviation, 0, "")
+
+
 def _odds(
-    means: np.ndarray,
-    counts: np.ndarray,
-    pair: tuple[int, int],
+    groups: Mapping[str, Sequence[TrialRow]],
+    epochs: int,
+    pair: tuple[str, str],
     noise: tuple[float, int],
     draws: int,
     seed: int,
 ) -> tuple[float, float, float]:
-    """Return P(first of the pair above second), P(first above all), and the optimism."""
+    """Return P(first of the pair above second), P(first above all), and the optimism.
+
+    NaN without a second setting or without a degree of freedom.
+    """
+    if not pair[1] or not noise[1]:
+        return math.nan, math.nan, math.nan
+    counts = np.array([len(group) for group in groups.values()])
+    means = np.array([mean_score(group, epochs) for group in groups.values()])
+    best, second = (list(groups).index(name) for name in pair)
     rng = np.random.default_rng(seed)
     deviation = noise[0] * np.sqrt(noise[1] / rng.chisquare(noise[1], size=(draws, 1)))
     drawn = means + deviation / np.sqrt(counts) * rng.normal(size=(draws, len(means)))
     top = drawn.argmax(axis=1)
-    beats = float(np.mean(drawn[:, pair[0]] > drawn[:, pair[1]]))
+    beats = float(np.mean(drawn[:, best] > drawn[:, second]))
     optimism = float(np.mean(drawn.max(axis=1) - means[top]))
-    return beats, float(np.mean(top == pair[0])), optimism
+    return beats, float(np.mean(top == best)), optimism
