@@ -161,10 +161,10 @@ class Follower:
         rungs = Rungs(self.config, Budget(0), dict.fromkeys(names.values(), 1.0), {})
         proposals, first = self._proposals(names), {}
         for number in range(len(names)):
-            proposal = proposals.suggest(str(number))
-            if proposal == Searcher.FINISHED or not self.epochs_left:
+            found = proposals.suggest(str(number))
+            if found == Searcher.FINISHED or not self.epochs_left:
                 break
-            first[proposal["name"]] = self._train(proposal["name"], rungs, str(number))
+            first[found["name"]] = self._train(found["name"], rungs, str(number))
             proposals.on_trial_complete(str(number), {})
         if self.config.scheduler == "one-epoch":
             for name in sorted(first, key=lambda name: -first[name])[: self.config.top]:
