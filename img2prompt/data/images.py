@@ -1,8 +1,8 @@
-"""Pictures: bytes -> uint8 RGB -> the size a tower wants.
+"""Pictures: bytes -> uint8 RGB -> the size of a tower's input.
 
-Decoding takes simplejpeg for JPEG and imagecodecs for PNG and WebP where a picture is plain 8-bit
-RGB: the same pixels as Pillow, sooner (pyspng and OpenCV were a twentieth faster still on PNG and
-WebP, for one more dependency each). Pillow reads everything else and whatever those refuse.
+Decoding uses simplejpeg for JPEG and imagecodecs for PNG and WebP where a picture is plain 8-bit
+RGB: the same pixels as Pillow, faster (pyspng and OpenCV were a twentieth faster still on PNG and
+WebP, for one more dependency each). Pillow reads everything else and all that those refuse.
 
 Resizing is torch's antialiased uint8 bicubic. Cropped pictures equal those of Pillow, which is
 CLIP's own, but for one value in fifty, off by one or two levels; where the two sides shrink
@@ -24,10 +24,10 @@ from PIL import ExifTags, Image
 from torch.nn.functional import interpolate
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
-"""What is read. Formats that run other programs (EPS) or match any bytes (TGA) are left out."""
+"""Formats that are read. Those that run other programs (EPS) or match any bytes (TGA) are not."""
 
 LONGEST = 32
-"""A picture this many times longer than wide, or more, loses its ends before it is resized."""
+"""Aspect ratio above which a picture loses its ends before it is resized."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,13 +48,13 @@ _FAST: dict[str | None, Callable[[bytes], np.ndarray]] = {
 
 
 class BadPicture(Exception):
-    """A picture that cannot be used; the text is the reason kept with the rejected row."""
+    """A picture that cannot be used; the message is the reason of the rejected row."""
 
 
 def size_reason(
     width: int, height: int, max_megapixels: float = 100.0, min_side: int = 1
 ) -> str | None:
-    """Why a picture of this many pixels is refused; None when it is not."""
+    """Return why a picture of this many pixels is refused, or None."""
     megapixels = width * height / 1e6
     if megapixels > max_megapixels:
         return (
@@ -69,10 +69,10 @@ def size_reason(
 
 
 def probe(source: bytes | BinaryIO) -> tuple[int, int]:
-    """Width and height of an upright picture, from its header; no pixel is decoded.
+    """Return width and height of the upright picture, from its header; no pixel is decoded.
 
     `source` is a picture's bytes, or a seekable file, of which little more than the header is read
-    (all of it for WebP). Raises BadPicture when the bytes are no picture of a known format.
+    (all of it for WebP). Raises BadPicture when the bytes are not a picture of a known format.
     """
     image = _open(BytesIO(source) if isinstance(source, bytes) else source)
     width, height = image.size
@@ -80,7 +80,7 @@ def probe(source: bytes | BinaryIO) -> tuple[int, int]:
 
 
 def decode(data: bytes, max_megapixels: float = 100.0, min_side: int = 1) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of an upright picture on white, the first frame of an animation.
+    """Return pixels (H, W, 3) uint8 of the upright picture on white; of animations the first frame.
 
     The size that the header claims is checked before anything is decoded. 16-bit values keep their
     upper 8 bits. Raises BadPicture with the reason when the picture cannot be used.
@@ -107,7 +107,7 @@ def from_pillow(image: Image.Image) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int, fit: Literal["crop", "whole"]) -> np.ndarray:
-    """Picture (H, W, 3) uint8 -> (size, size, 3) uint8, by the rule of CLIP's processor.
+    """Resize a picture (H, W, 3) uint8 to (size, size, 3) uint8, by the rule of CLIP's processor.
 
     `crop`: the shorter side becomes `size`, the longer `int(size * long / short)`, then the centre
     is cut out. `whole`: both sides become `size`, nothing is cut. Bicubic with antialias.
@@ -129,7 +129,7 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _cut_strip(image: np.ndarray) -> np.ndarray:
-    """The middle of a picture longer than LONGEST : 1, which could need gigabytes when resized."""
+    """Cut a picture to its middle LONGEST : 1; a longer one could need gigabytes when resized."""
     height, width, _ = image.shape
     longest = LONGEST * min(height, width)
     top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
@@ -137,7 +137,7 @@ def _cut_strip(image: np.ndarray) -> np.ndarray:
 
 
 def encode(image: np.ndarray, encoding: Literal["png", "jpeg"]) -> bytes:
-    """Bytes of a picture (H, W, 3) uint8: exact PNG, or JPEG of quality 95 with full chroma."""
+    """Encode a picture (H, W, 3) uint8 as PNG, or as JPEG of quality 95 with full chroma."""
     sink = BytesIO()
     if encoding == "png":
         Image.fromarray(image).save(sink, "PNG", compress_level=1)
@@ -147,7 +147,7 @@ def encode(image: np.ndarray, encoding: Literal["png", "jpeg"]) -> bytes:
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    # Pillow refuses large pictures at a limit of its own; size_reason has the config's instead.
+    # Pillow has a limit of its own for large pictures; size_reason applies the config's.
     Image.MAX_IMAGE_PIXELS = None
     try:
         return Image.open(file, formats=FORMATS)
@@ -168,7 +168,7 @@ def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray:
-    """Stored pixels (H, W, 3) of an opened picture, not yet turned."""
+    """Return the stored pixels (H, W, 3) of an opened picture, not yet rotated."""
     plain = image.mode == "RGB" and not image.has_transparency_data
     if plain and image.format in _FAST and getattr(image, "n_frames", 1) == 1:
         try:
@@ -182,8 +182,8 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 that is still to be applied."""
-    if image.format == "TIFF":  # Pillow turns these by itself
+    """Return the EXIF orientation, 1 to 8, that is still to be applied."""
+    if image.format == "TIFF":  # Pillow rotates these itself
         return 1
     try:
         # The PNG reader's own getexif would decode the picture.

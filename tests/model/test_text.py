@@ -148,7 +148,7 @@ def test_half_precision_weights_are_run_in_float32(tmp_path: Path, encoder: Prom
 def test_an_absent_or_broken_model_says_what_to_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"holds no modules\.json: give the folder"):
+    with pytest.raises(UserError, match=r"contains no modules\.json: give the folder"):
         PromptEncoder(str(tmp_path))
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
@@ -167,5 +167,5 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
     type(model)(config).save_pretrained(tmp_path)
     pooling = tmp_path / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text().replace("384", "24"))
-    with pytest.raises(UserError, match="gives 24 numbers a prompt; allowed: 256 tokens and 384"):
+    with pytest.raises(UserError, match="returns 24 numbers a prompt; allowed: 256 tokens and 384"):
         PromptEncoder(str(tmp_path))

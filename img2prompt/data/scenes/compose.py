@@ -1,8 +1,7 @@
-"""Compose scenes: a pure function of (world, seed, number) gives a scene and its prompt.
+"""Compose scenes: a scene and its prompt are a pure function of (world, seed, number).
 
 The two worlds share no pair of subject and colour, and `demo` has some subjects and styles of its
-own. A tower that learned in the world `tower` has seen nothing of the world `demo` in its
-colour: what it knows there, it generalised.
+own. So a tower that was trained on the world `tower` has to generalise in the world `demo`.
 """
 
 import hashlib
@@ -20,6 +19,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Subject:
+    """A coloured subject, once or several times."""
+
     name: str
     colour: str
     size: str = ""
@@ -27,7 +28,7 @@ class Subject:
 
     @property
     def words(self) -> str:
-        """`a tiny red cat`, `three red cats`."""
+        """Noun phrase, such as `a tiny red cat` or `three red cats`."""
         noun = self.name if self.count == 1 else vocabulary.plural(self.name)
         words = " ".join(filter(None, [self.size, self.colour, noun]))
         if self.count > 1:
@@ -37,7 +38,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One subject, perhaps several times, perhaps with a second one."""
+    """One subject, once or several times, or with a second one."""
 
     subject: Subject
     background: str
@@ -48,6 +49,7 @@ class Scene:
 
     @property
     def prompt(self) -> str:
+        """Prompt in the form `<style> of <subjects> <background>`."""
         what = self.subject.words
         if self.other:
             what = f"{what} {vocabulary.RELATIONS[self.relation]} {self.other.words}"
@@ -58,7 +60,7 @@ class Scene:
 
 
 def world_of(name: str, colour: str) -> World:
-    """The one world in which this subject has this colour."""
+    """Return the only world in which this subject has this colour."""
     if name in vocabulary.demo_subjects():
         return "demo"
     digest = hashlib.sha256(f"{name}/{colour}".encode()).digest()
@@ -67,19 +69,19 @@ def world_of(name: str, colour: str) -> World:
 
 @cache
 def coloured_subjects(world: World) -> tuple[tuple[str, str], ...]:
-    """All (subject, colour) pairs of a world."""
+    """Return all (subject, colour) pairs of a world."""
     names, colours = vocabulary.subjects(), vocabulary.COLOURS
     return tuple((n, c) for n in names for c in colours if world_of(n, c) == world)
 
 
 def styles(world: World) -> list[str]:
-    """The drawing styles of a world."""
-    kept_back = vocabulary.DEMO_STYLES if world == "tower" else ()
-    return [style for style in vocabulary.STYLES if style not in kept_back]
+    """Return the drawing styles of a world."""
+    excluded = vocabulary.DEMO_STYLES if world == "tower" else ()
+    return [style for style in vocabulary.STYLES if style not in excluded]
 
 
 def compose(world: World, seed: int, number: int) -> Scene:
-    """Scene `number` of an endless row; numbers are independent of each other."""
+    """Return scene `number` of an endless sequence; scenes are independent of each other."""
     rng = np.random.default_rng([world == "demo", seed, number])
     subject = _subject(rng, world, counts=[1, 1, 1, 2, 3, 4])
     other = None

@@ -1,7 +1,7 @@
 """Draw a scene: backgrounds by a few shapes, subjects by font glyphs, styles by filters.
 
-Drawn at twice the size and reduced, so edges are smooth. Everything random comes from one
-generator that the caller seeds, so a picture can be drawn again from its number.
+Scenes are drawn at twice the size and reduced, for smooth edges. All randomness comes from one
+generator that the caller seeds, so a picture can be reproduced from its number.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ FONTS = {
 
 
 def draw(scene: Scene, rng: Rng, size: int) -> tuple[bytes, str]:
-    """A picture of the scene as file bytes, and its format (`png`, `jpeg` or `webp`)."""
+    """Draw a scene; return the picture as file bytes, and its format (`png`, `jpeg` or `webp`)."""
     image = render(scene, rng, size)
     kind = ("png", "jpeg", "webp")[rng.integers(3)]
     sink = io.BytesIO()
@@ -39,7 +39,7 @@ def draw(scene: Scene, rng: Rng, size: int) -> tuple[bytes, str]:
 
 
 def render(scene: Scene, rng: Rng, size: int) -> Image.Image:
-    """The scene as an RGB image of size x size pixels."""
+    """Draw a scene as an RGB image of size x size pixels."""
     side = 2 * size
     background = _background(scene.background, rng, side)
     subjects = Image.new("RGBA", (side, side))
@@ -59,17 +59,17 @@ def _placements(scene: Scene, rng: Rng, side: int) -> list[tuple[Subject, list[B
     if other is None:
         boxes = _arranged(subject.count, scene.arrangement, rng)
         return [(subject, [(x, y, s * _scale(subject)) for x, y, s in boxes])]
-    places: dict[str, tuple[Box, Box]] = {
+    boxes_of: dict[str, tuple[Box, Box]] = {
         "beside": ((0.28, 0.55, 0.46), (0.74, 0.55, 0.46)),
         "above": ((0.5, 0.27, 0.44), (0.5, 0.75, 0.44)),
         "inside": ((0.42, 0.66, 0.48), (0.58, 0.38, 0.58)),
     }
     one, two = (
         (x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05), s)
-        for x, y, s in places[scene.relation]
+        for x, y, s in boxes_of[scene.relation]
     )
     one, two = (*one[:2], one[2] * _scale(subject)), (*two[:2], two[2] * _scale(other))
-    return [(other, [two]), (subject, [one])]  # the first subject stands in front
+    return [(other, [two]), (subject, [one])]  # the first subject is in front
 
 
 def _scale(subject: Subject) -> float:
@@ -106,13 +106,13 @@ def _stamp(canvas: Image.Image, subject: Subject, box: Box, rng: Rng) -> None:
         for c, j in zip(vocabulary.COLOURS[subject.colour], jitter, strict=True)
     )
     paint = Image.new("RGBA", mask.size, (red, green, blue, 255))
-    place = (int(x * canvas.width - mask.width / 2), int(y * canvas.height - mask.height / 2))
-    canvas.paste(paint, place, mask)
+    corner = (int(x * canvas.width - mask.width / 2), int(y * canvas.height - mask.height / 2))
+    canvas.paste(paint, corner, mask)
 
 
 @cache
 def _font_folder() -> Path:
-    # Importing qtawesome would look for Qt; only its font files are wanted.
+    # Importing qtawesome would look for Qt; only its font files are needed.
     spec = importlib.util.find_spec("qtawesome")
     assert spec is not None, "qtawesome is a dependency of this package"
     assert spec.submodule_search_locations
@@ -130,7 +130,7 @@ def _typeface(font: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def _glyph(name: str, pixels: int) -> Image.Image:
-    """Coverage (mode L) of a glyph, cut to its ink."""
+    """Return the coverage (mode L) of a glyph, cropped to its ink."""
     font, _, glyph = name.rpartition(":")
     font = font or "mdi"
     face = _typeface(font, pixels)

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
 @dataclass(frozen=True)
 class Layers:
-    """What a style works on; both images have the same square size."""
+    """Input of a style; both images have the same square size."""
 
     background: Image.Image
     """RGB."""
@@ -26,7 +26,7 @@ class Layers:
         return self.subjects.getchannel("A")
 
     def grown(self, pixels: int) -> Image.Image:
-        """The subjects' mask, `pixels` wider on all sides."""
+        """Return the subjects' mask, `pixels` wider on all sides."""
         return self.mask.filter(ImageFilter.MaxFilter(2 * pixels + 1))
 
 
@@ -37,7 +37,7 @@ def _over(background: Image.Image, subjects: Image.Image) -> Image.Image:
 
 
 def _halo(layers: Layers) -> Image.Image:
-    """The background with a thin rim around the subjects, so that none drowns in it."""
+    """The background with a thin rim around the subjects, so that they stand out."""
     inside = np.asarray(layers.mask) > 127
     light = np.asarray(layers.subjects.convert("L"))[inside].mean() if inside.any() else 255
     rim = Image.new("RGB", layers.background.size, (20, 20, 24) if light > 90 else (240, 240, 240))

@@ -1,7 +1,7 @@
-"""What scenes are made of. Subjects are glyphs of two icon fonts that qtawesome ships.
+"""Vocabulary of the scenes. Subjects are glyphs of two icon fonts that qtawesome ships.
 
-A line of `SUBJECTS` is `word`, or `words=glyph` where the font calls it otherwise; glyphs with the
-prefix `fa:` come from Font Awesome 6, all others from Material Design Icons 6.
+An entry of `SUBJECTS` is `word`, or `words=glyph` where the font has another name for it; glyphs
+with the prefix `fa:` come from Font Awesome 6, all others from Material Design Icons 6.
 """
 
 SUBJECTS = """
@@ -114,12 +114,12 @@ RELATIONS = {
 
 
 def subjects() -> dict[str, str]:
-    """Name of each subject with its glyph."""
+    """Return the glyph of each subject by name."""
     return _glyphs(SUBJECTS) | _glyphs(DEMO_SUBJECTS)
 
 
 def demo_subjects() -> frozenset[str]:
-    """Names of the subjects that only the world `demo` has."""
+    """Return the names of the subjects that only the world `demo` has."""
     return frozenset(_glyphs(DEMO_SUBJECTS))
 
 
@@ -130,4 +130,5 @@ def _glyphs(text: str) -> dict[str, str]:
 
 
 def plural(name: str) -> str:
+    """Return the plural of a subject's name."""
     return PLURALS.get(name, f"{name}s")

@@ -1,15 +1,15 @@
-"""Near pairs of unit vectors: few candidates, and among them every pair that reaches a cosine.
+"""Near pairs of unit vectors: few candidates, among them every pair that reaches a cosine.
 
-A short row of 8-bit integers stands for each vector: its coordinates along the first principal
-components and, as one more, the length of the rest. By Cauchy and Schwarz
+Each vector is represented by a short row of 8-bit integers: its coordinates along the first
+principal components and, as one more, the length of the rest. By Cauchy and Schwarz
 x.y <= x_k.y_k + |x_rest| |y_rest|, the dot product of two such rows (the l2-norm bound of L2AP,
 Anastasiu and Karypis, ICDE 2014, folded into the product). So one narrow matrix product bounds
-every cosine of a tile from above, and maxima at memory speed find the few places to look at again.
-What is left there is checked in float32, and in the end float64 decides.
+every cosine of a tile from above, and maxima at memory speed find the few candidates. These are
+checked in float32, and the rest in float64.
 
-No near pair is lost: the products are exact integers, and the bound is widened by what rounding
-took from these very rows, measured in float64. The components come from a sample; a poor sample
-lets more pairs pass, never fewer.
+No near pair is lost: the products are exact integers, and the bound is widened by the rounding
+error of these rows, measured in float64. The components come from a sample; a poor sample lets more
+pairs pass, never fewer.
 """
 
 import threading
@@ -26,7 +26,7 @@ from img2prompt.data.similar.threads import Threads
 from img2prompt.data.vectors import exact_cosine
 
 COORDINATES = 112
-"""Numbers in a short row. With 64, 5 to 7 times as many pairs pass and a product takes 0.85 of the
+"""Length of a short row. With 64, 5 to 7 times as many pairs pass and a product takes 0.85 of the
 time; with 112, 2 to 5 of 10,000 pairs of real prompts pass at a cosine of 0.85."""
 
 TILE = 1536
@@ -40,14 +40,14 @@ _ROWS_AT_ONCE = 1024
 _SAMPLE = 2048
 _LARGEST = 127
 _STORED = 1e-6
-"""More than float32, in which coordinates wait to be rounded, can change a product."""
+"""Upper bound of the error in a product from storing coordinates in float32 before rounding."""
 
 
 @dataclass(frozen=True)
-class Near:
-    """Unit vectors and their short rows; nothing but arrays, so that workers can share one copy.
+class NearPairs:
+    """Unit vectors and their short rows; only arrays, so that workers can share one copy.
 
-    Memory: 112 bytes a row beside the vectors, which may be a memory map (560 while they are made),
+    Memory: 112 bytes a row beside the vectors, which may be a memory map (560 at first),
     and 50 MB a thread for a tile and its candidates. A GPU gets a copy of vectors and short rows.
     """
 
@@ -56,9 +56,9 @@ class Near:
     short: np.ndarray
     """int8 (N, K)."""
     scale: float
-    """What a coordinate was multiplied with before it was rounded."""
+    """Factor of a coordinate before rounding."""
     slack: float
-    """How far the product of two short rows over scale^2 may lie below the cosine."""
+    """Largest amount by which the product of two short rows over scale^2 is below the cosine."""
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -80,23 +80,23 @@ class Near:
     def candidates(
         self, rows: np.ndarray, others: np.ndarray, floor: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of one of `rows` and one of `others` (of each at most `tile`), in that order.
+        """Yield candidate pairs of `rows` and `others` (at most `tile` of each), in that order.
 
-        Among them is every pair whose cosine is at or above `floor` (N,) of the first. They come
-        PAIRS_AT_ONCE at a time at most. Several threads may ask at once.
+        They include every pair whose cosine is at or above `floor` (N,) of its row, in arrays of at
+        most PAIRS_AT_ONCE pairs. Thread-safe.
         """
         work = self._work
         bounds = work.product(work.short[work.index(rows)], work.short[work.index(others)])
-        place = _at_least(bounds, work.index(self._cut(floor[rows])))
-        for some in chunks(place, PAIRS_AT_ONCE):
+        pairs = _at_least(bounds, work.index(self._cut(floor[rows])))
+        for some in chunks(pairs, PAIRS_AT_ONCE):
             yield rows[some // len(others)], others[some % len(others)]
 
     def at_least(
         self, row: np.ndarray, other: np.ndarray, floor: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those of at most PAIRS_AT_ONCE pairs whose float64 cosine reaches `floor` (N,) of `row`.
+        """Select the pairs whose float64 cosine is at or above `floor` (N,) of `row`.
 
-        Returns rows, others and cosines (float64), in the same order.
+        Given at most PAIRS_AT_ONCE pairs, return rows, others and float64 cosines in their order.
         """
         likely = self._work.cosine(row, other) >= floor[row] - self.margin
         row, other = row[likely], other[likely]
@@ -105,7 +105,7 @@ class Near:
         return row[sure], other[sure], cosine[sure]
 
     def _cut(self, floor: np.ndarray) -> np.ndarray:
-        """int32 (B,): the smallest product of short rows that a cosine at the floor can have."""
+        """Return the smallest product of short rows at a cosine of the floor: int32 (B,)."""
         lowest = np.ceil((floor - self.slack) * self.scale**2)
         return lowest.clip(-(2**24), 2**24).astype(np.int32)
 
@@ -117,7 +117,7 @@ class Near:
 
     @cached_property
     def threads(self) -> Threads:
-        """For work on these vectors; one with a GPU, which would get a copy for each."""
+        """Threads for work on these vectors; one if there is a GPU, which holds a copy for each."""
         return Threads(1 if torch.cuda.is_available() else torch.get_num_threads())
 
     @cached_property
@@ -128,12 +128,12 @@ class Near:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
 
-def near(vectors: np.ndarray, coordinates: int = COORDINATES) -> Near:
-    """Short rows for float32 unit vectors (N, D); with `coordinates` > D nothing is cut off."""
+def near_pairs(vectors: np.ndarray, coordinates: int = COORDINATES) -> NearPairs:
+    """Compute short rows of float32 unit vectors (N, D); with `coordinates` > D none is cut."""
     components = _principal(vectors, coordinates - 1)
     width = components.shape[1] + 1
     assert width * _LARGEST**2 < 2**24, "float32 would not hold the products exactly"
-    # Another rotation makes the coordinates of a row alike, so that rounding costs all the same.
+    # Another rotation equalises the coordinates of a row, so that all lose alike by rounding.
     mixed = torch.from_numpy(scipy.fft.dct(np.eye(width), norm="ortho"))
     axes = components @ mixed[:-1]
     exact = torch.empty(len(vectors), width)
@@ -146,11 +146,11 @@ def near(vectors: np.ndarray, coordinates: int = COORDINATES) -> Near:
 
     for _ in Threads(torch.get_num_threads()).map(fill, range(0, len(vectors), _ROWS_AT_ONCE)):
         pass
-    return Near(vectors, *_rounded(exact))
+    return NearPairs(vectors, *_rounded(exact))
 
 
 def _rounded(exact: torch.Tensor) -> tuple[np.ndarray, float, float]:
-    """Rows (N, K) as int8, what they were multiplied with, and the slack of their products."""
+    """Return rows (N, K) as int8, their factor, and the slack of their products."""
     scale = _LARGEST / max(exact.abs().max().item(), 1e-3) if len(exact) else 1.0
     short = torch.empty(exact.shape, dtype=torch.int8)
 
@@ -161,8 +161,8 @@ def _rounded(exact: torch.Tensor) -> tuple[np.ndarray, float, float]:
         length = whole.div_(scale).norm(dim=1).max().item()
         return length, part.sub_(whole).norm(dim=1).max().item()
 
-    found = [*Threads(torch.get_num_threads()).map(fill, range(0, len(exact), _ROWS_AT_ONCE))]
-    length, lost = np.max(found, axis=0) if found else (0.0, 0.0)
+    norms = [*Threads(torch.get_num_threads()).map(fill, range(0, len(exact), _ROWS_AT_ONCE))]
+    length, lost = np.max(norms, axis=0) if norms else (0.0, 0.0)
     # With rounded x', y': x.y = x'.y' + (x - x').y' + x'.(y - y') + (x - x').(y - y').
     return short.numpy(), scale, 2 * lost * length + lost**2 + _STORED
 
@@ -182,17 +182,17 @@ def _principal(vectors: np.ndarray, count: int) -> torch.Tensor:
 
 def _has_int8() -> bool:
     """Whether the processor multiplies bytes without overflow in between (AVX2 may overflow)."""
-    there = torch.cpu.get_capabilities()
-    return any(there.get(name, False) for name in ("avx512_vnni", "amx_int8"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_vnni", "amx_int8"))
 
 
 class _Work:
-    """One thread's tensors, and room that is used again for each tile: new pages cost more."""
+    """Tensors of one thread, with buffers that are reused for each tile: new pages cost more."""
 
     def __init__(self, vectors: np.ndarray, short: np.ndarray) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with warnings.catch_warnings():
-            # Ray and memory maps give arrays that cannot be written to, and nobody does.
+            # Arrays from Ray and memory maps are read-only, and nothing writes to them.
             warnings.filterwarnings("ignore", message=".*not writable")
             self.vectors = torch.from_numpy(vectors).to(self._device)
             self.short = torch.from_numpy(short).to(self._device)
@@ -204,9 +204,9 @@ class _Work:
         return torch.from_numpy(numbers).to(self._device)
 
     def product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """(B, M), whole numbers: left (B, K) @ right.T (K, M), both int8, by what is fastest.
+        """Return left (B, K) @ right.T (K, M) of int8 exactly, (B, M), in the fastest dtype.
 
-        bf16 holds every int8, and float32 every sum of products, so none of them rounds.
+        bf16 represents every int8, and float32 every sum of products, so nothing is rounded.
         """
         if self._device.type == "cuda":
             return torch.mm(left.bfloat16(), right.bfloat16().T, out_dtype=torch.float32)
@@ -216,7 +216,7 @@ class _Work:
         return torch.mm(left.float(), right.float().T, out=bounds)
 
     def cosine(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """float32 (P,): dot products of at most PAIRS_AT_ONCE pairs of vectors."""
+        """Return float32 (P,): dot products of at most PAIRS_AT_ONCE pairs of vectors."""
         a, b = (
             torch.index_select(self.vectors, 0, self.index(number), out=room[: len(number)])
             for number, room in zip((left, right), self._pairs, strict=True)
@@ -225,10 +225,10 @@ class _Work:
 
 
 def _at_least(bounds: torch.Tensor, cut: torch.Tensor) -> np.ndarray:
-    """Places, row by row, of the bounds (B, M) that are at or above the cut (B,) of their row."""
+    """Return flat indices of the bounds (B, M) that are at or above the cut (B,) of their row."""
     width = _STRIP if bounds.shape[1] % _STRIP == 0 else bounds.shape[1]
     strips = bounds.view(-1, width)
     cut = cut.repeat_interleave(bounds.shape[1] // width)
     some = torch.nonzero(strips.amax(dim=1) >= cut).squeeze(1)
-    found = np.flatnonzero((strips[some] >= cut[some, None]).cpu().numpy())
-    return some.cpu().numpy()[found // width] * width + found % width
+    passing = np.flatnonzero((strips[some] >= cut[some, None]).cpu().numpy())
+    return some.cpu().numpy()[passing // width] * width + passing % width

@@ -3,10 +3,10 @@
 The rule is greedy keep-first (the "leader" rule, the lexicographically first maximal independent
 set of Blelloch, Fineman and Shun, arXiv 1202.3205): a row is dropped exactly when an earlier kept
 row has a cosine at or above the threshold. Unlike "drop when any earlier row is near" (SemDeDup,
-arXiv 2303.09540) it never drops a row for the sake of one that is itself gone, and unlike connected
+arXiv 2303.09540) it never drops a row because of one that is itself dropped, and unlike connected
 components it does not chain.
 
-Exact: low precision only finds candidates (`near.py`), float64 decides. Memory is bounded by the
+Exact: low precision only finds candidates (`bounds.py`), float64 decides. Memory is bounded by the
 block, without a list of edges or a limit on neighbours, since only kept rows are compared with.
 """
 
@@ -15,17 +15,17 @@ from functools import partial
 
 import numpy as np
 
-from img2prompt.data.similar.bounds import chunks, near
-from img2prompt.data.similar.matches import Best, Spread, best_matches, here
+from img2prompt.data.similar.bounds import chunks, near_pairs
+from img2prompt.data.similar.matches import BestMatches, Spread, best_matches, in_process
 from img2prompt.data.vectors import check_unit
 
 BLOCK = 32_768
-"""Rows that are compared with the rows kept before them at once, in jobs of as many kept rows."""
+"""Rows of one job, and kept rows that they are compared with."""
 
 
 @dataclass(frozen=True)
 class KeepFirst:
-    """What became of every row."""
+    """Result of keep-first de-duplication."""
 
     kept: np.ndarray
     """int64: numbers of the kept rows, ascending."""
@@ -36,7 +36,7 @@ class KeepFirst:
 
 
 def keep_first(
-    vectors: np.ndarray, threshold: float, block: int = BLOCK, spread: Spread = here
+    vectors: np.ndarray, threshold: float, block: int = BLOCK, spread: Spread = in_process
 ) -> KeepFirst:
     """Greedy keep-first de-duplication of unit vectors, in row order.
 
@@ -47,15 +47,15 @@ def keep_first(
         vectors: float32 unit rows (N, D); may be a memory map.
         threshold: compared with the float64 dot product.
         block: rows of a job, and kept rows that it compares them with; the answer is the same.
-        spread: where jobs run. What is left to this process is the order within each block: about
-            block / N of all pairs.
+        spread: where jobs run. This process compares the rows within each block: about block / N of
+            all pairs.
 
     Raises:
         ValueError: names the row that is not finite or not of unit length (to 1e-3).
     """
-    pairs = near(check_unit(vectors))
+    pairs = near_pairs(check_unit(vectors))
     run = spread(partial(best_matches, pairs, threshold))
-    best = Best(pairs, threshold)
+    best = BestMatches(pairs, threshold)
     kept = np.zeros(0, np.int64)
     for rows in chunks(np.arange(len(vectors)), block):
         for match in run((rows, some) for some in chunks(kept, block)):
@@ -65,8 +65,8 @@ def keep_first(
     return KeepFirst(kept, best.other, best.score)
 
 
-def _settle(best: Best, rows: np.ndarray) -> np.ndarray:
-    """Decide rows that were compared with all rows kept before them; returns those kept."""
+def _settle(best: BestMatches, rows: np.ndarray) -> np.ndarray:
+    """Decide rows that were compared with all rows kept before them; return the kept ones."""
     kept = np.zeros(0, np.int64)
     for step in chunks(rows, best.pairs.tile):
         best.compare(step, kept)
@@ -75,12 +75,12 @@ def _settle(best: Best, rows: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _decide(best: Best, rows: np.ndarray) -> np.ndarray:
-    """The same for rows that are few enough to be compared with each other at once."""
+def _decide(best: BestMatches, rows: np.ndarray) -> np.ndarray:
+    """Decide rows that are few enough to be compared with each other at once."""
     is_kept = np.zeros(len(best.pairs), bool)
     is_kept[rows] = best.other[rows] < 0
     for row, other in best.pairs.candidates(rows, rows[is_kept[rows]], best.floor):
-        # Pairs come row by row, so whatever lies before a row of this chunk is almost decided.
+        # Pairs come row by row, so almost all rows before a row of this chunk are decided.
         earlier = (other < row) & is_kept[other]
         row, other, cosine = best.pairs.at_least(row[earlier], other[earlier], best.floor)
         for a, b in zip(row.tolist(), other.tolist(), strict=True):

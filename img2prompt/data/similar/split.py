@@ -1,4 +1,4 @@
-"""Train, validation and test by whole groups of similar prompts, and the proof that none leaks.
+"""Split prompts into train, val and test by whole groups of similar ones, and report leaks.
 
 Prompts joined by a chain of cosines at or above a threshold go to one split together: a random
 split scores 0.02 to 0.10 too high, because near copies of its test prompts were trained on.
@@ -12,9 +12,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from img2prompt.data.similar.bounds import Near, chunks, near
+from img2prompt.data.similar.bounds import NearPairs, chunks, near_pairs
 from img2prompt.data.similar.dedupe import BLOCK
-from img2prompt.data.similar.matches import Match, MatchTask, Spread, here, nearest
+from img2prompt.data.similar.matches import Match, MatchTask, Spread, in_process, nearest
 from img2prompt.data.vectors import check_unit
 from img2prompt.errors import UserError
 
@@ -24,9 +24,9 @@ LARGE = 0.1
 
 
 def components(
-    vectors: np.ndarray, threshold: float, block: int = BLOCK, spread: Spread = here
+    vectors: np.ndarray, threshold: float, block: int = BLOCK, spread: Spread = in_process
 ) -> np.ndarray:
-    """Connected components of the graph whose edges are cosines at or above `threshold`.
+    """Label the connected components of the graph whose edges are cosines at or above `threshold`.
 
     Args:
         vectors: float32 unit rows (N, D).
@@ -37,7 +37,7 @@ def components(
     Returns:
         int64 labels (N,), numbered from 0 in the order of each component's first row.
     """
-    pairs = near(check_unit(vectors))
+    pairs = near_pairs(check_unit(vectors))
     blocks = list(chunks(np.arange(len(vectors)), block))
     jobs = ((rows, others) for at, rows in enumerate(blocks) for others in blocks[: at + 1])
     parent = np.arange(len(vectors))
@@ -47,26 +47,26 @@ def components(
     return np.unique(roots, return_inverse=True)[1].astype(np.int64)
 
 
-def _forest(pairs: Near, threshold: float, job: MatchTask) -> tuple[np.ndarray, np.ndarray]:
-    """Edges that join the rows and others of a job as all of its edges do, one a row at most."""
+def _forest(pairs: NearPairs, threshold: float, job: MatchTask) -> tuple[np.ndarray, np.ndarray]:
+    """Return a spanning forest of a job's edges: at most one edge a row."""
     rows, others = job
     floor = np.broadcast_to(threshold, len(pairs))
     parent = np.arange(len(pairs))
 
     def edges(tile: MatchTask) -> list[Match]:
-        found = []
+        joined = []
         for row, other in pairs.candidates(*tile, floor):
             apart = (other < row) & (_roots(parent, row) != _roots(parent, other))
-            found.append(pairs.at_least(row[apart], other[apart], floor))
-        return found
+            joined.append(pairs.at_least(row[apart], other[apart], floor))
+        return joined
 
     tiles = (
         (some, against)
         for some in chunks(rows, pairs.tile)
         for against in chunks(others[others < some[-1]], pairs.tile)
     )
-    for found in pairs.threads.map(edges, tiles):
-        for row, other, _ in found:
+    for joined in pairs.threads.map(edges, tiles):
+        for row, other, _ in joined:
             _join(parent, row, other)
     ends = np.union1d(rows, others)
     roots = _roots(parent, ends)
@@ -74,16 +74,16 @@ def _forest(pairs: Near, threshold: float, job: MatchTask) -> tuple[np.ndarray, 
 
 
 def _roots(parent: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The first row of each row's component, with the paths shortened on the way.
+    """Return the first row of each row's component, and shorten the paths on the way.
 
-    Safe beside one thread that joins: it writes only where a root is, this only elsewhere.
+    Safe beside one thread that joins: that writes only to roots, this only to other rows.
     """
-    found = parent[rows]
-    while not np.array_equal(above := parent[found], found):
-        found = above
-    below = found != rows
-    parent[rows[below]] = found[below]
-    return found
+    roots = parent[rows]
+    while not np.array_equal(above := parent[roots], roots):
+        roots = above
+    below = roots != rows
+    parent[rows[below]] = roots[below]
+    return roots
 
 
 def _join(parent: np.ndarray, row: np.ndarray, other: np.ndarray) -> None:
@@ -107,7 +107,7 @@ def assign(
     test_fraction: float,
     seed: int,
 ) -> np.ndarray:
-    """A split for every row, the same for all rows of a component.
+    """Choose a split for every row, the same for all rows of a component.
 
     The heaviest component always trains. Of the others, a random draw of those up to a tenth of a
     held-out split fills both held-out splits; larger ones follow, the lightest first, only when
@@ -142,14 +142,14 @@ def assign(
 
 
 def _queue(sizes: np.ndarray, large: float, seed: int) -> np.ndarray:
-    """Candidates for the held-out splits in order: small ones at random, then the large ones."""
+    """Return candidates for the held-out splits: small ones in random order, then large ones."""
     draw = np.random.default_rng(seed).permutation(len(sizes))
     order = np.lexsort((draw, np.where(sizes > large, sizes, 0)))
     return order[order != np.argmax(sizes)]
 
 
 def _fill(sizes: np.ndarray, queue: np.ndarray, goal: dict[str, float]) -> np.ndarray:
-    """Splits (C,): one component for each held-out split, then whatever still fits, then train."""
+    """Return splits (C,): one component for each held-out split, then those that fit."""
     split = np.full(len(sizes), "train", dtype="<U5")
     room = dict(goal)
 
@@ -178,9 +178,9 @@ def leak_report(
     held_out_prompts: Sequence[str],
     worst: int = 10,
     block: int = BLOCK,
-    spread: Spread = here,
+    spread: Spread = in_process,
 ) -> dict[str, Any]:
-    """How near the training prompts come to the held-out ones, ready for JSON.
+    """Report how similar the training prompts are to the held-out ones, ready for JSON.
 
     Args:
         train_vectors: float32 unit rows (T, D), T >= 1.

@@ -1,4 +1,4 @@
-"""Torch work in threads of one core each."""
+"""Threads for torch operations, of one core each."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,11 @@ B = TypeVar("B")
 
 
 class Threads:
-    """Threads in each of which torch uses one core; a single one is the caller's own.
+    """Threads in each of which torch uses one core. With a count of 1 the caller's thread is used.
 
-    Torch's own threads wait for each other after every operation. With operations of a millisecond,
-    one more busy process on the machine makes that 5 to 10 times slower; work that is independent
-    for longer hardly notices it.
+    Torch's own threads wait for each other after every operation. With operations of a millisecond
+    and one more busy process on the machine that is 5 to 10 times slower; longer independent work
+    is hardly affected.
     """
 
     def __init__(self, count: int) -> None:
@@ -28,24 +28,24 @@ class Threads:
         self._pool = ThreadPoolExecutor(count, "torch", _one_core)
         started = Barrier(count)
         list(self._pool.map(lambda _: started.wait(), range(count)))
-        # Torch also took their number for that of all threads to come.
+        # Torch has also applied their number to all future threads.
         torch.set_num_threads(before)
 
     def map(self, function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
-        """Results in the order of the arguments, of which a few are under way at a time."""
+        """Yield results in the order of the arguments, of which a few are in progress at a time."""
         if self._count == 1:
             yield from map(function, arguments)
             return
-        under_way: deque[Future[B]] = deque()
+        pending: deque[Future[B]] = deque()
         for argument in arguments:
-            under_way.append(self._pool.submit(function, argument))
-            if len(under_way) > 2 * self._count:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(self._pool.submit(function, argument))
+            if len(pending) > 2 * self._count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _one_core() -> None:
-    # A thread's first look takes over the number of the others, also after a number was set.
+    # The first query in a thread adopts the other threads' number, so set it afterwards.
     torch.get_num_threads()
     torch.set_num_threads(1)

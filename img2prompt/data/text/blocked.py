@@ -1,4 +1,4 @@
-"""Words and phrases that no prompt may hold."""
+"""Words and phrases that no prompt may contain."""
 
 import re
 
@@ -9,11 +9,11 @@ _WORD = re.compile(r"\w+")
 
 
 class BlockedWords:
-    """A list of words and phrases, matched as whole words, whatever their case.
+    """A list of words and phrases, matched as whole words in any case.
 
-    A word is a run of letters, digits and underscores; what stands between words does not matter,
-    so `red-haired` is found by `red haired`. Scripts without spaces match by whole runs only. A
-    prompt costs one look-up for each of its words and each length of phrase, however long the list.
+    A word is a run of letters, digits and underscores; characters between words are ignored, so
+    `red haired` matches `red-haired`. Scripts without spaces match by whole runs only. A prompt
+    takes one look-up for each of its words and each length of phrase, however long the list is.
     """
 
     def __init__(self, content: bytes, where: str) -> None:
@@ -30,16 +30,16 @@ class BlockedWords:
             if phrase:
                 self._phrases.setdefault(words, phrase)
         if not self._phrases:
-            raise UserError(f"{where} holds no word: give one word or phrase a line")
+            raise UserError(f"{where} contains no word: give one word or phrase a line")
         self._lengths = sorted({len(words) for words in self._phrases})
 
     def reason(self, prompt: str) -> str | None:
-        """Why a prompt is unfit, as `kind: detail` with the first blocked phrase; else None."""
+        """Return `kind: detail` with the first blocked phrase of a prompt, or None."""
         words = _words(prompt)
         for start in range(len(words)):
             for length in self._lengths:
-                if found := self._phrases.get(words[start : start + length]):
-                    return f"blocked word: {found!r} at word {start + 1}"
+                if phrase := self._phrases.get(words[start : start + length]):
+                    return f"blocked word: {phrase!r} at word {start + 1}"
         return None
 
 

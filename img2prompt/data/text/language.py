@@ -1,10 +1,10 @@
-"""Which language a prompt is in, by py3langid (optional extra `language`).
+"""Filter prompts by language, with py3langid (optional extra `language`).
 
-Chosen among five on 11,696 prompts of DiffusionDB and PartiPrompts and 34 short foreign ones: the
-model (a naive Bayes over byte n-grams, Lui and Baldwin 2012) ships in the wheel of 5 MB under the
-BSD licence and judges 16,000 prompts a second. lingua is 96 MB, takes 1.3 GB of memory and is 30
-times slower; CLD2 and fastText are faster, but CLD2 is certain of more wrong answers and fastText's
-model has a share-alike licence.
+Chosen among five libraries on 11,696 prompts of DiffusionDB and PartiPrompts and 34 short foreign
+ones: the model (a naive Bayes over byte n-grams, Lui and Baldwin 2012) ships in the wheel of 5 MB
+under the BSD licence and classifies 16,000 prompts a second. lingua is 96 MB, takes 1.3 GB of
+memory and is 30 times slower; CLD2 and fastText are faster, but CLD2 is more often certain and
+wrong, and fastText's model has a share-alike licence.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from img2prompt.errors import UserError
 
 CERTAIN = 0.5
-"""A language counts when it is more probable than all others together. Then 55 of the 11,696
+"""Least probability of a language, above all others together. Then 55 of the 11,696
 prompts are refused as not English, some of them wrongly, and 4 of the 34 foreign ones pass."""
 
 
 class LanguageFilter:
-    """Refuses prompts that are certainly in none of the allowed languages.
+    """Rejects prompts that are certainly in none of the allowed languages.
 
-    Names and short phrases are uncertain in any language ("mona lisa", "a shiba inu"), so what is
-    not certain passes.
+    Names and short phrases are uncertain in any language ("mona lisa", "a shiba inu"), so uncertain
+    prompts pass.
     """
 
     def __init__(self, languages: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ class LanguageFilter:
         self._allowed = frozenset(languages)
 
     def reason(self, prompt: str) -> str | None:
-        """Why a prompt is unfit, as `kind: detail`; None when it is fit or uncertain."""
+        """Return `kind: detail` for a prompt in another language; None when it passes."""
         language, probability = self._identifier.classify(prompt)
         if language in self._allowed or probability < CERTAIN:
             return None

@@ -1,4 +1,4 @@
-"""What a usable prompt is, and the id that equal prompts share."""
+"""Normal form, rules and ids of prompts."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ _BLANK = re.compile(r"\s")
 
 
 def normalise(text: str) -> str:
-    """The same prompt in one form: NFC, no control characters, single spaces, no outer ones.
+    """Return the normal form of a prompt: NFC, no control characters, single spaces, none outside.
 
     Lone surrogates (bytes that were not UTF-8) become U+FFFD, so the result can be encoded.
     """
@@ -25,9 +25,9 @@ def normalise(text: str) -> str:
 
 
 def reject_reason(prompt: str, config: CleanConfig) -> str | None:
-    """Why a normalised prompt is unfit, as `kind: detail`; None when it is fit.
+    """Return why a normalised prompt is unfit, as `kind: detail`, or None.
 
-    Every character is looked at, not only whether some run of them is allowed.
+    Every character must be allowed.
     """
     if not prompt:
         return "empty prompt: no visible character"
@@ -54,18 +54,18 @@ def _words_reason(prompt: str, config: CleanConfig) -> str | None:
 def _characters_reason(prompt: str, characters: str) -> str | None:
     if characters == "any" or prompt.isascii():
         return None
-    for place, character in enumerate(prompt, 1):
+    for position, character in enumerate(prompt, 1):
         if not (character.isascii() or (characters == "latin" and _is_latin(character))):
             name = unicodedata.name(character, f"U+{ord(character):04X}")
-            return f"character: {name} at character {place}; allowed: {characters}"
+            return f"character: {name} at character {position}; allowed: {characters}"
     return None
 
 
 @lru_cache(maxsize=4096)
 def _is_latin(character: str) -> bool:
-    """Whether a character is a Latin letter, a mark for one, or neither letter, mark nor digit.
+    """Return whether a character is a Latin letter, a mark for one, or no letter, mark or digit.
 
-    Python knows no scripts, but Unicode's names begin with them.
+    Python has no data on scripts, but Unicode's names begin with them.
     """
     category = unicodedata.category(character)
     if category[0] == "M":  # the general marks, and the selectors of emoji
@@ -76,7 +76,7 @@ def _is_latin(character: str) -> bool:
 
 
 def _symbols_reason(prompt: str, limit: float) -> str | None:
-    """Symbols are characters that are no letter, mark, number or white space."""
+    """Count symbols: characters that are not letters, marks, numbers or white space."""
     symbols = [c for c in _NO_WORD.findall(prompt) if c.isascii() or not _is_mark(c)]
     visible = len(prompt) - len(_BLANK.findall(prompt))
     if len(symbols) <= limit * visible:
@@ -91,5 +91,5 @@ def _is_mark(character: str) -> bool:
 
 
 def prompt_id(prompt: str) -> str:
-    """16 hex digits shared by exactly the prompts that normalise to the same text."""
+    """Return 16 hex digits, the same for all prompts with the same normal form."""
     return hashlib.sha256(normalise(prompt).encode()).hexdigest()[:16]

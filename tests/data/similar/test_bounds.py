@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from img2prompt.data.similar import bounds as module
-from img2prompt.data.similar.bounds import PAIRS_AT_ONCE, near
-from img2prompt.data.similar.matches import Best, best_matches, nearest
+from img2prompt.data.similar.bounds import PAIRS_AT_ONCE, near_pairs
+from img2prompt.data.similar.matches import BestMatches, best_matches, nearest
 
 EVERY = 10
 
@@ -35,7 +35,7 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("size", [2, 24, 384])
 def test_products_of_short_rows_bound_every_cosine(coordinates: int, size: int) -> None:
     vectors = clustered(rows=600, size=size, seed=size)
-    pairs = near(vectors, coordinates)
+    pairs = near_pairs(vectors, coordinates)
     assert pairs.short.shape == (600, min(coordinates, size + 1))
     assert np.abs(pairs.short).max() == 127
     bounds = exact(pairs.short, pairs.short) / pairs.scale**2 + pairs.slack
@@ -61,7 +61,7 @@ def test_candidates_hold_every_pair_at_or_above_the_floor(precision: str, floor:
     vectors = clustered(rows=700, size=48, seed=1)
     rows, others = np.arange(5, 650), np.arange(0, 700, 2)
     passed = np.zeros((700, 700), bool)
-    for row, other in near(vectors, 24).candidates(rows, others, np.full(700, floor)):
+    for row, other in near_pairs(vectors, 24).candidates(rows, others, np.full(700, floor)):
         assert len(row) <= PAIRS_AT_ONCE
         assert not passed[row, other].any()
         passed[row, other] = True
@@ -77,7 +77,7 @@ def test_candidates_hold_every_pair_at_or_above_the_floor(precision: str, floor:
 def test_each_row_has_its_own_floor_and_pairs_come_in_order() -> None:
     vectors = clustered(rows=300, size=24, seed=2)
     floor = np.linspace(0.3, 1.0, 300)
-    found = [*near(vectors).candidates(np.arange(300), np.arange(300), floor)]
+    found = [*near_pairs(vectors).candidates(np.arange(300), np.arange(300), floor)]
     row, other = (np.concatenate(ends) for ends in zip(*found, strict=True))
     assert (np.diff(row * 300 + other) > 0).all()
     cosines = exact(vectors, vectors)
@@ -87,7 +87,7 @@ def test_each_row_has_its_own_floor_and_pairs_come_in_order() -> None:
 
 def test_at_least_is_decided_in_float64() -> None:
     vectors = clustered(rows=80, size=384, seed=3)
-    pairs = near(vectors)
+    pairs = near_pairs(vectors)
     row, other = (ends.ravel() for ends in np.indices((80, 80)))
     cosines = np.sum(vectors[row].astype(np.float64) * vectors[other], axis=1)
     for threshold in np.sort(cosines)[-400::57]:
@@ -101,7 +101,7 @@ def test_at_least_is_decided_in_float64() -> None:
 
 def test_a_copy_in_another_process_finds_the_same() -> None:
     vectors = clustered(rows=200, size=48, seed=4)
-    pairs = near(vectors)
+    pairs = near_pairs(vectors)
     job = np.arange(200), np.arange(200)
     found = best_matches(pairs, 0.5, job)
     copy = pickle.loads(pickle.dumps(pairs))
@@ -115,7 +115,7 @@ def test_best_takes_the_highest_and_the_first_of_equals_in_any_order() -> None:
     cosine = np.array([0.7, 0.9, 0.9, 0.6, 0.6])
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
         for parts in (1, 5):
-            best = Best(near(unit(np.ones((10, 2)))), 0.5)
+            best = BestMatches(near_pairs(unit(np.ones((10, 2)))), 0.5)
             for some in np.array_split(order, parts):
                 best.take(row[some], other[some], cosine[some])
             assert (best.other[3], best.score[3], best.floor[3]) == (4, 0.9, 0.9)

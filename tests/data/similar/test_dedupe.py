@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from img2prompt.data.similar import bounds as near
+from img2prompt.data.similar import bounds
 from img2prompt.data.similar.dedupe import KeepFirst, keep_first
 from img2prompt.data.vectors import exact_cosine
 
@@ -177,7 +177,7 @@ def adversary(kind: str) -> np.ndarray:
     ],
 )
 def test_adversaries(kind: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_has_int8", lambda: precision == "int8")
+    monkeypatch.setattr(bounds, "_has_int8", lambda: precision == "int8")
     vectors = adversary(kind)
     assert_equal(keep_first(vectors, 0.85), quick_brute_force(vectors, 0.85))
 
@@ -254,8 +254,8 @@ def test_blocks_threads_tiles_and_the_file_do_not_matter(
     try:
         for number, block, tile in ((1, 500, 256), (2, 3000, 700), (3, 65536, 64)):
             torch.set_num_threads(number)
-            monkeypatch.setattr(near, "TILE", tile)
-            monkeypatch.setattr(near, "PAIRS_AT_ONCE", 100 * number)
+            monkeypatch.setattr(bounds, "TILE", tile)
+            monkeypatch.setattr(bounds, "PAIRS_AT_ONCE", 100 * number)
             assert_equal(keep_first(mapped, 0.85, block), expected)
     finally:
         torch.set_num_threads(threads)

@@ -228,9 +228,7 @@ def test_no_prompt(texts: dict[str, str], reason: str) -> None:
 
 
 REAL_WITHOUT_PROMPT = {
-    f"artists_{number:04d}.png": (
-        "undecided prompt: node 54 (CR Text Cycler) returns a list of texts"
-    )
+    f"artists_{number:04d}.png": "undecided prompt: node 54 (CR Text Cycler) returns a list"
     # One run over a list of 129 artists: every picture carries the same graph with the whole list.
     for number in range(0, 129, 16)
 }

@@ -55,8 +55,8 @@ def test_thousands_of_phrases_agree_with_one_regular_expression(shared_data: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"list.txt holds no word"),
-        (b"\n \n", r"list.txt holds no word"),
+        (b"", r"list.txt contains no word"),
+        (b"\n \n", r"list.txt contains no word"),
         (b"gun\n!?\n", r"list.txt line 2 is '!\?'; allowed: letters or digits"),
         (b"caf\xe9", r"list.txt is not UTF-8"),
     ],
