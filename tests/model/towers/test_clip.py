@@ -113,9 +113,7 @@ def test_a_tower_knows_its_size(tower: ClipTower, checkpoint: Path) -> None:
     assert open_tower(larger).shape.size == 42
 
 
-def test_the_base_fingerprint_is_of_the_first_weights(
-    tower: ClipTower, checkpoint: Path
-) -> None:
+def test_the_base_fingerprint_is_of_the_first_weights(tower: ClipTower, checkpoint: Path) -> None:
     again = open_tower(TowerConfig(weights=str(checkpoint)))
     assert again.base_fingerprint == tower.base_fingerprint
     with torch.no_grad():
