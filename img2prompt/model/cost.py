@@ -52,16 +52,18 @@ class Cost:
 
     @property
     def weights(self) -> int:
+        """Bytes, with the copies."""
         long = self.parameters - self.shortened
         return FLOAT * long + HALF * self.shortened + self.copies
 
     @property
     def gradients(self) -> int:
+        """Bytes."""
         return FLOAT * self.learned
 
     @property
     def optimizer(self) -> int:
-        """AdamW's two moments."""
+        """Bytes of AdamW's two moments."""
         return 2 * FLOAT * self.learned
 
     def memory(self, rows: int, workers: int = 1, zero_stage: int = 0) -> dict[str, int]:

@@ -63,7 +63,7 @@ def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Put learned tensors back; a missing, extra or wrongly sized one is a UserError."""
+    """Load learned tensors into a model; a missing, extra or wrongly sized one is a UserError."""
     expected = learned_state(model)
     problems = [f"missing {name}" for name in expected.keys() - state.keys()]
     problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]

@@ -201,7 +201,7 @@ def test_the_default_start_is_kaiming_uniform() -> None:
 
 
 @torch.no_grad()
-def test_dropout_is_of_training_alone_and_of_the_update_alone(tower: Tower) -> None:
+def test_dropout_changes_only_the_update_and_only_in_training(tower: Tower) -> None:
     apply_plan(tower, PlanConfig(lora_rate=0.5, lora_dropout=0.5))
     assert not any(part.training for part in tower.modules())  # as before
     start = tower(pixels())

@@ -57,7 +57,7 @@ def changed(model: PromptModel) -> PromptModel:
 
 
 @torch.no_grad()
-def test_a_predictor_is_the_head_on_the_tower() -> None:
+def test_a_prompt_model_is_the_head_on_the_tower() -> None:
     model = predictor().eval()
     assert model.tower is not None
     assert model(pixels()).shape == (3, 384)
@@ -88,7 +88,7 @@ def test_a_probe_and_a_fine_tune_of_a_seed_start_with_the_same_head() -> None:
     assert all(torch.equal(found[name], tuned[name]) for name in found)
 
 
-def test_the_learned_state_holds_what_learns_and_the_statistics() -> None:
+def test_the_learned_state_has_learning_tensors_and_statistics() -> None:
     model = predictor()
     names = set(learned_state(model))
     statistics = {f"head.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
@@ -177,7 +177,7 @@ def test_a_finished_probe_is_loaded_with_its_tower(tmp_path: Path, checkpoint: s
     assert torch.equal(loaded(pixels()), probe(tower(pixels())))
 
 
-def test_the_head_of_a_run_is_taken_and_nothing_else(tmp_path: Path, checkpoint: str) -> None:
+def test_only_the_head_of_a_run_is_loaded(tmp_path: Path, checkpoint: str) -> None:
     config = config_of(checkpoint)
     model, fingerprint = trained(config)
     run = run_of(tmp_path, config, model, fingerprint)

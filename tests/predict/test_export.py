@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from tiny import FINETUNE, MemoryRows, config_of, model_of
 from torch import nn
-from transformers import AutoImageProcessor, CLIPVisionModel
+from transformers import AutoImageProcessor, AutoModel
 
 from img2prompt.artifact import Artifact, Draft
 from img2prompt.config.predict import ExportConfig
@@ -17,6 +17,7 @@ from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.train import PlanConfig
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import WEIGHTS, learned_state, load_prompt_model
+from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.predict import export
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.trained import TrainedRun
@@ -65,7 +66,20 @@ def plain_head(width: int) -> nn.Module:
 def test_an_export_predicts_the_same_without_this_package(
     plan: PlanConfig, width: int, tiny_tower: str, tmp_path: Path
 ) -> None:
-    run = run_of(tmp_path, tiny_tower, plan, width)
+    check_export(run_of(tmp_path, tiny_tower, plan, width), width, tmp_path)
+
+
+@torch.no_grad()
+def test_an_export_of_a_siglip_tower_predicts_the_same(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    fields = {**sizes, "num_hidden_layers": 4, "num_attention_heads": 2}
+    tower = SiglipTower.fresh(fields, seed=0)
+    tower.save(tmp_path / "siglip", torch.float32)
+    check_export(run_of(tmp_path, str(tmp_path / "siglip"), FINETUNE, 0), 0, tmp_path)
+
+
+def check_export(run: Artifact, width: int, tmp_path: Path) -> None:
+    """Export a run and compare its predictions with those of transformers and torch alone."""
     made = export.run(
         ExportConfig(), TrainedRun(run, name="lora"), shards_of(tmp_path), str(tmp_path / "export")
     )
@@ -73,7 +87,7 @@ def test_an_export_predicts_the_same_without_this_package(
     expected = load_prompt_model(run)(torch.from_numpy(pixels))
 
     folder = tmp_path / "export"
-    tower, report = CLIPVisionModel.from_pretrained(folder / "tower", output_loading_info=True)
+    tower, report = AutoModel.from_pretrained(folder / "tower", output_loading_info=True)
     assert not any(report.values())
     head = plain_head(width)
     head.load_state_dict(safetensors.torch.load_file(folder / export.HEAD))

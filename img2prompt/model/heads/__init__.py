@@ -1,1 +1,1 @@
-"""From a tower's feature to the prompt embedding."""
+"""Heads, which map a tower's feature to the prompt embedding."""

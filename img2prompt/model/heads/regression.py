@@ -1,4 +1,4 @@
-"""From the tower's feature (B, D) to the prompt embedding (B, 384)."""
+"""The regression head, from the tower's feature (B, D) to the prompt embedding (B, 384)."""
 
 import torch
 import torch.distributed as dist
@@ -11,10 +11,10 @@ from img2prompt.data.vectors import DIMENSIONS
 
 
 def build_head(width_in: int, config: HeadConfig) -> nn.Module:
-    """A linear head, or the published wide one: Linear, BatchNorm, ReLU, Linear.
+    """Build a linear head, or the published wide one: Linear, BatchNorm, ReLU, Linear.
 
-    Output: (B, 384), not normalised. The first Linear of a wide head has no bias: BatchNorm takes
-    it out again, so its gradient is rounding noise, and Adam would make steps of that.
+    Output: (B, 384), not normalised. The first Linear of a wide head has no bias: BatchNorm would
+    subtract it again, so its gradient is rounding noise, which Adam would turn into steps.
     """
     if config.width == 0:
         return _last(width_in, config.dropout)
@@ -33,7 +33,7 @@ def _last(width_in: int, dropout: float) -> nn.Linear:
 class DropoutLinear(nn.Linear):
     """Dropout, then Linear, with the parameters of Linear alone.
 
-    So a head may go on with another dropout: their tensors have the same names.
+    A head can therefore be loaded with another dropout: the tensors have the same names.
     """
 
     def __init__(self, width_in: int, dropout: float) -> None:
@@ -41,7 +41,7 @@ class DropoutLinear(nn.Linear):
         self.dropout = dropout
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C) to (B, 384)."""
+        """Map (B, C) to (B, 384)."""
         return super().forward(F.dropout(input, self.dropout, self.training))
 
     def extra_repr(self) -> str:
@@ -51,12 +51,12 @@ class DropoutLinear(nn.Linear):
 class GlobalBatchNorm(nn.BatchNorm1d):
     """BatchNorm over the batches of all workers together, in float32, on any device.
 
-    torch's SyncBatchNorm does the same on GPUs only. Workers may hold different numbers of rows:
-    the result does not depend on how the global batch is shared.
+    torch's SyncBatchNorm does the same on GPUs only. Workers may have different numbers of rows:
+    the result does not depend on how the global batch is divided.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C) of any float type to (B, C) float32."""
+        """Normalise (B, C) of any float type; return (B, C) float32."""
         x = input.float()
         shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         with torch.autocast(x.device.type, enabled=False):

@@ -58,7 +58,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_features_are_those_of_transformers(checkpoint: Path, tower: ClipTower) -> None:
+def test_features_equal_those_of_transformers(checkpoint: Path, tower: ClipTower) -> None:
     pictures = [noise(40, 61, 3), noise(61, 33, 3), noise(28, 28, 3)]
     reference = CLIPVisionModel.from_pretrained(checkpoint, attn_implementation="eager")
     batch = np.stack([resize(picture, 28, "crop") for picture in pictures])
@@ -70,7 +70,7 @@ def test_features_are_those_of_transformers(checkpoint: Path, tower: ClipTower) 
 
 
 @torch.no_grad()
-def test_features_of_real_pictures_are_those_of_transformers(
+def test_features_of_real_pictures_equal_those_of_transformers(
     shared_data: Path, checkpoint: Path
 ) -> None:
     paths = sorted((shared_data / "pictures").iterdir())[::100]
@@ -113,7 +113,7 @@ def test_a_tower_knows_its_size(tower: ClipTower, checkpoint: Path) -> None:
     assert open_tower(larger).shape.size == 42
 
 
-def test_the_base_fingerprint_is_of_the_start(tower: ClipTower, checkpoint: Path) -> None:
+def test_the_base_fingerprint_is_of_the_first_weights(tower: ClipTower, checkpoint: Path) -> None:
     again = open_tower(TowerConfig(weights=str(checkpoint)))
     assert again.base_fingerprint == tower.base_fingerprint
     with torch.no_grad():
