@@ -125,8 +125,8 @@ def test_a_worker_sees_the_notice_that_its_node_will_be_taken_away(
     context = module("ray.train.v2._internal.execution.context")
     fields = context.TrainContext.__dataclass_fields__
     assert "preemption_context" in fields, f"ray {ray.__version__}: {sorted(fields)}"
-    kept = module("ray.train.v2._internal.execution.preemption").PreemptionContext()
-    own = SimpleNamespace(preemption_context=kept, get_world_rank=lambda: 0)
+    preemption = module("ray.train.v2._internal.execution.preemption").PreemptionContext()
+    own = SimpleNamespace(preemption_context=preemption, get_world_rank=lambda: 0)
     monkeypatch.setattr(context, "_train_context", own)
     assert internals.preemption_notice() is None
     notice = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
@@ -242,5 +242,5 @@ def test_private_names_are_recognised(tmp_path: Path) -> None:
 def test_private_names_are_in_one_file_only(owner: str, library: str) -> None:
     files = [file for folder in ("img2prompt", "jobs", "cluster") for file in
              (ROOT / folder).rglob("*.py") if file != ROOT / owner]  # fmt: skip
-    found = {str(file.relative_to(ROOT)): private_names(file, library) for file in files}
-    assert {file: names for file, names in found.items() if names} == {}, f"use {owner}"
+    private = {str(file.relative_to(ROOT)): private_names(file, library) for file in files}
+    assert {file: names for file, names in private.items() if names} == {}, f"use {owner}"
