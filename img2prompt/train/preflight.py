@@ -123,10 +123,8 @@ def adopt(config: TrainConfig, made_from: Mapping[str, str], out: str) -> None:
     lines = differences(without(found["config"], FREE), asked, "config")
     if found["done"] or not lines or (found["stage"], found["inputs"]) != (Stage.TRAIN, made_from):
         return
-    draft, before = (
-        Draft(out, Stage.TRAIN, asked, made_from),
-        json.loads(read_bytes(join(out, CONFIG))),
-    )
+    draft = Draft(out, Stage.TRAIN, asked, made_from)
+    before = json.loads(read_bytes(join(out, CONFIG)))
     if without(before, FREE) != asked:  # else a kill came between the next three
         number = sum(name.startswith(CHANGES) for name in draft.receipts())
         change = json.dumps({"config": before, "differences": lines}, indent=2)
