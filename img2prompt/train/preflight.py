@@ -155,10 +155,8 @@ def adopt_config(config: TrainConfig, made_from: Mapping[str, str], out: str) ->
         return
     if (manifest["stage"], manifest["inputs"]) != (Stage.TRAIN, made_from):
         return
-    draft, before = (
-        Draft(out, Stage.TRAIN, new, made_from),
-        json.loads(read_bytes(join(out, CONFIG))),
-    )
+    draft = Draft(out, Stage.TRAIN, new, made_from)
+    before = json.loads(read_bytes(join(out, CONFIG)))
     if without(before, FREE) != new:  # equal if an earlier call was killed between these writes
         number = sum(name.startswith(CHANGES) for name in draft.receipts())
         change = json.dumps({"config": before, "differences": lines}, indent=2)
