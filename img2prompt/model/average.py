@@ -29,7 +29,7 @@ class WeightAverage:
 
     def __init__(self, decay: float) -> None:
         self.weights: dict[str, Tensor] = {}
-        """By parameter or buffer name; empty before the first update."""
+        """The average, by parameter or buffer name; empty before the first update."""
         self._decay = decay
         self._updates = 0
 

@@ -64,7 +64,7 @@ def end_and_wait(seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Vote:
-    """What workers must do together in a step: each is true when any worker votes for it."""
+    """Decisions that workers take together in each step: true when any worker votes for it."""
 
     nonfinite: bool = False
     """The loss of some rows is not finite."""

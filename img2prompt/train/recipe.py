@@ -1,4 +1,4 @@
-"""What a training idea may change. The loop calls a `Recipe`, and knows no idea by name.
+"""The seam for training ideas: the loop calls a `Recipe`, and knows no idea by name.
 
 To add an idea: write its function in `model/`, a field in `config/recipe.py`, and choose the
 function by the field in `build_recipe`.
@@ -43,7 +43,7 @@ class Recipe:
     loss: Loss = cosine
     augment: Augment = unchanged
     averages: dict[str, WeightAverage] = field(default_factory=dict)
-    """By the name under which they are validated."""
+    """Averaged weights, by the name under which they are validated."""
 
     def after_step(self, engine: Engine) -> None:
         """Called on every worker after each optimiser step, with whole weights in the module."""

@@ -1,4 +1,4 @@
-"""What changes on a GPU: the device and bfloat16. Needs one CUDA device; no Ray."""
+"""Results on a GPU, whose device and precision differ. Needs one CUDA device; no Ray."""
 
 import numpy as np
 import pytest

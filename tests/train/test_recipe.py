@@ -105,7 +105,7 @@ def test_validating_an_average_does_not_change_training(
 def test_a_resumed_run_continues_its_recipe_exactly(
     config: TrainConfig, whole: Trained, number: int, tmp_path: Path
 ) -> None:
-    """From a checkpoint on disk, inside an epoch and after one."""
+    """Resume from a checkpoint on disk, inside an epoch and after one."""
     store = CheckpointStore(str(tmp_path))
     store.write(whole.saved[number])
     start = store.newest()
@@ -141,7 +141,7 @@ def test_a_picture_is_flipped_alike_for_any_number_of_workers(config: TrainConfi
 
 
 def test_flips_are_for_training_only(config: TrainConfig) -> None:
-    """Validation sees the pictures as they are, so an average over no step scores the same."""
+    """Validation reads pictures unchanged; flipping all equals training on mirrored pictures."""
     always = config.replace({"recipe.flip": 1.0, "recipe.ema_decay": 0.0})
     run = run_loop(always, TRAIN, VAL)
     engine = PlainEngine(run.model, always, 9, CPU)

@@ -1,1 +1,1 @@
-"""What runs a backward pass and an optimiser step: plain torch or DeepSpeed."""
+"""Engines run the backward pass and the optimiser step: plain torch or DeepSpeed."""

@@ -1,4 +1,4 @@
-"""What an engine is: a model that learns, whatever runs its backward pass and step."""
+"""The engine protocol: a model in training, whatever runs its backward pass and step."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
