@@ -147,7 +147,7 @@ def test_lossy_formats_are_close(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_alpha_lies_on_white(kind: str) -> None:
+def test_alpha_is_composited_on_white(kind: str) -> None:
     pixels = noise(16, 24, 4)
     pixels[:, :4, 3], pixels[:, 4:8, 3] = 0, 255
     result = decode(saved(Image.fromarray(pixels), kind, lossless=True, exact=True))
@@ -274,7 +274,7 @@ def test_a_truncated_picture_is_refused_at_any_length(kind: str) -> None:
     "data",
     [b"", b"hello, I am a text file", b"\x89PNG\r\n\x1a\n", png(0, 0, 8, 2, b""), b"\xff\xd8\xff"],
 )
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(BadPicture, match=r"it starts with .*allowed: PNG, JPEG"):
         decode(data)
     with pytest.raises(BadPicture, match="not a picture"):

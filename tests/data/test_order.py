@@ -50,8 +50,8 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     assert len({order.tobytes() for order in orders}) == 16
 
 
-def test_the_order_stays_what_it_was() -> None:
-    """A killed run goes on in the order that an earlier version of this package drew."""
+def test_the_order_is_unchanged() -> None:
+    """A killed run resumes in the order that an earlier version of this package drew."""
     found = epoch_batches(np.array([3, 2, 4, 0, 5]), 0, 0, 4)
     assert found.tolist() == [[8, 1, 3, 9], [5, 0, 4, 13], [6, 7, 2, 11]]
 
@@ -64,7 +64,7 @@ def test_the_shares_of_all_workers_join_to_the_global_batch(workers: int) -> Non
     assert {len(share) for share in shares} <= {8 // workers, -(-8 // workers)}
 
 
-def test_a_worker_without_a_row_is_our_own_mistake() -> None:
+def test_a_worker_without_a_row_is_an_assertion() -> None:
     with pytest.raises(AssertionError):
         worker_share(np.arange(4), 0, 5)
 
@@ -166,6 +166,6 @@ def test_a_smaller_share_of_the_rows_is_part_of_a_larger_one() -> None:
     assert np.sum((counts > 0) & (counts < sizes)) <= 1, "groups are read whole"
 
 
-def test_the_first_rows_stay_what_they_were() -> None:
+def test_the_first_rows_are_unchanged() -> None:
     assert first_rows(np.array([3, 2, 4, 1]), 0.7, 0).tolist() == [0, 1, 2, 5, 6, 7, 8]
     assert rows_in_share(100, 0.29) == 29

@@ -90,7 +90,7 @@ def test_group_sizes_are_those_of_the_files(shards: Artifact) -> None:
     assert (len(ShardRows(shards, "val")), len(ShardRows(shards, "test"))) == (5, 0)
 
 
-def test_what_is_fetched_may_be_written_to(shards: Artifact) -> None:
+def test_fetched_arrays_are_writable(shards: Artifact) -> None:
     rows = ShardRows(shards, "val")
     batch = rows.fetch(np.arange(5))
     targets = batch.targets.copy()
@@ -221,7 +221,7 @@ def test_every_view_is_for_training_and_the_plain_one_for_scoring(
     assert (held_out.features[:, 0] < 100).all()
 
 
-def test_features_of_other_shards_are_our_own_mistake(tmp_path: Path, shards: Artifact) -> None:
+def test_features_of_other_shards_are_an_assertion(tmp_path: Path, shards: Artifact) -> None:
     features = features_of(tmp_path / "features", shards, ("train",))
     other = write(str(tmp_path / "other"), {"train": [18]}, rows_per_group=4)
     assert len(FeatureRows(features, other, "train")) == 18

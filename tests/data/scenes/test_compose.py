@@ -46,7 +46,7 @@ def test_the_tower_never_sees_the_styles_of_the_demo() -> None:
     assert seen == set(vocabulary.STYLES) - set(vocabulary.DEMO_STYLES)
 
 
-def test_scenes_stay_what_they_were() -> None:
+def test_scenes_are_unchanged() -> None:
     """The demo tower in this package was trained on them."""
     keys = [("tower", 0, 0), ("tower", 3, 59_999)]
     assert [compose(*key).prompt for key in keys] == [

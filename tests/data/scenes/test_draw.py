@@ -146,7 +146,7 @@ def test_relations_are_seen(relation: str) -> None:
         assert np.hypot(red_x - yellow_x, red_y - yellow_y) < 45
 
 
-def test_the_first_subject_stands_in_front() -> None:
+def test_the_first_subject_is_in_front() -> None:
     one, two = Subject("heart", "red", "huge"), Subject("heart", "yellow", "huge")
     scene = Scene(one, "rain", "flat", other=two, relation="inside")
     image = picture(scene, 4, 96).astype(float)

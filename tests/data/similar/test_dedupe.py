@@ -42,7 +42,7 @@ def brute_force(vectors: np.ndarray, threshold: float) -> tuple[list, list, list
 
 
 def quick_brute_force(vectors: np.ndarray, threshold: float) -> KeepFirst:
-    """The same for thousands of rows: float64 products, and one pair at a time where they tie."""
+    """Brute force by float64 products, and one pair at a time where they tie."""
     wide = vectors.astype(np.float64)
     cosines = np.tril(wide @ wide.T, -1)
     assert np.abs(cosines - threshold).min() > 1e-12
@@ -263,7 +263,7 @@ def test_blocks_threads_tiles_and_the_file_do_not_matter(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_gives_equal_results(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(rows=20_000, clusters=3000, spread=0.6, seed=4, size=384)
     found = keep_first(vectors, 0.85)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -41,7 +41,7 @@ def test_other_threads_keep_their_number(count: int) -> None:
     assert seen == [2, 2]
 
 
-def test_arguments_are_asked_for_as_they_are_needed(count: int) -> None:
+def test_arguments_are_taken_lazily(count: int) -> None:
     asked = []
 
     def numbers():
@@ -55,7 +55,7 @@ def test_arguments_are_asked_for_as_they_are_needed(count: int) -> None:
     assert [*results] == [*range(1, 100)]
 
 
-def test_an_error_is_raised_where_results_are_asked_for(count: int) -> None:
+def test_an_error_is_raised_where_results_are_read(count: int) -> None:
     results = Threads(count).map(lambda number: 1 // number, [1, 0, 1])
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):

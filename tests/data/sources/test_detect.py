@@ -1,5 +1,5 @@
 import pytest
-from source_places import encoded
+from source_locations import encoded
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources.catalogue import identity
@@ -74,10 +74,10 @@ def test_an_unknown_layout_lists_the_known_formats(names: list[str]) -> None:
     assert len(str(error.value)) < 2000
 
 
-def test_the_format_is_detected_from_names(place, caplog) -> None:
-    place.write("side/a.png", encoded())
-    place.write("side/a.txt", b"a cat")
-    path = f"{place.root}/side"
+def test_the_format_is_detected_from_names(location, caplog) -> None:
+    location.write("side/a.png", encoded())
+    location.write("side/a.txt", b"a cat")
+    path = f"{location.root}/side"
     with caplog.at_level("INFO"):
         found = resolve(PictureSource(path=f"{path}/", name="mine"))
     assert (found.format, found.path) == ("sidecar", path)
@@ -89,21 +89,21 @@ def test_the_format_is_detected_from_names(place, caplog) -> None:
             resolve(PictureSource(path=f"{path}/gone", name="mine", format=form))
 
 
-def test_identity_follows_the_content(place) -> None:
-    place.write("side/a.png", encoded())
-    place.write("side/a.txt", b"a cat")
-    source = PictureSource(path=f"{place.root}/side")
+def test_identity_follows_the_content(location) -> None:
+    location.write("side/a.png", encoded())
+    location.write("side/a.txt", b"a cat")
+    source = PictureSource(path=f"{location.root}/side")
     before = identity(source)
     assert identity(source) == before
-    place.write("side/a.txt", b"a doggy")
+    location.write("side/a.txt", b"a doggy")
     after = identity(source)
     assert after != before
-    place.write("side/b.txt", b"")
+    location.write("side/b.txt", b"")
     assert identity(source) not in (before, after)
-    place.write("one.tar", b"12345")
-    tar = PictureSource(path=f"{place.root}/one.tar")
+    location.write("one.tar", b"12345")
+    tar = PictureSource(path=f"{location.root}/one.tar")
     before = identity(tar)
-    place.write("one.tar", b"123456")
+    location.write("one.tar", b"123456")
     assert identity(tar) != before
 
 

@@ -6,7 +6,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_places import Place, encoded, read_all
+from source_locations import SourceLocation, encoded, read_all
 
 from img2prompt.data.sources import diffusiondb
 from img2prompt.data.sources.rows import INDEX_SCHEMA
@@ -36,8 +36,8 @@ def pictures_of(number: int, form: str = "png", count: int = 3) -> dict[str, byt
 
 
 def prompts_of(number: int, pictures: dict[str, bytes]) -> bytes:
-    told = {"se": 3_000_000_000 + number, "c": 7.5, "st": 50, "sa": "k_lms"}
-    prompts = {name: {"p": f"prompt {number} {n}", **told} for n, name in enumerate(pictures)}
+    settings = {"se": 3_000_000_000 + number, "c": 7.5, "st": 50, "sa": "k_lms"}
+    prompts = {name: {"p": f"prompt {number} {n}", **settings} for n, name in enumerate(pictures)}
     return json.dumps(prompts).encode()
 
 
@@ -75,15 +75,17 @@ def metadata_of(parts: dict[int, dict[str, bytes]], **changes: object) -> bytes:
     return sink.getvalue()
 
 
-def write_parts(place: Place, parts: dict[int, dict[str, bytes]], under: str = "images/") -> None:
+def write_parts(
+    location: SourceLocation, parts: dict[int, dict[str, bytes]], under: str = "images/"
+) -> None:
     """Odd parts as zips, even ones as folders."""
     for number, pictures in parts.items():
         if number % 2:
-            place.write(f"{under}part-{number:06d}.zip", zip_of(number, pictures))
+            location.write(f"{under}part-{number:06d}.zip", zip_of(number, pictures))
             continue
         for name, data in pictures.items():
-            place.write(f"{under}part-{number:06d}/{name}", data)
-        place.write(
+            location.write(f"{under}part-{number:06d}/{name}", data)
+        location.write(
             f"{under}part-{number:06d}/part-{number:06d}.json", prompts_of(number, pictures)
         )
 
@@ -93,9 +95,9 @@ PICTURES = {name: data for pictures in PARTS.values() for name, data in pictures
 
 
 @pytest.mark.parametrize("under", ["images/", ""])
-def test_parts_without_metadata(place, under) -> None:
-    write_parts(place, PARTS, under)
-    rows, rejected = place.list(name="ddb")
+def test_parts_without_metadata(location, under) -> None:
+    write_parts(location, PARTS, under)
+    rows, rejected = location.list(name="ddb")
     assert not rejected
     pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
     assert [row["id"] for row in rows] == [f"ddb/{name}" for name in PICTURES]
@@ -103,7 +105,7 @@ def test_parts_without_metadata(place, under) -> None:
         "id": f"ddb/{[*PICTURES][4]}",
         "source": "ddb",
         "prompt": "prompt 2 1",
-        "uri": f"{place.root}/{under}part-000002/{[*PICTURES][4]}",
+        "uri": f"{location.root}/{under}part-000002/{[*PICTURES][4]}",
         "member": "",
         "width": 8,
         "height": 5,
@@ -117,11 +119,11 @@ def test_parts_without_metadata(place, under) -> None:
     assert read_all(rows) == [*PICTURES.values()]
 
 
-def test_metadata_tells_scores_and_sizes(place, monkeypatch) -> None:
+def test_metadata_gives_scores_and_sizes(location, monkeypatch) -> None:
     monkeypatch.setattr(diffusiondb, "_ROWS_AT_ONCE", 5)
-    write_parts(place, PARTS)
-    place.write("metadata.parquet", metadata_of(PARTS))
-    rows, rejected = place.list(name="ddb")
+    write_parts(location, PARTS)
+    location.write("metadata.parquet", metadata_of(PARTS))
+    rows, rejected = location.list(name="ddb")
     assert not rejected
     assert [row["id"] for row in rows] == [f"ddb/{name}" for name in [*PICTURES][::-1]]
     assert [row["nsfw"] for row in rows[:3]] == [0.5, pytest.approx(0.3), pytest.approx(0.3)]
@@ -130,45 +132,45 @@ def test_metadata_tells_scores_and_sizes(place, monkeypatch) -> None:
     assert read_all(rows) == [*PICTURES.values()][::-1]
 
 
-def test_unknown_sizes_in_metadata_are_read_from_the_pictures(place) -> None:
-    write_parts(place, PARTS)
-    place.write("metadata.parquet", metadata_of(PARTS, width=0, height=None))
-    rows, _ = place.list()
+def test_unknown_sizes_in_metadata_are_read_from_the_pictures(location) -> None:
+    write_parts(location, PARTS)
+    location.write("metadata.parquet", metadata_of(PARTS, width=0, height=None))
+    rows, _ = location.list()
     assert [(row["width"], row["height"]) for row in rows[:3]] == [(10, 6), (10, 5), (10, 4)]
 
 
-def test_both_subsets_in_one_place(place) -> None:
+def test_both_subsets_in_one_folder(location) -> None:
     large = {1: pictures_of(1, "webp"), 10_001: pictures_of(11, "webp")}
-    write_parts(place, {1: PARTS[1]})
-    write_parts(place, {1: large[1]}, "diffusiondb-large-part-1/")
-    write_parts(place, {10_001: large[10_001]}, "diffusiondb-large-part-2/")
-    place.write("metadata.parquet", metadata_of({1: PARTS[1]}))
-    place.write("metadata-large.parquet", metadata_of(large))
-    rows, rejected = place.list(format="diffusiondb")
+    write_parts(location, {1: PARTS[1]})
+    write_parts(location, {1: large[1]}, "diffusiondb-large-part-1/")
+    write_parts(location, {10_001: large[10_001]}, "diffusiondb-large-part-2/")
+    location.write("metadata.parquet", metadata_of({1: PARTS[1]}))
+    location.write("metadata-large.parquet", metadata_of(large))
+    rows, rejected = location.list(format="diffusiondb")
     assert not rejected
     expected = {**PARTS[1], **large[1], **large[10_001]}
     assert dict(zip([r["id"].split("/")[1] for r in rows], read_all(rows), strict=True)) == expected
 
 
-def test_large_without_its_two_folders(place) -> None:
-    write_parts(place, PARTS, "")
-    place.write("metadata-large.parquet", metadata_of(PARTS))
-    rows, rejected = place.list()
+def test_large_without_its_two_folders(location) -> None:
+    write_parts(location, PARTS, "")
+    location.write("metadata-large.parquet", metadata_of(PARTS))
+    rows, rejected = location.list()
     assert (len(rows), rejected) == (12, [])
     assert all(row["nsfw"] is not None for row in rows)
 
 
-def test_one_part_is_a_source_too(place) -> None:
-    write_parts(place, PARTS)
+def test_one_part_is_a_source_too(location) -> None:
+    write_parts(location, PARTS)
     for path in ("images/part-000001.zip", "images/part-000002"):
-        rows, rejected = place.list(path)
+        rows, rejected = location.list(path)
         assert (len(rows), rejected) == (3, [])
 
 
-def test_a_missing_part_is_told_for_each_row(place) -> None:
-    write_parts(place, {number: PARTS[number] for number in (1, 4)})
-    place.write("metadata.parquet", metadata_of(PARTS))
-    rows, rejected = place.list(name="ddb")
+def test_a_missing_part_is_reported_for_each_row(location) -> None:
+    write_parts(location, {number: PARTS[number] for number in (1, 4)})
+    location.write("metadata.parquet", metadata_of(PARTS))
+    rows, rejected = location.list(name="ddb")
     assert [row["id"].split("/")[1] for row in rows] == [*PARTS[1], *PARTS[4]][::-1]
     assert [row.id.split("/")[1] for row in rejected] == [*PARTS[2], *PARTS[3]][::-1]
     assert {row.kind for row in rejected} == {"missing part"}
@@ -176,37 +178,37 @@ def test_a_missing_part_is_told_for_each_row(place) -> None:
 
 
 @pytest.mark.parametrize("metadata", [True, False])
-def test_truncated_zips(place, metadata) -> None:
-    write_parts(place, PARTS)
+def test_truncated_zips(location, metadata) -> None:
+    write_parts(location, PARTS)
     data = zip_of(3, PARTS[3])
-    place.write("images/part-000003.zip", data[: len(data) * 2 // 3])  # no central directory
-    place.write("images/part-000001.zip", b"")
+    location.write("images/part-000003.zip", data[: len(data) * 2 // 3])  # no central directory
+    location.write("images/part-000001.zip", b"")
     if metadata:
-        place.write("metadata.parquet", metadata_of(PARTS))
-    rows, rejected = place.list()
+        location.write("metadata.parquet", metadata_of(PARTS))
+    rows, rejected = location.list()
     assert {row["id"].split("/")[1] for row in rows} == {*PARTS[2], *PARTS[4]}
     assert len(rejected) == (6 if metadata else 2)
     assert {row.kind for row in rejected} == {"unreadable part"}
     assert all("part-00000" in row.reason and "download it again" in row.reason for row in rejected)
 
 
-def test_a_zip_within_a_folder_of_its_name_and_every_method(place) -> None:
+def test_a_zip_within_a_folder_of_its_name_and_every_method(location) -> None:
     for number, method in enumerate([0, 8, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], start=1):
         data = zip_of(number, PARTS[number], f"part-{number:06d}/", method)
-        place.write(f"part-{number:06d}.zip", data)
-    rows, rejected = place.list()
+        location.write(f"part-{number:06d}.zip", data)
+    rows, rejected = location.list()
     assert not rejected
     assert read_all(rows) == [*PICTURES.values()]
 
 
-def test_locked_and_unknown_members(place) -> None:
+def test_locked_and_unknown_members(location) -> None:
     data = bytearray(zip_of(1, PARTS[1], method=0))
     first, second, third = PARTS[1]
     directory = [data.rindex(name.encode()) - 46 for name in (first, second)]
     data[directory[0] + 8] |= 1  # general flag: encrypted
     data[directory[1] + 10] = 93  # method: Zstandard
-    place.write("part-000001.zip", bytes(data))
-    rows, rejected = place.list(name="d")
+    location.write("part-000001.zip", bytes(data))
+    rows, rejected = location.list(name="d")
     assert [row["id"] for row in rows] == [f"d/{third}"]
     assert [(row.id, row.kind) for row in rejected] == [
         (f"d/{first}", "locked picture"),
@@ -216,12 +218,12 @@ def test_locked_and_unknown_members(place) -> None:
     assert [type(error) for error in errors] == [ValueError, ValueError, bytes, FileNotFoundError]
 
 
-def test_a_damaged_member_costs_only_itself(place) -> None:
+def test_a_damaged_member_costs_only_itself(location) -> None:
     pictures = {f"{n}.png": encoded(200, 200, seed=n) for n in range(3)}
     data = bytearray(zip_of(1, pictures, method=0))
     data[data.index(pictures["1.png"]) + 100_000] ^= 0xFF  # far behind the header
-    place.write("part-000001.zip", bytes(data))
-    rows, rejected = place.list()
+    location.write("part-000001.zip", bytes(data))
+    rows, rejected = location.list()
     assert (len(rows), rejected) == (3, [])
     first, error, third = read_all(rows)
     assert (first, third) == (pictures["0.png"], pictures["2.png"])
@@ -229,15 +231,20 @@ def test_a_damaged_member_costs_only_itself(place) -> None:
     assert "CRC" in str(error)
 
 
-def test_what_json_and_pictures_disagree_about(place) -> None:
+def test_differences_between_json_and_pictures(location) -> None:
     first, second, third = PARTS[2]
-    told = {first: {"p": "a cat"}, second: {"p": "  "}, "gone.png": {"p": "lost"}, third: "text"}
-    write_parts(place, {2: PARTS[2]}, "")
-    place.write("part-000002/part-000002.json", json.dumps(told).encode())
-    place.write("part-000002/extra.png", encoded())
-    write_parts(place, {4: PARTS[4]}, "")
-    place.write("part-000004/part-000004.json", b"[]")
-    rows, rejected = place.list(name="d")
+    settings = {
+        first: {"p": "a cat"},
+        second: {"p": "  "},
+        "gone.png": {"p": "lost"},
+        third: "text",
+    }
+    write_parts(location, {2: PARTS[2]}, "")
+    location.write("part-000002/part-000002.json", json.dumps(settings).encode())
+    location.write("part-000002/extra.png", encoded())
+    write_parts(location, {4: PARTS[4]}, "")
+    location.write("part-000004/part-000004.json", b"[]")
+    rows, rejected = location.list(name="d")
     assert [(row["id"], row["seed"], row["sampler"]) for row in rows] == [(f"d/{first}", None, "")]
     assert [(row.id, row.kind) for row in rejected] == [
         (f"d/{second}", "empty prompt"),
@@ -248,11 +255,11 @@ def test_what_json_and_pictures_disagree_about(place) -> None:
     ]
 
 
-def test_what_metadata_and_parts_disagree_about(place) -> None:
-    write_parts(place, PARTS)
+def test_differences_between_metadata_and_parts(location) -> None:
+    write_parts(location, PARTS)
     listed = {1: {**PARTS[1], "gone.png": b""}, 2: dict([*PARTS[2].items()][:1])}
-    place.write("metadata.parquet", metadata_of(listed))
-    rows, rejected = place.list(name="d")
+    location.write("metadata.parquet", metadata_of(listed))
+    rows, rejected = location.list(name="d")
     assert len(rows) == 4
     assert [(row.id, row.kind) for row in rejected] == [
         ("d/gone.png", "missing picture"),
@@ -263,29 +270,29 @@ def test_what_metadata_and_parts_disagree_about(place) -> None:
     assert "contains 2 pictures more than" in rejected[1].reason
 
 
-def test_two_parts_of_one_number(place) -> None:
+def test_two_parts_of_one_number(location) -> None:
     again = {"again.png": encoded()}
-    write_parts(place, {1: PARTS[1]}, "a/")
-    write_parts(place, {1: again}, "b/")
-    rows, rejected = place.list(name="d")
+    write_parts(location, {1: PARTS[1]}, "a/")
+    write_parts(location, {1: again}, "b/")
+    rows, rejected = location.list(name="d")
     assert read_all(rows) == [*PARTS[1].values(), encoded()]
     assert not rejected
-    place.write("metadata.parquet", metadata_of({1: PARTS[1]}))
-    rows, (repeated,) = place.list(name="d")
+    location.write("metadata.parquet", metadata_of({1: PARTS[1]}))
+    rows, (repeated,) = location.list(name="d")
     assert len(rows) == 3
     assert repeated.reason.endswith("b/part-000001.zip was not")
 
 
-def test_rows_without_a_part(place) -> None:
-    write_parts(place, {1: PARTS[1]})
-    place.write("metadata.parquet", metadata_of({1: PARTS[1]}, part_id=None, image_name=None))
-    _, rejected = place.list()
+def test_rows_without_a_part(location) -> None:
+    write_parts(location, {1: PARTS[1]})
+    location.write("metadata.parquet", metadata_of({1: PARTS[1]}, part_id=None, image_name=None))
+    _, rejected = location.list()
     assert [row.kind for row in rejected] == ["missing part"] * 3 + ["no prompt"]
 
 
 @pytest.mark.parametrize("kind", ["cut", "columns", "damaged"])
-def test_metadata_that_cannot_be_read(place, kind) -> None:
-    write_parts(place, PARTS)
+def test_metadata_that_cannot_be_read(location, kind) -> None:
+    write_parts(location, PARTS)
     data = bytearray(metadata_of(PARTS))
     if kind == "cut":
         data = data[:-20]
@@ -295,8 +302,8 @@ def test_metadata_that_cannot_be_read(place, kind) -> None:
         sink = io.BytesIO()
         pq.write_table(pa.table({"prompt": ["a"]}), sink)
         data = sink.getvalue()
-    place.write("metadata.parquet", bytes(data))
-    rows, rejected = place.list(name="d")
+    location.write("metadata.parquet", bytes(data))
+    rows, rejected = location.list(name="d")
     assert len(rows) < 12
     assert rejected[0].id == "d/metadata.parquet"
     assert "metadata.parquet" in rejected[0].reason

@@ -4,7 +4,7 @@ import logging
 from unittest.mock import Mock
 
 import pytest
-from source_places import FlakyFiles, Place, encoded, read_all
+from source_locations import FlakyFiles, SourceLocation, encoded, read_all
 
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.files import SteadyFile, inside
@@ -14,25 +14,25 @@ PICTURE = encoded(30, 20)
 
 
 @pytest.mark.parametrize("name", ["a.png", "in/a b#1%20?.png", "caf\u00e9.png"])
-def test_any_name_can_be_opened(place, name: str) -> None:
-    place.write("list.csv", b"file,prompt\n" + name.encode() + b",a cat\n")
-    place.write(name, PICTURE)
-    uri = place.root if "://" in place.root else f"file://{place.root}"
-    for root in (place.root, uri):
-        (row,), rejected = Place(root).list("list.csv")
+def test_any_name_can_be_opened(location, name: str) -> None:
+    location.write("list.csv", b"file,prompt\n" + name.encode() + b",a cat\n")
+    location.write(name, PICTURE)
+    uri = location.root if "://" in location.root else f"file://{location.root}"
+    for root in (location.root, uri):
+        (row,), rejected = SourceLocation(root).list("list.csv")
         assert not rejected
         assert row["id"] == f"pictures/{name}"
         assert read_all([row]) == [PICTURE]
 
 
-def test_absolute_names_stay() -> None:
+def test_absolute_names_are_unchanged() -> None:
     assert inside("/data", "/other/a.png") == "/other/a.png"
     assert inside("s3://bucket/set", "s3://other/a.png") == "s3://other/a.png"
 
 
-def test_like_a_file(place) -> None:
+def test_a_steady_file_behaves_like_a_file(location) -> None:
     data = bytes(range(256)) * 500
-    uri = place.write("data.bin", data)
+    uri = location.write("data.bin", data)
     with SteadyFile(uri) as steady:
         plain = io.BytesIO(data)
         for offset, whence, size in [(5, 0, 10), (3, 1, 100), (-7, 2, 50), (0, 0, -1), (10, 2, 4)]:
@@ -44,7 +44,7 @@ def test_like_a_file(place) -> None:
             steady.seek(-1)
 
 
-def test_passing_errors_are_tried_again(flaky, caplog) -> None:
+def test_transient_errors_are_retried(flaky, caplog) -> None:
     flaky.write("a.csv", b"file,prompt\na.png,a cat\n")
     flaky.write("a.png", PICTURE)
     passing = [OSError("AWS Error NETWORK_CONNECTION"), ConnectionResetError("gone")]
@@ -57,7 +57,7 @@ def test_passing_errors_are_tried_again(flaky, caplog) -> None:
     assert read_all([row]) == [PICTURE]
 
 
-def test_errors_that_do_not_pass_are_rejected(flaky) -> None:
+def test_lasting_errors_are_returned(flaky) -> None:
     for name in ("a", "b", "c"):
         flaky.write(f"{name}.png", PICTURE)
         flaky.write(f"{name}.txt", b"a cat")
@@ -78,7 +78,7 @@ def test_errors_that_do_not_pass_are_rejected(flaky) -> None:
         ValueError("bug"),
     ],
 )
-def test_what_waiting_does_not_mend_is_tried_once(flaky, error: Exception) -> None:
+def test_permanent_errors_are_not_retried(flaky, error: Exception) -> None:
     uri = flaky.write("a.png", PICTURE)
     FlakyFiles.errors[:] = [error, error]
     with pytest.raises(type(error)):
@@ -86,28 +86,28 @@ def test_what_waiting_does_not_mend_is_tried_once(flaky, error: Exception) -> No
     assert FlakyFiles.errors == [error]
 
 
-def test_a_huge_file_is_not_read(place, monkeypatch) -> None:
+def test_a_huge_file_is_not_read(location, monkeypatch) -> None:
     monkeypatch.setattr(files, "LARGEST_BYTES", 100)
-    uri = place.write("a.png", b"x" * 101)
+    uri = location.write("a.png", b"x" * 101)
     with pytest.raises(ValueError, match="101 bytes; allowed: at most 100"):
         files.read_bytes(uri)
 
 
-def test_walk_and_digest(place) -> None:
+def test_walk_and_digest(location) -> None:
     for name in ("b.txt", "a/z.txt", "a/b/c.txt", "c/d.txt"):
-        place.write(name, name.encode())
-    names = [entry.name for entry in listing.walk(place.root)]
+        location.write(name, name.encode())
+    names = [entry.name for entry in listing.walk(location.root)]
     assert names == ["a/", "b.txt", "c/", "a/b/", "a/z.txt", "a/b/c.txt", "c/d.txt"]
-    assert listing.names(place.root) == ["a/", "b.txt", "c/"]
-    before = listing.digest(place.root)
-    assert listing.digest(place.root) == before
-    place.write("a/b/new.txt", b"")
-    assert listing.digest(place.root) != before
+    assert listing.names(location.root) == ["a/", "b.txt", "c/"]
+    before = listing.digest(location.root)
+    assert listing.digest(location.root) == before
+    location.write("a/b/new.txt", b"")
+    assert listing.digest(location.root) != before
 
 
-def test_folders_that_cannot_be_listed(place, monkeypatch) -> None:
-    place.write("in/a.png", PICTURE)
-    entries = listing.walk(place.root)
+def test_folders_that_cannot_be_listed(location, monkeypatch) -> None:
+    location.write("in/a.png", PICTURE)
+    entries = listing.walk(location.root)
     assert next(entries).name == "in/"
     error = PermissionError(errno.EACCES, "no")
     monkeypatch.setattr(listing, "steadily", Mock(side_effect=error))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
-from source_places import Place, encoded, read_all
+from source_locations import SourceLocation, encoded, read_all
 
 from img2prompt.config.sources import AUTO, PictureSource
 from img2prompt.data.sources import files, formats, listing
@@ -44,26 +44,26 @@ TOY = Format(
 
 
 def test_a_new_format_is_one_object_in_the_tuple(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    location: SourceLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [encoded(seed=number) for number in range(3)]
     for name, picture in zip(("a_cat", "a_dog", "a_hen"), pictures, strict=True):
-        place.write(f"{name}.toy.png", picture)
-    place.write("_.toy.png", b"broken")
-    assert resolve(PictureSource(path=place.root)).format == "metadata"
+        location.write(f"{name}.toy.png", picture)
+    location.write("_.toy.png", b"broken")
+    assert resolve(PictureSource(path=location.root)).format == "metadata"
     monkeypatch.setattr(formats, "FORMATS", (*FORMATS, TOY))
 
-    rows, rejected = place.list(name="mine")
+    rows, rejected = location.list(name="mine")
     assert [row["prompt"] for row in rows] == ["a cat", "a dog", "a hen"]
     assert read_all(rows) == pictures
     assert [(row.id, row.kind) for row in rejected] == [("mine/_.toy.png", "empty prompt")]
 
-    source = resolve(PictureSource(path=place.root))
+    source = resolve(PictureSource(path=location.root))
     assert source.format == "toy"
-    assert resolve(PictureSource(path=place.root, format="toy")) == source
+    assert resolve(PictureSource(path=location.root, format="toy")) == source
     assert [len(list(list_portion(source, part))) for part in portions(source)] == [2, 2]
     before = identity(source)
-    place.write("a_cow.toy.png", encoded())
+    location.write("a_cow.toy.png", encoded())
     assert identity(source) != before
 
 
@@ -76,8 +76,8 @@ def test_messages_list_a_new_format(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "CSV", "zip", "scenes"])
-def test_an_unknown_format_lists_the_allowed_ones(place: Place, name: str) -> None:
-    source = PictureSource(path=place.root, name="mine", format=name)
+def test_an_unknown_format_lists_the_allowed_ones(location: SourceLocation, name: str) -> None:
+    source = PictureSource(path=location.root, name="mine", format=name)
     with pytest.raises(UserError, match=f"format of source 'mine' is '{name}'") as error:
         resolve(source)
     assert f"allowed: auto, {', '.join(known.name for known in FORMATS)} " in str(error.value)

@@ -91,8 +91,8 @@ def test_automatic1111_in_exif(form: str, comment: bytes) -> None:
 def test_letters_of_other_scripts_in_exif() -> None:
     text = f"кошка 彩虹星系 café\n{SETTINGS}"
     for coded in (text.encode("utf-16-be"), text.encode("utf-16-le"), text.encode()):
-        found = read_metadata(exif_picture("JPEG", {}, b"UNICODE\0" + coded))
-        assert found.prompt == "кошка 彩虹星系 café"
+        metadata = read_metadata(exif_picture("JPEG", {}, b"UNICODE\0" + coded))
+        assert metadata.prompt == "кошка 彩虹星系 café"
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_letters_of_other_scripts_in_exif() -> None:
     ],
 )
 def test_automatic1111_lines(text: str, prompt: str, negative: str, steps: int | None) -> None:
-    found = read_metadata(png(parameters=text))
-    assert (found.prompt, found.negative, found.steps) == (prompt, negative, steps)
+    metadata = read_metadata(png(parameters=text))
+    assert (metadata.prompt, metadata.negative, metadata.steps) == (prompt, negative, steps)
 
 
 def test_numbers_out_of_range_are_left_out() -> None:
@@ -160,11 +160,11 @@ def test_other_programs() -> None:
     expected = Metadata("1girl", "bad", "novelai", 7, 28, 11.0, "k_euler")
     assert read_metadata(png(**texts)) == expected
     swarm = {"prompt": "a cat", "negativeprompt": "bad", "seed": 7, "steps": 2, "cfgscale": 1.5}
-    found = read_metadata(png(parameters=json.dumps({"sui_image_params": swarm})))
-    assert found == Metadata("a cat", "bad", "swarmui", 7, 2, 1.5)
+    metadata = read_metadata(png(parameters=json.dumps({"sui_image_params": swarm})))
+    assert metadata == Metadata("a cat", "bad", "swarmui", 7, 2, 1.5)
     fooocus = {"prompt": "a cat", "negative_prompt": "", "seed": "7", "guidance_scale": 4.0}
-    found = read_metadata(png(parameters=json.dumps(fooocus | {"steps": 30, "sampler": "lcm"})))
-    assert found == Metadata("a cat", "", "fooocus", 7, 30, 4.0, "lcm")
+    metadata = read_metadata(png(parameters=json.dumps(fooocus | {"steps": 30, "sampler": "lcm"})))
+    assert metadata == Metadata("a cat", "", "fooocus", 7, 30, 4.0, "lcm")
 
 
 @pytest.mark.parametrize("name", ["prompt", "parameters", "Description"])
@@ -241,15 +241,15 @@ def test_real_pictures(shared_data: Path) -> None:
     for file, prompt in prompts.items():
         with open(shared_data / file, "rb") as stream:
             try:
-                found = read_metadata(stream).prompt
+                metadata = read_metadata(stream).prompt
             except NoPrompt as error:
-                found = str(error)
-        if normalise(found) == normalise(prompt):
+                metadata = str(error)
+        if normalise(metadata) == normalise(prompt):
             equal += 1
         elif file.endswith(".png"):
-            different[Path(file).name] = found
+            different[Path(file).name] = metadata
         else:
-            assert found.startswith("no prompt: the picture carries"), file
+            assert metadata.startswith("no prompt: the picture carries"), file
     assert equal == 17
     assert different.keys() == REAL_WITHOUT_PROMPT.keys()
     for name, reason in REAL_WITHOUT_PROMPT.items():

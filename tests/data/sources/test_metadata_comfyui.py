@@ -85,8 +85,8 @@ CONDITIONINGS = [
 
 @pytest.mark.parametrize(("middle", "expected"), CONDITIONINGS)
 def test_conditionings_between(middle: dict[str, Any], expected: str) -> None:
-    found = prompt_of(sampled(p=middle, **A_FOX))
-    assert found == {"fox": "a fox", "both": "a fox, a dog"}[expected]
+    metadata = prompt_of(sampled(p=middle, **A_FOX))
+    assert metadata == {"fox": "a fox", "both": "a fox, a dog"}[expected]
 
 
 def test_nodes_that_pass_both_conditionings_on_by_output() -> None:
@@ -95,8 +95,8 @@ def test_nodes_that_pass_both_conditionings_on_by_output() -> None:
     for slot, positive, negative in ((0, "a fox", "a dog"), (1, "a dog", "a fox")):
         graph = sampled(("c", slot), c=control, **A_FOX)
         graph["k"]["inputs"]["negative"] = ("c", 1 - slot)
-        found = read(graph)
-        assert (found.prompt, found.negative) == (positive, negative)
+        metadata = read(graph)
+        assert (metadata.prompt, metadata.negative) == (positive, negative)
     inpaint = node(
         "InpaintModelConditioning", positive=("c", 0), negative=("c", 1), pixels=("i", 0)
     )
@@ -118,12 +118,12 @@ def test_guiders_noise_and_sigmas_apart() -> None:
         g=node("CFGGuider", positive=("fox", 0), negative=("dog", 0), cfg=3.0),
         **A_FOX,
     )
-    found = read(graph)
-    assert (found.prompt, found.negative) == ("a fox", "a dog,".rstrip(","))
-    assert (found.seed, found.steps, found.cfg, found.sampler) == (99, 4, 3.0, "euler")
+    metadata = read(graph)
+    assert (metadata.prompt, metadata.negative) == ("a fox", "a dog,".rstrip(","))
+    assert (metadata.seed, metadata.steps, metadata.cfg, metadata.sampler) == (99, 4, 3.0, "euler")
     graph["g"] = node("BasicGuider", conditioning=("fox", 0), model=("model", 0))
-    found = read(graph)
-    assert (found.prompt, found.negative, found.cfg) == ("a fox", "", None)
+    metadata = read(graph)
+    assert (metadata.prompt, metadata.negative, metadata.cfg) == ("a fox", "", None)
     graph["g"] = node("DualCFGGuider", cond1=("fox", 0), cond2=("dog", 0), negative=("n", 0))
     assert read(graph).prompt == "a fox, a dog"
 
@@ -193,8 +193,8 @@ def test_the_last_sampler_gives_the_prompt_and_the_first_the_settings() -> None:
         first=sampler(("dog", 0), seed=77, steps=30),
         **A_FOX,
     )
-    found = read(graph)
-    assert (found.prompt, found.seed, found.steps) == ("a fox", 77, 30)
+    metadata = read(graph)
+    assert (metadata.prompt, metadata.seed, metadata.steps) == ("a fox", 77, 30)
     graph["up"] = node("VAEEncode", pixels=("big", 0), vae=("model", 2))
     graph["big"] = node("ImageUpscaleWithModel", image=("small", 0), upscale_model=("u", 0))
     graph["small"] = node("VAEDecode", samples=("first", 0), vae=("model", 2))
@@ -233,8 +233,8 @@ def test_detailers_and_pipes() -> None:
     }
     graph = sampled(("from", 3), **basic, **A_FOX)
     graph["k"]["inputs"]["negative"] = ("from", 4)
-    found = read(graph)
-    assert (found.prompt, found.negative) == ("a fox", "a dog")
+    metadata = read(graph)
+    assert (metadata.prompt, metadata.negative) == ("a fox", "a dog")
     loader = node("Efficient Loader", positive="a fox", negative="a dog", ckpt_name="x")
     assert prompt_of(sampled(("loader", 1), loader=loader)) == "a fox"
 

@@ -1,4 +1,4 @@
-"""Hostile and broken files: whatever they claim, the answer is short, quick and a NoPrompt."""
+"""Hostile and broken files give a short NoPrompt quickly."""
 
 import contextlib
 import struct
@@ -28,7 +28,7 @@ def png(*before: bytes, after: bytes = b"") -> BytesIO:
 
 
 def test_every_kind_of_png_text() -> None:
-    found, notes = read_texts(
+    texts, notes = read_texts(
         png(
             chunk(b"tEXt", b"latin\0caf\xe9"),
             chunk(b"tEXt", "utf\0café".encode()),
@@ -39,14 +39,14 @@ def test_every_kind_of_png_text() -> None:
         )
     )
     expected = {"latin": "café", "utf": "café", "packed": "x" * 9, "plain": "彩虹", "both": "é"}
-    assert (found, notes) == (expected, [])
+    assert (texts, notes) == (expected, [])
 
 
 def test_text_after_the_pixels_is_read_where_there_is_none_before() -> None:
     after = chunk(b"tEXt", b"prompt\0after")
     assert read_metadata(png(after=after)).prompt == "after"
-    found = read_metadata(png(chunk(b"tEXt", b"prompt\0before"), after=after))
-    assert found.prompt == "before"
+    texts = read_metadata(png(chunk(b"tEXt", b"prompt\0before"), after=after))
+    assert texts.prompt == "before"
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_bombs_and_broken_chunks_in_png(bomb: bytes, note: str) -> None:
 def test_many_bombs_stay_bounded() -> None:
     packed = zlib.compress(bytes(LARGEST))
     bombs = [chunk(b"zTXt", b"p%d\0\0" % number + packed) for number in range(100)]
-    found, _ = read_texts(png(*bombs))
-    assert sum(map(len, found.values())) <= 3 * LARGEST
-    found, notes = read_texts(png(*[chunk(b"zTXt", b"x\0\0bad")] * 1000))
+    texts, _ = read_texts(png(*bombs))
+    assert sum(map(len, texts.values())) <= 3 * LARGEST
+    texts, notes = read_texts(png(*[chunk(b"zTXt", b"x\0\0bad")] * 1000))
     assert len(notes) < 100
 
 
@@ -93,7 +93,7 @@ def test_a_broken_chunk_costs_only_itself() -> None:
     assert read_metadata(stream) == Metadata("a cat")
 
 
-def test_files_that_are_no_picture() -> None:
+def test_files_that_are_not_pictures() -> None:
     for data in (
         b"",
         b"\x89PNG",
@@ -132,9 +132,9 @@ def test_every_broken_byte_of_exif_is_an_answer() -> None:
     Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=exif.tobytes())
     data = bytearray(sink.getvalue())
     start = data.index(b"Exif")
-    for place in range(start, start + 120):
+    for position in range(start, start + 120):
         broken = data.copy()
-        broken[place] ^= 0xFF
+        broken[position] ^= 0xFF
         with contextlib.suppress(NoPrompt):
             assert read_metadata(BytesIO(broken)).prompt
 

@@ -3,7 +3,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_places import encoded, read_all
+from source_locations import encoded, read_all
 
 from img2prompt.data.sources import containers
 from img2prompt.data.sources.rows import INDEX_SCHEMA
@@ -28,14 +28,16 @@ def prompts_of(count: int) -> list[str]:
     return [f"prompt {n}" for n in range(count)]
 
 
-def test_hugging_face_layout(place, monkeypatch) -> None:
+def test_hugging_face_layout(location, monkeypatch) -> None:
     monkeypatch.setattr(containers, "_BATCH_ROWS", 2)
     for number in range(2):
         part = PICTURES[number * 6 :][:6]
         name = f"data/train-{number:05d}-of-00002.parquet"
-        place.write(name, parquet_of(4, image=images_of(part), text=prompts_of(6), seed=range(6)))
-    place.write("README.md", b"a data set")
-    rows, rejected = place.list(name="hf")
+        location.write(
+            name, parquet_of(4, image=images_of(part), text=prompts_of(6), seed=range(6))
+        )
+    location.write("README.md", b"a data set")
+    rows, rejected = location.list(name="hf")
     assert not rejected
     pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
     assert [row["prompt"] for row in rows] == prompts_of(6) * 2
@@ -51,7 +53,7 @@ def test_hugging_face_layout(place, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_plain_bytes_and_named_columns(place, kind) -> None:
+def test_plain_bytes_and_named_columns(location, kind) -> None:
     data = parquet_of(
         mask=pa.array([b"no"] * 3, pa.binary()),
         picture=pa.array(PICTURES[:3], kind),
@@ -59,27 +61,29 @@ def test_plain_bytes_and_named_columns(place, kind) -> None:
         caption=["not this"] * 3,
         nsfw=[0.1, None, 0.9],
     )
-    place.write("a.parquet", data)
-    rows, rejected = place.list("a.parquet", file_column="picture", prompt_column="words")
+    location.write("a.parquet", data)
+    rows, rejected = location.list("a.parquet", file_column="picture", prompt_column="words")
     assert not rejected
     assert [row["prompt"] for row in rows] == prompts_of(3)
     assert [row["nsfw"] for row in rows] == [0.1, None, 0.9]
     assert read_all(rows) == PICTURES[:3]
 
 
-def test_told_sizes_leave_the_pictures_unread(place) -> None:
+def test_size_columns_leave_the_pictures_unread(location) -> None:
     columns = {"image": images_of(PICTURES[:3]), "prompt": prompts_of(3)}
     sizes = {"width": [50, None, 0], "height": [30, 3, 3]}
-    place.write("a.parquet", parquet_of(**columns, **sizes))
-    rows, _ = place.list()
+    location.write("a.parquet", parquet_of(**columns, **sizes))
+    rows, _ = location.list()
     assert [(row["width"], row["height"]) for row in rows] == [(50, 30), (5, 3), (5, 3)]
 
 
-def test_pictures_beside_the_table(place) -> None:
-    place.write("pictures/a b#1.png", PICTURES[0])
+def test_pictures_beside_the_table(location) -> None:
+    location.write("pictures/a b#1.png", PICTURES[0])
     paths = ["pictures/a b#1.png", "gone.png", None]
-    place.write("a.parquet", parquet_of(image=images_of([None] * 3, paths), prompt=prompts_of(3)))
-    (row,), rejected = place.list("a.parquet", name="p")
+    location.write(
+        "a.parquet", parquet_of(image=images_of([None] * 3, paths), prompt=prompts_of(3))
+    )
+    (row,), rejected = location.list("a.parquet", name="p")
     assert (row["prompt"], row["width"], row["member"]) == ("prompt 0", 5, "")
     assert read_all([row]) == [PICTURES[0]]
     assert [(row.id, row.kind) for row in rejected] == [
@@ -96,33 +100,35 @@ def test_pictures_beside_the_table(place) -> None:
         pa.array([{"path": "a.png"}, {"path": "gone.png"}, None]),
     ],
 )
-def test_a_named_column_of_paths(place, column) -> None:
-    place.write("a.png", PICTURES[0])
+def test_a_named_column_of_paths(location, column) -> None:
+    location.write("a.png", PICTURES[0])
     sizes = {"width": [5] * 3, "height": [3] * 3}  # they do not say what lies there
-    place.write("a.parquet", parquet_of(image=column, prompt=prompts_of(3), **sizes))
-    (row,), rejected = place.list("a.parquet", file_column="image")
+    location.write("a.parquet", parquet_of(image=column, prompt=prompts_of(3), **sizes))
+    (row,), rejected = location.list("a.parquet", file_column="image")
     assert (row["prompt"], row["width"], row["member"]) == ("prompt 0", 5, "")
     assert read_all([row]) == [PICTURES[0]]
     assert [row.kind for row in rejected] == ["missing picture", "no picture"]
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "type_name"),
     [([1, 2], "int64"), ([[PICTURES[0]], PICTURES[:2]], "list<"), ([{"url": "a"}] * 2, "struct<")],
 )
-def test_a_named_column_without_pictures_is_told_with_its_type(place, column, told: str) -> None:
-    place.write("a.parquet", parquet_of(image=pa.array(column), prompt=prompts_of(2)))
-    rows, (rejected,) = place.list("a.parquet", file_column="image", name="p")
+def test_a_named_column_without_pictures_is_reported_with_its_type(
+    location, column, type_name: str
+) -> None:
+    location.write("a.parquet", parquet_of(image=pa.array(column), prompt=prompts_of(2)))
+    rows, (rejected,) = location.list("a.parquet", file_column="image", name="p")
     assert not rows
     assert rejected.id == "p/a.parquet"
-    assert f"image ({told}" in rejected.reason
+    assert f"image ({type_name}" in rejected.reason
 
 
-def test_bad_rows_cost_only_themselves(place) -> None:
+def test_bad_rows_cost_only_themselves(location) -> None:
     pictures = [PICTURES[0], b"no picture", b"", PICTURES[3], PICTURES[4]]
     prompts = ["good", "a", "b", None, " "]
-    place.write("a.parquet", parquet_of(image=images_of(pictures), prompt=prompts))
-    rows, rejected = place.list(name="p")
+    location.write("a.parquet", parquet_of(image=images_of(pictures), prompt=prompts))
+    rows, rejected = location.list(name="p")
     assert [row["prompt"] for row in rows] == ["good"]
     assert [(row.id, row.kind) for row in rejected] == [
         ("p/a.parquet/0/1", "unreadable picture"),
@@ -132,18 +138,18 @@ def test_bad_rows_cost_only_themselves(place) -> None:
     ]
 
 
-def test_damaged_files_cost_only_themselves(place) -> None:
+def test_damaged_files_cost_only_themselves(location) -> None:
     good = parquet_of(2, image=images_of(PICTURES[:6]), prompt=prompts_of(6))
     metadata = pq.ParquetFile(io.BytesIO(good)).metadata
     start = metadata.row_group(1).column(0).data_page_offset
     damaged = bytearray(good)
     damaged[start : start + 30] = b"\xff" * 30
-    place.write("a.parquet", good[:-100])
-    place.write("b.parquet", bytes(damaged))
-    place.write("c.parquet", parquet_of(prompt=prompts_of(2)))
-    place.write("d.parquet", b"")
-    place.write("e.parquet", good)
-    rows, rejected = place.list(name="p")
+    location.write("a.parquet", good[:-100])
+    location.write("b.parquet", bytes(damaged))
+    location.write("c.parquet", parquet_of(prompt=prompts_of(2)))
+    location.write("d.parquet", b"")
+    location.write("e.parquet", good)
+    rows, rejected = location.list(name="p")
     assert [row["prompt"] for row in rows] == [f"prompt {n}" for n in (0, 1, 4, 5, *range(6))]
     ids = [row.id for row in rejected]
     assert ids == ["p/a.parquet", "p/b.parquet/1", "p/c.parquet", "p/d.parquet"]
@@ -157,14 +163,14 @@ def test_damaged_files_cost_only_themselves(place) -> None:
     assert "prompt (string)" in rejected[2].reason
 
 
-def test_a_table_that_changed_after_it_was_listed(place) -> None:
-    place.write("a.parquet", parquet_of(image=images_of(PICTURES[:3]), prompt=prompts_of(3)))
-    rows, _ = place.list()
-    place.write("a.parquet", parquet_of(image=images_of(PICTURES[:2]), prompt=prompts_of(2)))
+def test_a_table_that_changed_after_it_was_listed(location) -> None:
+    location.write("a.parquet", parquet_of(image=images_of(PICTURES[:3]), prompt=prompts_of(3)))
+    rows, _ = location.list()
+    location.write("a.parquet", parquet_of(image=images_of(PICTURES[:2]), prompt=prompts_of(2)))
     found = read_all([*rows, {**rows[0], "member": "7/0/image"}, rows[0]])
     assert found[:2] == PICTURES[:2]
     assert isinstance(found[2], FileNotFoundError)
     assert isinstance(found[3], ValueError)
     assert found[4] == PICTURES[0]
-    place.write("a.parquet", parquet_of(picture=images_of(PICTURES[:2]), prompt=prompts_of(2)))
+    location.write("a.parquet", parquet_of(picture=images_of(PICTURES[:2]), prompt=prompts_of(2)))
     assert [type(error) for error in read_all(rows)] == [ValueError] * 3

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_places import FlakyFiles, encoded
+from source_locations import FlakyFiles, encoded
 
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.data.sources import files, reader

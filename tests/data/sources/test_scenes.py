@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from source_places import read_all
+from source_locations import read_all
 
 from img2prompt.config.sources import SceneSource
 from img2prompt.data.scenes.compose import compose

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from source_places import encoded, read_all
+from source_locations import encoded, read_all
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources.catalogue import identity, list_rows
@@ -44,7 +44,7 @@ def test_real_pictures(shared_data) -> None:
     assert next(read_pictures([(rows[0]["uri"], rows[0]["member"])])) == first
 
 
-def test_every_optional_column_is_kept(tmp_path: Path) -> None:
+def test_every_optional_column_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "in" / "a.png", 7, 4)
     content = b"id,source,generator,seed,path,text\nx1,horde,sd2,42,a.png,a cat\n"
     rows = rows_of(
@@ -222,8 +222,8 @@ def test_digest_is_of_the_content(tmp_path: Path) -> None:
         identity(PictureSource(path=str(tmp_path / "absent.csv")))
 
 
-def test_json_lines(place) -> None:
-    place.write("in/a.png", encoded(5, 3))
+def test_json_lines(location) -> None:
+    location.write("in/a.png", encoded(5, 3))
     lines = [
         {"file_name": "in/a.png", "text": "a cat", "seed": 5, "steps": "20", "cfg": 7, "nsfw": 0.5},
         {"file_name": "in/a.png", "prompt": "a dog", "id": 7, "source": "old", "seed": True},
@@ -231,8 +231,8 @@ def test_json_lines(place) -> None:
     bad = [b"{", b"[1]", b'{"text": "no file"}', b'{"file_name": 5, "text": "x"}', b"\xff"]
     bad += [b'{"file_name": "in/a.png"}', b'{"file_name": "in/a.png", "text": "\\ud800"}']
     text = b"\n".join([*(json.dumps(line).encode() for line in lines), b"", *bad])
-    place.write("metadata.jsonl", text)
-    (first, second), rejected = place.list(name="j")
+    location.write("metadata.jsonl", text)
+    (first, second), rejected = location.list(name="j")
     settings = ("id", "prompt", "seed", "steps", "cfg", "nsfw", "width")
     assert [first[key] for key in settings] == ["j/in/a.png", "a cat", 5, 20, 7.0, 0.5, 5]
     assert [second[key] for key in ("id", "source", "seed")] == ["j/7", "old", None]
@@ -246,17 +246,17 @@ def test_json_lines(place) -> None:
         ("j/line 9", "no prompt"),
         ("j/line 10", "undecodable text"),
     ]
-    (row,), _ = place.list("metadata.jsonl", prompt_column="prompt")
+    (row,), _ = location.list("metadata.jsonl", prompt_column="prompt")
     assert row["prompt"] == "a dog"
 
 
-def test_kaggle_layout(place) -> None:
-    place.write("images/20057f34d.png", encoded(5, 3))
-    place.write("images/227ef0887.jpg", encoded(6, 3, "jpg"))
+def test_kaggle_layout(location) -> None:
+    location.write("images/20057f34d.png", encoded(5, 3))
+    location.write("images/227ef0887.jpg", encoded(6, 3, "jpg"))
     table = b"imgId,prompt\n20057f34d,hyper realistic photo\n227ef0887,ramen\nffffffff,gone\n"
-    place.write("prompts.csv", table)
-    place.write("sample_submission.csv", b"imgId_eId,val\n")
-    rows, (rejected,) = place.list(name="kaggle")
+    location.write("prompts.csv", table)
+    location.write("sample_submission.csv", b"imgId_eId,val\n")
+    rows, (rejected,) = location.list(name="kaggle")
     assert [(row["id"], row["prompt"], row["width"]) for row in rows] == [
         ("kaggle/20057f34d", "hyper realistic photo", 5),
         ("kaggle/227ef0887", "ramen", 6),
@@ -266,28 +266,30 @@ def test_kaggle_layout(place) -> None:
     assert read_all(rows) == [encoded(5, 3), encoded(6, 3, "jpg")]
 
 
-def test_the_table_of_a_folder(place) -> None:
-    place.write("a.png", encoded())
-    place.write("metadata.csv", b"file_name,text\na.png,a cat\n")
-    place.write("other.csv", b"x\n1\n")
-    (row,), _ = place.list()
+def test_the_table_of_a_folder(location) -> None:
+    location.write("a.png", encoded())
+    location.write("metadata.csv", b"file_name,text\na.png,a cat\n")
+    location.write("other.csv", b"x\n1\n")
+    (row,), _ = location.list()
     assert row["prompt"] == "a cat"
-    place.write("sub/one.csv", b"file,prompt\n")
-    place.write("sub/two.csv", b"file,prompt\n")
+    location.write("sub/one.csv", b"file,prompt\n")
+    location.write("sub/two.csv", b"file,prompt\n")
     with pytest.raises(UserError, match=r"contains 2 files that end with .* \(one.csv, two.csv\)"):
-        place.list("sub")
+        location.list("sub")
 
 
-def test_every_setting_of_a_csv(place) -> None:
-    place.write("a.png", encoded())
+def test_every_setting_of_a_csv(location) -> None:
+    location.write("a.png", encoded())
     header = b"file,prompt,steps,cfg,sampler,image_nsfw,prompt_nsfw\n"
-    place.write("a.csv", header + b"a.png,a cat,30,7.5,Euler a,0.25,0.5\na.png,b,-,-,,high,nan\n")
-    rows, _ = place.list("a.csv")
+    location.write(
+        "a.csv", header + b"a.png,a cat,30,7.5,Euler a,0.25,0.5\na.png,b,-,-,,high,nan\n"
+    )
+    rows, _ = location.list("a.csv")
     settings = [[row[key] for key in ("steps", "cfg", "sampler", "nsfw")] for row in rows]
     assert settings == [[30, 7.5, "Euler a", 0.5], [None, None, "", None]]
 
 
-def test_a_broken_gzip_gives_what_came_before(tmp_path: Path) -> None:
+def test_a_broken_gzip_yields_the_rows_before(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     noise = np.random.default_rng(0).bytes(100_000).hex()
     lines = [f"a.png,cat {n},{n},{noise[n * 100 :][:100]}" for n in range(2000)]

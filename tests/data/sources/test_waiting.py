@@ -3,7 +3,7 @@ import pytest
 from img2prompt.data.sources.waiting import in_order
 
 
-def test_order_is_kept_and_errors_reach_who_reads() -> None:
+def test_order_is_kept_and_errors_are_raised() -> None:
     def broken(item: int) -> int:
         if item == 2:
             raise KeyError("bug")

@@ -4,7 +4,7 @@ import tarfile
 
 import pyarrow as pa
 import pytest
-from source_places import encoded, read_all
+from source_locations import encoded, read_all
 
 from img2prompt.data.sources.rows import INDEX_SCHEMA
 
@@ -23,7 +23,7 @@ PICTURES = [encoded(5, 3), encoded(40, 30, "jpg"), encoded(8, 9, "webp")]
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_samples_of_each_kind(place, form) -> None:
+def test_samples_of_each_kind(location, form) -> None:
     told = {"caption": "a dog", "seed": 7, "steps": 20, "cfg": 7.5, "sampler": "k_lms"}
     data = tar_of(
         ("a.png", PICTURES[0]),
@@ -34,9 +34,9 @@ def test_samples_of_each_kind(place, form) -> None:
         ("deep.er/c.txt", "a caf\u00e9".encode()),
         form=form,
     )
-    place.write("00000.tar", data)
-    place.write("00001.tar", tar_of(("a.png", PICTURES[0]), ("a.txt", b"another")))
-    rows, rejected = place.list(name="web")
+    location.write("00000.tar", data)
+    location.write("00001.tar", tar_of(("a.png", PICTURES[0]), ("a.txt", b"another")))
+    rows, rejected = location.list(name="web")
     assert not rejected
     pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
     assert [(row["id"], row["prompt"], row["width"], row["height"]) for row in rows] == [
@@ -53,21 +53,21 @@ def test_samples_of_each_kind(place, form) -> None:
         assert data[offset : offset + size] == picture
 
 
-def test_a_named_column_is_taken_from_the_json(place) -> None:
+def test_a_named_column_is_taken_from_the_json(location) -> None:
     both = json.dumps({"prompt": "short", "long": "a long prompt"}).encode()
     samples = [("a.png", PICTURES[0]), ("a.txt", b"text"), ("a.json", both)]
-    path = place.write("one.tar", tar_of(*samples))
-    assert place.list("one.tar")[0][0]["prompt"] == "text"
-    (row,), _ = place.list("one.tar", prompt_column="long")
+    path = location.write("one.tar", tar_of(*samples))
+    assert location.list("one.tar")[0][0]["prompt"] == "text"
+    (row,), _ = location.list("one.tar", prompt_column="long")
     assert (row["prompt"], row["uri"]) == ("a long prompt", path)
-    _, (rejected,) = place.list("one.tar", prompt_column="caption")
+    _, (rejected,) = location.list("one.tar", prompt_column="caption")
     assert rejected.reason.startswith(
         "no prompt: the sample contains ['.json', '.png', '.txt'], its"
     )
     assert "needed: caption" in rejected.reason
 
 
-def test_bad_samples_cost_only_themselves(place) -> None:
+def test_bad_samples_cost_only_themselves(location) -> None:
     name_in_latin_1 = b"caf\xe9".decode("utf-8", "surrogateescape")
     samples = [
         ("text.txt", b"no picture here"),
@@ -93,8 +93,8 @@ def test_bad_samples_cost_only_themselves(place) -> None:
         ("good.png", PICTURES[0]),
         ("good.txt", b"a cat"),
     ]
-    place.write("a.tar", tar_of(*samples))
-    rows, rejected = place.list(name="s")
+    location.write("a.tar", tar_of(*samples))
+    rows, rejected = location.list(name="s")
     assert [row["id"] for row in rows] == ["s/a.tar/caf\\udce9", "s/a.tar/good"]
     assert [(row.id.removeprefix("s/a.tar/"), row.kind) for row in rejected] == [
         ("text", "no picture"),
@@ -112,15 +112,15 @@ def test_bad_samples_cost_only_themselves(place) -> None:
 
 
 @pytest.mark.parametrize("cut", [1024, 10_000])
-def test_a_truncated_tar_gives_what_is_whole(place, cut) -> None:
+def test_a_truncated_tar_yields_its_complete_samples(location, cut) -> None:
     samples = [
         (f"{n}.{end}", d) for n in range(9) for end, d in (("jpg", PICTURES[1]), ("txt", b"x"))
     ]
     data = tar_of(*samples)
     whole = len(samples) // 2 * (512 + 512 + 512 + -(-len(PICTURES[1]) // 512) * 512)
-    place.write("a.tar", data[: whole - cut])
-    place.write("b.tar", tar_of(("a.jpg", PICTURES[1]), ("a.txt", b"whole")))
-    rows, rejected = place.list(name="s")
+    location.write("a.tar", data[: whole - cut])
+    location.write("b.tar", tar_of(("a.jpg", PICTURES[1]), ("a.txt", b"whole")))
+    rows, rejected = location.list(name="s")
     kept = {row["id"] for row in rows}
     assert "s/b.tar/a" in kept
     assert 2 <= len(kept) < 10
@@ -130,15 +130,15 @@ def test_a_truncated_tar_gives_what_is_whole(place, cut) -> None:
     assert "copy or download it again" in rejected[-1].reason
 
 
-def test_tars_that_end_or_begin_badly(place) -> None:
+def test_tars_that_end_or_begin_badly(location) -> None:
     good = tar_of(("a.png", PICTURES[0]), ("a.txt", b"a cat"))
     end = good.rindex(b"a cat") + 512
-    place.write("cut.tar", good[:end])  # between two members: tarfile itself says nothing
-    place.write("header.tar", good[:end] + b"\xff" * 512 + good[end:])
-    place.write("empty.tar", b"")
-    place.write("text.tar", b"hello" * 500)
-    place.write("packed.tar.gz", b"")
-    rows, rejected = place.list(name="s")
+    location.write("cut.tar", good[:end])  # between two members: tarfile itself says nothing
+    location.write("header.tar", good[:end] + b"\xff" * 512 + good[end:])
+    location.write("empty.tar", b"")
+    location.write("text.tar", b"hello" * 500)
+    location.write("packed.tar.gz", b"")
+    rows, rejected = location.list(name="s")
     assert [row["id"] for row in rows] == ["s/cut.tar/a", "s/header.tar/a"]
     assert [(row.id, row.kind) for row in rejected] == [
         ("s/cut.tar", "damaged tar"),
@@ -149,11 +149,11 @@ def test_tars_that_end_or_begin_badly(place) -> None:
     ]
 
 
-def test_a_tar_that_changed_after_it_was_listed(place) -> None:
+def test_a_tar_that_changed_after_it_was_listed(location) -> None:
     data = tar_of(("a.txt", b"a cat"), ("a.jpg", PICTURES[1]))
-    place.write("a.tar", data)
-    rows, _ = place.list()
-    place.write("a.tar", data[: data.index(PICTURES[1]) + 100])
+    location.write("a.tar", data)
+    rows, _ = location.list()
+    location.write("a.tar", data[: data.index(PICTURES[1]) + 100])
     (error,) = read_all(rows)
     assert isinstance(error, ValueError)
     assert "within this picture" in str(error)

@@ -85,7 +85,7 @@ OTHER_LETTERS = "яαא中あカ한कไอʰ"
         ("\ue000 private", "ascii", "U+E000 at character 1"),
     ],
 )
-def test_every_character_is_looked_at(prompt: str, characters: str, name: str | None) -> None:
+def test_every_character_is_checked(prompt: str, characters: str, name: str | None) -> None:
     reason = name and f"character: {name}; allowed: {characters}"
     assert reject_reason(prompt, CleanConfig(characters=characters)) == reason
 

@@ -1,4 +1,4 @@
-"""What tests of sources share: places, pictures, a filesystem that fails."""
+"""Helpers for tests of sources: locations, pictures, a filesystem that fails."""
 
 import io
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from img2prompt.storage import join, write_bytes
 
 
 def encoded(width: int = 5, height: int = 3, form: str = "png", seed: int = 0) -> bytes:
-    """Bytes of a picture of noise."""
+    """Return the bytes of a picture of noise."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "JPEG" if form == "jpg" else form.upper())
@@ -23,18 +23,18 @@ def encoded(width: int = 5, height: int = 3, form: str = "png", seed: int = 0) -
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """A folder of pictures, filled by a test."""
 
     root: str
 
     def write(self, name: str, data: bytes) -> str:
-        """Write a file; returns where it lies."""
+        """Write a file and return its URI."""
         write_bytes(join(self.root, name), data)
         return join(self.root, name)
 
     def list(self, path: str = "", **options: str) -> tuple[list[Row], list[Rejected]]:
-        """Rows and rejected rows of what lies here."""
+        """Return rows and rejected rows of the source."""
         source = PictureSource(path=join(self.root, path) if path else self.root, **options)
         rows = list(list_rows(source))
         return (
@@ -44,7 +44,7 @@ class Place:
 
 
 def read_all(rows: list[Row]) -> list[bytes | Exception]:
-    """The pictures of index rows."""
+    """Read the pictures of index rows."""
     return list(read_pictures((row["uri"], row["member"]) for row in rows))
 
 
