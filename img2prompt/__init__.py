@@ -3,21 +3,21 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from img2prompt.notebook import LoadedRun
+    from img2prompt.notebook import LoadedPredictor
 
 
-def load(out: str, run: str = "lora") -> "LoadedRun":
-    """Load a finished training run to predict in this process, without Ray.
+def load(out: str, run: str = "lora") -> "LoadedPredictor":
+    """Load a predictor to use it in this process, without Ray.
 
         import img2prompt
         answers = img2prompt.load("out/demo", run="lora").predict(["picture.png"])
         answers.vectors  # (1, 384)
 
-    `out` is the `--out` of the jobs, `run` a name under its `runs/`.
+    `out` is the `--out` of the jobs; `run` is a name under its `runs/`, `neighbours` or `mean`.
 
     Raises:
         UserError: the run or its shards are absent or unfinished, or its tower is missing.
     """
-    from img2prompt.notebook import load_run  # torch takes seconds to import
+    from img2prompt.notebook import load_predictor  # torch takes seconds to import
 
-    return load_run(out, run)
+    return load_predictor(out, run)

@@ -7,7 +7,6 @@ that it has in the jobs, so vectors are those that `jobs/predict.py` writes.
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +18,39 @@ from img2prompt.data import images
 from img2prompt.data.sources import files
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
-from img2prompt.model.precision import compute_dtype
-from img2prompt.model.prompt_model import PromptModel, load_prompt_model
+from img2prompt.predict.choose import choose_predictor
+from img2prompt.predictors.base import Answers, Predictor, concatenate
 from img2prompt.workspace import Workspace
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A path or URI, a file's bytes, a Pillow picture, or pixels uint8 (H, W, 3)."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers for N pictures, in their order."""
+class LoadedPredictor:
+    """A predictor on this machine's GPU, or on its CPU where there is none."""
 
-    vectors: np.ndarray
-    """Prompt vectors, float32 (N, 384)."""
-    texts: list[str] | None = None
-    confidences: np.ndarray | None = None
-
-
-class LoadedRun:
-    """A finished run on this machine's GPU, or on its CPU where there is none."""
-
-    def __init__(self, model: PromptModel, shard_config: dict[str, Any]) -> None:
+    def __init__(
+        self, predictor: Predictor, device: torch.device, shard_config: dict[str, Any]
+    ) -> None:
+        self._predictor = predictor
+        self._device = device
         self._size, self._fit = shard_config["size"], shard_config["fit"]
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(self._device).eval()
-        assert model.tower is not None
-        model.tower.to(compute_dtype("auto", self._device))
 
     def predict(self, pictures: Iterable[Picture], batch_size: int = 64) -> Answers:
-        """Predict a prompt vector for each picture.
+        """Answer for each picture: its prompt vector, and text and confidence if predicted.
 
         Raises:
             UserError: a picture cannot be read, with its number, or no list of pictures is given.
         """
         if isinstance(pictures, str | os.PathLike | bytes | Image.Image):
             raise UserError("give a list of pictures, such as predict([picture])")
-        vectors = [np.empty((0, DIMENSIONS), np.float32)]
+        answers = [Answers(np.empty((0, DIMENSIONS), np.float32))]
         pixels = self._read(pictures)
         while batch := list(itertools.islice(pixels, batch_size)):
             with torch.inference_mode():
-                predicted = self._model(torch.from_numpy(np.stack(batch)).to(self._device))
-            vectors.append(predicted.float().cpu().numpy())
-        return Answers(np.concatenate(vectors))
+                inputs = torch.from_numpy(np.stack(batch)).to(self._device)
+                answers.append(self._predictor.predict(inputs))
+        return concatenate(answers[1:] or answers)
 
     def _read(self, pictures: Iterable[Picture]) -> Iterator[np.ndarray]:
         """Pixels uint8 (S, S, 3) of each picture."""
@@ -95,9 +84,10 @@ def _pixels(picture: Picture) -> np.ndarray:
     )
 
 
-def load_run(out: str, name: str) -> LoadedRun:
-    """Load a finished run; `img2prompt.load` is its public name."""
+def load_predictor(out: str, name: str) -> LoadedPredictor:
+    """Load a predictor by its name in `--run`; `img2prompt.load` is the public name."""
     workspace = Workspace(out)
-    run, shards = workspace.open_run(name), workspace.open_shards()
-    run.require_input("shards", shards)
-    return LoadedRun(load_prompt_model(run), dict(shards.config))
+    spec, shards = choose_predictor(name, workspace), workspace.open_shards()
+    spec.check(shards)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedPredictor(spec.load(device), device, dict(shards.config))

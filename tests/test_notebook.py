@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps
+from tiny import config_of, model_of
 
 import img2prompt
 from img2prompt.artifact import Draft
@@ -17,9 +18,8 @@ from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import WEIGHTS, learned_state
 from img2prompt.model.towers.build import open_tower
-from img2prompt.notebook import LoadedRun
+from img2prompt.notebook import LoadedPredictor
 from img2prompt.workspace import Stage, Workspace
-from tests.tiny import config_of, model_of
 
 SIZE = 32
 
@@ -44,7 +44,7 @@ def out(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(out: str) -> LoadedRun:
+def run(out: str) -> LoadedPredictor:
     return img2prompt.load(out, run="lora")
 
 
@@ -59,7 +59,7 @@ def png(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def test_all_kinds_of_pictures_have_the_same_vector(run: LoadedRun, tmp_path: Path) -> None:
+def test_all_kinds_of_pictures_have_the_same_vector(run: LoadedPredictor, tmp_path: Path) -> None:
     image = noise(SIZE, SIZE)
     path = tmp_path / "100%25 of a picture.png"
     path.write_bytes(png(image))
@@ -72,7 +72,7 @@ def test_all_kinds_of_pictures_have_the_same_vector(run: LoadedRun, tmp_path: Pa
     assert answers.confidences is None
 
 
-def test_vectors_are_those_of_the_model(out: str, run: LoadedRun, tiny_tower: str) -> None:
+def test_vectors_are_those_of_the_model(out: str, run: LoadedPredictor, tiny_tower: str) -> None:
     pictures = [noise(SIZE, SIZE, seed) for seed in range(3)]
     model = model_of(config_of(tiny_tower)).eval()
     weights = Path(Workspace(out).run("lora"), WEIGHTS).read_bytes()
@@ -86,7 +86,7 @@ def test_vectors_are_those_of_the_model(out: str, run: LoadedRun, tiny_tower: st
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
-def test_pillow_pictures_are_turned_upright_and_put_on_white(run: LoadedRun) -> None:
+def test_pillow_pictures_are_turned_upright_and_put_on_white(run: LoadedPredictor) -> None:
     turned = noise(48, 40)
     turned.getexif()[0x0112] = 6
     glass = noise(SIZE, SIZE).convert("RGBA")
@@ -98,12 +98,12 @@ def test_pillow_pictures_are_turned_upright_and_put_on_white(run: LoadedRun) -> 
     assert np.array_equal(vectors[3], vectors[4])
 
 
-def test_an_array_of_pictures_is_a_list_of_pictures(run: LoadedRun) -> None:
+def test_an_array_of_pictures_is_a_list_of_pictures(run: LoadedPredictor) -> None:
     pictures = np.stack([np.array(noise(40, 40, seed)) for seed in range(2)])
     assert np.array_equal(run.predict(pictures).vectors, run.predict(list(pictures)).vectors)
 
 
-def test_no_picture_has_no_vector(run: LoadedRun) -> None:
+def test_no_picture_has_no_vector(run: LoadedPredictor) -> None:
     assert run.predict([]).vectors.shape == (0, 384)
 
 
@@ -118,12 +118,14 @@ def test_no_picture_has_no_vector(run: LoadedRun) -> None:
         (7, "it is a int; allowed: a path, bytes"),
     ],
 )
-def test_a_bad_picture_is_an_error_that_names_it(run: LoadedRun, picture, message: str) -> None:
+def test_a_bad_picture_is_an_error_that_names_it(
+    run: LoadedPredictor, picture, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         run.predict([noise(SIZE, SIZE), picture])
 
 
-def test_a_single_picture_is_no_list(run: LoadedRun) -> None:
+def test_a_single_picture_is_no_list(run: LoadedPredictor) -> None:
     for picture in ("a.png", Path("a.png"), b"bytes", noise(4, 4)):
         with pytest.raises(UserError, match="give a list of pictures"):
             run.predict(picture)  # type: ignore[arg-type]

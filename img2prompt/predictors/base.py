@@ -4,6 +4,7 @@ A `PredictorSpec` describes a predictor cheaply. It travels to an actor, which l
 there. A new way to answer is one file with a spec and its predictor.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +102,17 @@ class TowerPredictor:
 
     def predict(self, inputs: Tensor) -> Answers:
         return self.head.predict(self.tower(inputs))
+
+
+def concatenate(parts: Sequence[Answers]) -> Answers:
+    """Join the answers of one predictor for consecutive pictures; `parts` is not empty."""
+    texts = [part.texts for part in parts if part.texts is not None]
+    confidences = [part.confidences for part in parts if part.confidences is not None]
+    return Answers(
+        np.concatenate([part.vectors for part in parts]),
+        list(itertools.chain.from_iterable(texts)) if texts else None,
+        np.concatenate(confidences) if confidences else None,
+    )
 
 
 def average_views(views: Sequence[Answers]) -> Answers:
