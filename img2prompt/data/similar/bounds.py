@@ -181,7 +181,7 @@ def _principal(vectors: np.ndarray, count: int) -> torch.Tensor:
 
 
 def _has_int8() -> bool:
-    """Whether the processor multiplies bytes without overflow in between (AVX2 may overflow)."""
+    """Return whether byte products are exact (AVX2 may overflow in between)."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_vnni", "amx_int8"))
 

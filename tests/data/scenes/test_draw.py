@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from img2prompt.data.scenes import vocabulary
+from img2prompt.data.scenes.backgrounds import BACKGROUNDS
 from img2prompt.data.scenes.compose import Scene, Subject, compose
-from img2prompt.data.scenes.draw import BACKGROUNDS, _charmap, _glyph, _typeface, draw, render
+from img2prompt.data.scenes.draw import _charmap, _glyph, _typeface, draw, render
 from img2prompt.data.scenes.styles import STYLES
 
 REPO = Path(__file__).parents[3]
