@@ -24,7 +24,7 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.search.space import Setting, Space
 from img2prompt.storage import exists, join, open_uri, read_bytes
-from img2prompt.train import run as train
+from img2prompt.train.estimate import estimate, share_of_memory
 from img2prompt.train.preflight import worker_count
 from img2prompt.train.steplog import PEAKS, epochs_and_seconds
 
@@ -48,14 +48,14 @@ class Price:
 
 def price(config: TrainConfig, shape: TowerShape, counts: Mapping[str, Any]) -> Price:
     """Predict the cost of a trial; `counts` are the rows of the splits."""
-    a_row, workers = train.estimate(config, shape), worker_count(config)
+    a_row, workers = estimate(config, shape), worker_count(config)
     used, size = rows_in_share(counts["train"], config.optim.share), config.optim.batch_size
     rows, flop = steps_per_epoch(used, size) * size, a_row.forward + a_row.backward
     return Price(
         layers=layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate),
         learned=a_row.learned,
         flop=flop,
-        memory=sum(a_row.memory(*train.share_of_memory(config, workers)).values()),
+        memory=sum(a_row.memory(*share_of_memory(config, workers)).values()),
         rows=rows,
         epoch=rows * flop + counts["val"] * a_row.forward,
     )

@@ -28,6 +28,7 @@ from img2prompt.storage import absolute, delete_folder, join, read_bytes
 from img2prompt.train import preflight
 from img2prompt.train import run as train
 from img2prompt.train.checkpoint import best_row, best_score
+from img2prompt.train.estimate import estimate
 from img2prompt.train.heads_together import HeadOutcome, train_heads
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import FREE
@@ -47,7 +48,7 @@ def run(config: HeadsConfig, inputs: TrainInputs, out: str) -> Artifact:
     """
     base, heads = config.base, config.heads()
     shape, fingerprints = read_shape(base.tower), preflight.fingerprints(base, inputs)
-    check = functools.partial(preflight.check, base, inputs, fingerprints["tower"])
+    check = functools.partial(preflight.check, base, inputs, shape, fingerprints["tower"])
     free = [f"base.{name}" for name in FREE]
     draft = Draft.open(out, Stage.HEADS, config, fingerprints, check, free=free)
     if finished := draft.finished():
@@ -87,7 +88,7 @@ def _train(
 
 
 def _announce(heads: Sequence[TrainConfig], inputs: TrainInputs, shape: TowerShape) -> None:
-    costs = [train.estimate(head, shape) for head in heads]
+    costs = [estimate(head, shape) for head in heads]
     state = sum(cost.weights + cost.gradients + cost.optimizer for cost in costs)
     logger.info(
         "heads: %d heads learn together, %.2fM parameters, %.3g GB with gradients and optimiser; "
@@ -109,7 +110,7 @@ def _rows(
         UserError: all heads failed.
     """
     rows = [
-        _row(head, outcome, train.estimate(head, shape).learned)
+        _row(head, outcome, estimate(head, shape).learned)
         for head, outcome in zip(heads, outcomes, strict=True)
     ]
     if all(row["end"] == "failed" for row in rows):

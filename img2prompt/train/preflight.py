@@ -16,7 +16,8 @@ from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import build_prompt_model, load_head, load_learned_state
-from img2prompt.model.towers.build import FRESH, open_tower, read_shape
+from img2prompt.model.towers.base import TowerShape
+from img2prompt.model.towers.build import FRESH, open_tower
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
@@ -84,12 +85,11 @@ def has_gpus() -> bool:
     return cluster.resources().gpus >= 1
 
 
-def check(config: TrainConfig, inputs: TrainInputs, tower: str) -> None:
+def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: str) -> None:
     """Raise a UserError for a run that cannot be trained with these inputs on this cluster.
 
-    `tower`: fingerprint of its weights.
+    `shape` and `tower` are the shape of its tower and the fingerprint of its weights.
     """
-    shape = read_shape(config.tower)
     layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
     workers = worker_count(config)
     least = config.engine.min_workers or workers
@@ -126,8 +126,8 @@ def check_resumable(
     last = store.newest()
     if last is None:
         return
-    begun = json.loads(read_bytes(join(out, CONFIG)))
-    size, recipe = begun["optim"]["batch_size"], begun["recipe"]
+    saved = json.loads(read_bytes(join(out, CONFIG)))
+    size, recipe = saved["optim"]["batch_size"], saved["recipe"]
     if config.optim.batch_size != size:
         raise UserError(
             f"optim.batch_size is {config.optim.batch_size}; allowed for the run in {out}: {size}, "

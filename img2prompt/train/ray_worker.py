@@ -14,7 +14,6 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.distributed.internals import preemption_notice, quieten_worker_reports
 from img2prompt.errors import UserError
-from img2prompt.model.cost import cost
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_learned_state
 from img2prompt.model.towers.build import read_shape
@@ -22,6 +21,7 @@ from img2prompt.train.batches import WorkerRank, total_steps
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, Position, Saver
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.engines.build import build_engine
+from img2prompt.train.estimate import row_cost
 from img2prompt.train.health import (
     ENDED,
     SIGTERM,
@@ -171,13 +171,7 @@ def _log(job: TrainJob, worker: WorkerRank, device: torch.device, done: int) -> 
         return StepLog()
     config = job.config
     half = compute_dtype(config.engine.precision, device) != torch.float32
-    a_row = cost(
-        read_shape(config.tower),
-        config.plan,
-        config.head,
-        half=half,
-        cached=config.plan.frozen_tower,
-    )
+    a_row = row_cost(config, read_shape(config.tower), half=half)
     return StepLog(
         job.out,
         config.name,

@@ -14,7 +14,7 @@ from img2prompt.model.augment import flip
 from img2prompt.model.average import WeightAverage
 from img2prompt.model.loss import cosine_loss
 from img2prompt.train.batches import DeviceBatch
-from img2prompt.train.checkpoint import Position
+from img2prompt.train.checkpoint import Checkpoint, Position
 from img2prompt.train.engines.base import Engine, copy_of
 
 Augment = Callable[[DeviceBatch, Position], DeviceBatch]
@@ -27,12 +27,12 @@ are logged: none if the loss has but one."""
 
 
 def cosine(predicted: Tensor, batch: DeviceBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """One minus the mean cosine with the targets."""
+    """Return one minus the mean cosine with the targets."""
     return cosine_loss(predicted, batch.targets), {}
 
 
 def unchanged(batch: DeviceBatch, position: Position) -> DeviceBatch:
-    """No augmentation."""
+    """Return the batch without augmentation."""
     return batch
 
 
@@ -46,12 +46,12 @@ class Recipe:
     """Averaged weights, by the name under which they are validated."""
 
     def after_step(self, engine: Engine) -> None:
-        """Called on every worker after each optimiser step, with whole weights in the module."""
+        """Update averages after an optimiser step; every worker calls it with whole weights."""
         for average in self.averages.values():
             average.update(engine.module)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy on the CPU of all that a checkpoint needs to continue exactly, by name."""
+        """Return a copy on the CPU of everything a checkpoint needs to resume exactly, by name."""
         return {
             f"{name}/{key}": tensor
             for name, average in self.averages.items()
@@ -59,19 +59,19 @@ class Recipe:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` gave."""
+        """Restore what `state` returned."""
         for name, average in self.averages.items():
             prefix = f"{name}/"
             own = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
             average.load({key.removeprefix(prefix): tensor for key, tensor in own.items()})
 
     def weights_to_validate(self) -> dict[str, Mapping[str, Tensor]]:
-        """Sets of learned tensors to validate beside the module's own, by name."""
+        """Return sets of learned tensors to validate beside the module's own, by name."""
         return {name: average.weights for name, average in self.averages.items() if average.weights}
 
 
 def build_recipe(config: TrainConfig) -> Recipe:
-    """The recipe that a run's config names."""
+    """Build the recipe that a run's config names."""
     recipe, seed = config.recipe, config.seed
 
     def flipped(batch: DeviceBatch, position: Position) -> DeviceBatch:
@@ -83,3 +83,14 @@ def build_recipe(config: TrainConfig) -> Recipe:
         augment=flipped if recipe.flip else unchanged,
         averages={"ema": WeightAverage(recipe.ema_decay)} if recipe.ema_decay else {},
     )
+
+
+def validated_weights(
+    config: TrainConfig, checkpoint: Checkpoint, name: str
+) -> Mapping[str, Tensor]:
+    """Return a checkpoint's weights: the set `name` of its recipe; empty: the model's own."""
+    if not name:
+        return checkpoint.engine.model
+    recipe = build_recipe(config)
+    recipe.load(checkpoint.recipe)
+    return recipe.weights_to_validate()[name]

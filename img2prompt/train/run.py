@@ -11,16 +11,14 @@ folder, also with another number of workers.
 import json
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
-import torch
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from img2prompt.artifact import Artifact, Draft
-from img2prompt.config.train import EngineConfig, TrainConfig
+from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import rows_in_share
 from img2prompt.distributed.internals import (
     FailureConfig,
@@ -29,14 +27,11 @@ from img2prompt.distributed.internals import (
     ScalingConfig,
 )
 from img2prompt.errors import UserError
-from img2prompt.model.cost import Cost, cost
 from img2prompt.model.plan import layer_plan
-from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import WEIGHTS
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder
-from img2prompt.train.batches import rows_at_once
 from img2prompt.train.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -45,6 +40,7 @@ from img2prompt.train.checkpoint import (
     Position,
     best_score,
 )
+from img2prompt.train.estimate import estimate, share_of_memory
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import (
     FREE,
@@ -57,7 +53,7 @@ from img2prompt.train.preflight import (
 )
 from img2prompt.train.ray_callbacks import own_callbacks, sigterm_requests_stop, to_user_error
 from img2prompt.train.ray_worker import train_worker
-from img2prompt.train.recipe import build_recipe
+from img2prompt.train.recipe import validated_weights
 from img2prompt.workspace import RunFolder, Stage
 
 logger = logging.getLogger(__name__)
@@ -109,7 +105,7 @@ def _open_draft(
         adopt_config(config, made_from, out)
 
     def check_run() -> None:
-        check(config, inputs, made_from["tower"])
+        check(config, inputs, shape, made_from["tower"])
 
     draft = Draft.open(out, Stage.TRAIN, config, made_from, check_run, free=FREE)
     if draft.finished() is None:
@@ -150,7 +146,7 @@ def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
 
 
 def _announce(config: TrainConfig, shape: TowerShape, inputs: TrainInputs, workers: int) -> None:
-    """Say what learns, how many rows there are, and what a row and a worker will cost."""
+    """Log the layer plan, the number of rows, and the predicted cost of a row and a worker."""
     plan = layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
     logger.info(
         "%s: %s; %d rows; %d worker(s); %s",
@@ -160,30 +156,6 @@ def _announce(config: TrainConfig, shape: TowerShape, inputs: TrainInputs, worke
         workers,
         estimate(config, shape).describe(*share_of_memory(config, workers)),
     )
-
-
-def estimate(config: TrainConfig, shape: TowerShape) -> Cost:
-    """Predict the cost of a row of this run on this cluster."""
-    return cost(
-        shape,
-        config.plan,
-        config.head,
-        half=_in_half(config.engine),
-        cached=config.plan.frozen_tower,
-    )
-
-
-def share_of_memory(config: TrainConfig, workers: int) -> tuple[int, int, int]:
-    """What decides a worker's memory: its rows at once, the workers, and DeepSpeed's ZeRO stage."""
-    zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
-    return rows_at_once(config, workers), workers, zero_stage
-
-
-def _in_half(engine: EngineConfig) -> bool:
-    """Whether workers will compute in 16 bits; the driver may have no GPU itself."""
-    if engine.precision == "auto" and has_gpus():
-        return True
-    return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
 
 
 def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: float) -> Artifact:
@@ -197,7 +169,7 @@ def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: 
     history = last.position.history
     best, row = _best(store, history)
     score, name = best_score(row)
-    weights = _validated_weights(config, best, name)
+    weights = validated_weights(config, best, name)
     draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(weights)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
     metrics = {"best_epoch": row["epoch"], "val_cosine": score, "seconds": seconds}
@@ -219,14 +191,3 @@ def _best(store: CheckpointStore, history: History) -> tuple[Checkpoint, dict[st
             except DamagedError as error:
                 logger.warning("%s is damaged (%s): trying the next best epoch", name, error)
     raise UserError(f"{store.uri} contains no whole checkpoint: run the same command again")
-
-
-def _validated_weights(
-    config: TrainConfig, checkpoint: Checkpoint, name: str
-) -> Mapping[str, torch.Tensor]:
-    """Return a checkpoint's weights: the set `name` of its recipe; empty: the model's own."""
-    if not name:
-        return checkpoint.engine.model
-    recipe = build_recipe(config)
-    recipe.load(checkpoint.recipe)
-    return recipe.weights_to_validate()[name]

@@ -16,6 +16,7 @@ from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.prepare.features import FREE
 from img2prompt.train import preflight, ray_worker
 from img2prompt.train import run as train
+from img2prompt.train.estimate import estimate
 from img2prompt.train.job import TrainInputs, TrainJob, build_model
 
 
@@ -89,7 +90,7 @@ def test_a_fine_tune_reads_them_once_in_each_process(
 
 def test_the_estimate_reads_none(loads, tiny_tower: str) -> None:
     config = config_of(tiny_tower, FINETUNE)
-    assert train.estimate(config, read_shape(config.tower)).learned > 0
+    assert estimate(config, read_shape(config.tower)).learned > 0
     assert loads() == 0
 
 

@@ -1,0 +1,34 @@
+"""Predicted cost of a training run, from its config and the shape of its tower."""
+
+import torch
+
+from img2prompt.config.train import EngineConfig, TrainConfig
+from img2prompt.model.cost import Cost, cost
+from img2prompt.model.precision import compute_dtype
+from img2prompt.model.towers.base import TowerShape
+from img2prompt.train.batches import rows_at_once
+from img2prompt.train.preflight import has_gpus
+
+
+def estimate(config: TrainConfig, shape: TowerShape) -> Cost:
+    """Predict the cost of a row of this run on the connected cluster."""
+    return row_cost(config, shape, half=_in_half(config.engine))
+
+
+def row_cost(config: TrainConfig, shape: TowerShape, *, half: bool) -> Cost:
+    """Predict the cost of a row; `half`: matrix products are in 16 bits."""
+    cached = config.plan.frozen_tower
+    return cost(shape, config.plan, config.head, half=half, cached=cached)
+
+
+def share_of_memory(config: TrainConfig, workers: int) -> tuple[int, int, int]:
+    """Return the arguments of `Cost.memory`: rows at once, workers and ZeRO stage."""
+    zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
+    return rows_at_once(config, workers), workers, zero_stage
+
+
+def _in_half(engine: EngineConfig) -> bool:
+    """Return True if workers will compute in 16 bits; the driver may have no GPU itself."""
+    if engine.precision == "auto" and has_gpus():
+        return True
+    return compute_dtype(engine.precision, torch.device("cpu")) != torch.float32
