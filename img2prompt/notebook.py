@@ -18,8 +18,8 @@ from img2prompt.data import images
 from img2prompt.data.sources import files
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
-from img2prompt.predict.choose import choose_predictor
 from img2prompt.predictors.base import Answers, Predictor, concatenate
+from img2prompt.predictors.build import choose_predictor
 from img2prompt.workspace import Workspace
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray

@@ -9,7 +9,7 @@ def job() -> None:
     folder, shards = workspace.export(config.name), workspace.open_shards()
 
     from img2prompt.predict import export
-    from img2prompt.predict.choose import choose_predictor
+    from img2prompt.predictors.build import choose_predictor
 
     predictor = choose_predictor(config.run, workspace)
     exported = export.run(config, predictor, shards, folder)

@@ -10,7 +10,7 @@ def job() -> None:
 
     from img2prompt.distributed import cluster
     from img2prompt.predict import predict
-    from img2prompt.predict.choose import choose_predictor
+    from img2prompt.predictors.build import choose_predictor
     from img2prompt.prepare.run import PreparedData
 
     predictor = choose_predictor(config.run, workspace, config.neighbours)

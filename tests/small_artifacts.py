@@ -8,13 +8,14 @@ import safetensors.torch
 import torch
 from tiny import config_of, model_of
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig, ShardConfig
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import PlanConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import vector_column
+from img2prompt.draft import Draft
 from img2prompt.model.prompt_model import WEIGHTS, learned_state
 from img2prompt.model.towers.build import open_tower
 from img2prompt.model.views import VIEWS

@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 from tiny import config_of, model_of
 
 import img2prompt
-from img2prompt.artifact import Draft
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.data.vectors import matrix
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import WEIGHTS, learned_state

@@ -11,13 +11,14 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from img2prompt.artifact import MANIFEST, Artifact, Draft
+from img2prompt.artifact import MANIFEST, Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import ENDPOINT, delete_folder, exists, join, write_bytes
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, EngineState, Position

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from img2prompt.artifact import Draft
 from img2prompt.config.base import Config
 from img2prompt.config.prepare import ShardConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.workspace import (
     HeadsFolder,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from img2prompt.artifact import Draft
+from img2prompt.draft import Draft
 
 logger = logging.getLogger(__name__)
 

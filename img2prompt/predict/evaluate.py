@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.predict import EvaluateConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed.actors import Pool, forward_split
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval

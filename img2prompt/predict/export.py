@@ -13,8 +13,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.predict import ExportConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.prompt_model import load_prompt_model

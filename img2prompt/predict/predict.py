@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray.data
 
-from img2prompt.artifact import Artifact, Draft, fingerprint_of
+from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
 from img2prompt.data.sources import files
@@ -36,6 +36,7 @@ from img2prompt.data.sources.rows import (
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed.actors import DECODE_CPUS, Pool
 from img2prompt.distributed.progress import Progress
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.prompts import index_prompts, nearest_csv, read_prompts

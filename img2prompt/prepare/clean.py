@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import CleanConfig
 from img2prompt.data.hashed import HashedMap
 from img2prompt.data.images import size_reason
@@ -24,6 +24,7 @@ from img2prompt.data.sources.rows import Rejected, Row, count_kinds, rejected_ta
 from img2prompt.data.text.blocked import BlockedWords
 from img2prompt.data.text.language import LanguageFilter
 from img2prompt.data.text.normalise import normalise, prompt_id, reject_reason
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import read_bytes
 from img2prompt.workspace import Stage

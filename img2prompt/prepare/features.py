@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.data.shards import SPLITS, check_size
 from img2prompt.data.vectors import vector_column
 from img2prompt.distributed.actors import Pool, actor_count, forward_shards, to_matrix
 from img2prompt.distributed.progress import Progress
+from img2prompt.draft import Draft
 from img2prompt.model.inference import prepare_for_inference
 from img2prompt.model.towers.build import open_tower
 from img2prompt.model.views import ViewVectors

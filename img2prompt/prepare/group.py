@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import GroupConfig
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.similar.dedupe import KeepFirst, keep_first
@@ -29,6 +29,7 @@ from img2prompt.data.similar.split import HELD_OUT, assign, components, leak_rep
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed import cluster
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.draft import Draft
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)

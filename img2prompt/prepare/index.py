@@ -18,18 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import IndexConfig, PrepareConfig
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.hashed import HashedSet
 from img2prompt.data.sources.base import Source
 from img2prompt.data.sources.catalogue import identity, list_portion, portions
 from img2prompt.data.sources.detect import resolve
-from img2prompt.data.sources.pieces import in_pieces
+from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA, Rejected, Row, printable
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder
 from img2prompt.workspace import IndexFolder, Stage
@@ -106,7 +107,7 @@ def _list_portion(draft: Draft, name: str, source: Source, portion: list[Any]) -
     """Write the rows of a portion; return their number."""
     sink, count = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, _SCHEMA, compression="zstd") as writer:
-        for rows in in_pieces(list_portion(source, portion), _ROWS_PER_WRITE):
+        for rows in in_portions(list_portion(source, portion), _ROWS_PER_WRITE):
             writer.write_table(pa.Table.from_pylist(list(map(_line, rows)), schema=_SCHEMA))
             count += len(rows)
     draft.write_bytes(name, sink.getvalue(), count)

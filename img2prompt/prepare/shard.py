@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import CleanConfig, ShardConfig
 from img2prompt.data import images
 from img2prompt.data.hashed import HashedSet
@@ -30,6 +30,7 @@ from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import join
 from img2prompt.workspace import Stage

@@ -16,12 +16,13 @@ import pyarrow as pa
 import ray
 import torch
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import TargetsConfig
 from img2prompt.data.vectors import VECTOR, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.draft import Draft
 from img2prompt.model.text import PromptEncoder, Tokens, check_model, tokenise
 from img2prompt.workspace import Stage
 

@@ -4,8 +4,9 @@ import functools
 import json
 from typing import Any
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.search import SearchConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.report.search.page import page

@@ -16,11 +16,12 @@ from typing import Any
 
 import ray
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.heads import HeadsConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.distributed import cluster
 from img2prompt.distributed.tasks import run_bounded
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import torch
 
-from img2prompt.artifact import CONFIG, MANIFEST, Draft
+from img2prompt.artifact import CONFIG, MANIFEST
 from img2prompt.config.base import differences, without
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import rows_in_share
 from img2prompt.data.shards import check_size
 from img2prompt.distributed import cluster
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype

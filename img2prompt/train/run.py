@@ -17,7 +17,7 @@ import safetensors.torch
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import rows_in_share
 from img2prompt.distributed.internals import (
@@ -26,6 +26,7 @@ from img2prompt.distributed.internals import (
     RunConfig,
     ScalingConfig,
 )
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.prompt_model import WEIGHTS

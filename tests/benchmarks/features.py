@@ -47,7 +47,7 @@ from transformers import CLIPVisionModel, pipeline
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt import cli
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
@@ -61,6 +61,7 @@ from img2prompt.distributed.actors import (
     forward_shards,
     to_matrix,
 )
+from img2prompt.draft import Draft
 from img2prompt.model.inference import prepare_for_inference
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.towers.build import open_tower

@@ -30,7 +30,7 @@ import torch
 import tyro
 
 from img2prompt import cli
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import (
     FeaturesConfig,
     GroupConfig,
@@ -44,6 +44,7 @@ from img2prompt.data import images
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
+from img2prompt.draft import Draft
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.prepare import clean, features, group, index, shard, targets
 from img2prompt.workspace import Stage

@@ -28,13 +28,14 @@ import tyro
 from torch import Tensor, nn
 
 from img2prompt import cli
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.actors import ModelMaker, Pool, forward_shards, to_matrix
+from img2prompt.draft import Draft
 from img2prompt.model.views import ViewVectors
 
 

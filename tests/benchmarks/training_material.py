@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
 from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.draft import Draft
 from img2prompt.model.towers.clip import ClipTower
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig, ShardConfig
 from img2prompt.data import shards as shards_module
 from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size
 from img2prompt.data.vectors import vector_column
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import open_uri
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from torch import Tensor, nn
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
@@ -17,6 +17,7 @@ from img2prompt.distributed.actors import (
     forward_split,
     to_matrix,
 )
+from img2prompt.draft import Draft
 from img2prompt.model.views import ViewVectors
 
 pytestmark = pytest.mark.ray

@@ -7,9 +7,10 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from img2prompt import presets
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import HeadConfig, PlanConfig, TrainConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import (
     WEIGHTS,

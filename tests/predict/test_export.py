@@ -11,10 +11,11 @@ from tiny import FINETUNE, MemoryRows, config_of, model_of
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.predict import ExportConfig
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.train import PlanConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import WEIGHTS, learned_state, load_prompt_model
 from img2prompt.model.towers.siglip import SiglipTower

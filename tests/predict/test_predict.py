@@ -27,9 +27,9 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.model.text import PromptEncoder
 from img2prompt.predict import predict
-from img2prompt.predict.choose import choose_predictor
 from img2prompt.predict.submission import read_submission
 from img2prompt.predictors.base import Answers, PredictorSpec
+from img2prompt.predictors.build import choose_predictor
 from img2prompt.predictors.trained import TrainedRun
 from img2prompt.workspace import Stage, Workspace
 

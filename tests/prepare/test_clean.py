@@ -4,10 +4,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import CleanConfig, IndexConfig
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA
 from img2prompt.data.text.normalise import prompt_id
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.prepare import clean
 

@@ -31,7 +31,8 @@ REPO = Path(__file__).parents[2]
 DRIVER = """
 import os, signal, sys
 from img2prompt.distributed import cluster
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
+from img2prompt.draft import Draft
 from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.prepare import features
 

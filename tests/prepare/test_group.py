@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import GroupConfig, TargetsConfig
 from img2prompt.data.similar.dedupe import keep_first
 from img2prompt.data.similar.matches import MatchTask, nearest
@@ -16,6 +16,7 @@ from img2prompt.data.similar.split import components
 from img2prompt.data.text.normalise import normalise, prompt_id
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed.cluster import Resources
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
 from img2prompt.prepare import group, targets

@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from img2prompt import artifact
-from img2prompt.artifact import Draft
 from img2prompt.config.prepare import IndexConfig, PrepareConfig
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.data.sources import sidecar
 from img2prompt.data.sources.catalogue import portions
 from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.prepare import index
 from img2prompt.storage import write_bytes

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import (
     CleanConfig,
     GroupConfig,
@@ -25,6 +25,7 @@ from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import REJECTED_SCHEMA
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed.progress import TIMINGS
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.prepare import clean, group, index, shard, targets
 

@@ -6,11 +6,12 @@ import pyarrow as pa
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import CleanConfig, TargetsConfig
 from img2prompt.data.text.normalise import prompt_id
 from img2prompt.data.vectors import matrix
 from img2prompt.distributed.progress import TIMINGS
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.prepare import clean, targets
 

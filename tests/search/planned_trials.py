@@ -10,9 +10,10 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from img2prompt import presets
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
+from img2prompt.draft import Draft
 from img2prompt.model.plan import layer_plan
 from img2prompt.search.propose import ListSearcher
 from img2prompt.search.schedule import SearchScheduler

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from planned_trials import BATCH, EPOCHS, HOURS, INPUTS, VAL, Killed, Runner, keep, search_of
 
-from img2prompt.artifact import Draft
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.distributed.cluster import Resources
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.search import run as search
 from img2prompt.search import tuning

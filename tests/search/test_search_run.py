@@ -18,11 +18,12 @@ import ray.util
 from tiny import config_of
 
 from img2prompt import cli, presets
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.heads import HeadsConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.distributed.cluster import Resources
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.search import run as search
 from img2prompt.search import tuning

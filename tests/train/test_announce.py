@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tiny import FINETUNE, config_of
 
-from img2prompt.artifact import Draft
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
+from img2prompt.draft import Draft
 from img2prompt.model.towers.build import read_shape
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs

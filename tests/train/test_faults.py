@@ -24,8 +24,9 @@ from ray.train import UserCallback
 from test_train_run import REPO, another_tower, curve_of, history_of, train_workers
 from tiny import assert_close, config_of
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.train import PlanConfig, TrainConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import read_learned_state
 from img2prompt.storage import exists, read_bytes

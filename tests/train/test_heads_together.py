@@ -14,11 +14,11 @@ import pytest
 import torch
 from tiny import CPU, TINY, MemoryRows, Trained, assert_close, run_loop
 
-from img2prompt.artifact import Draft
 from img2prompt.config.prepare import FeaturesConfig, ShardConfig
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.shards import SCHEMA, Batch, FeatureRows
 from img2prompt.data.vectors import vector_column
+from img2prompt.draft import Draft
 from img2prompt.model.prompt_model import build_prompt_model
 from img2prompt.train import heads_together as heads_worker
 from img2prompt.train.checkpoint import Position

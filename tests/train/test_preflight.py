@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import exists, join, read_bytes
 from img2prompt.train.preflight import FREE, adopt_config

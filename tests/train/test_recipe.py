@@ -11,10 +11,10 @@ import torch
 from tiny import CPU, MemoryRows, Trained, assert_close, average_of, config_of, model_of, run_loop
 from torch import Tensor
 
-from img2prompt.artifact import Draft
 from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.data.order import epoch_batches, worker_share
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.average import WeightAverage
 from img2prompt.model.loss import cosine_loss

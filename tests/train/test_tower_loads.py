@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from tiny import ALONE, CPU, FINETUNE, config_of
 
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig, ShardConfig
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
+from img2prompt.draft import Draft
 from img2prompt.model.towers import weights
 from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.prepare.features import FREE

@@ -17,8 +17,7 @@ from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet
-from img2prompt.data.sources.metadata.base import whole
-from img2prompt.data.sources.parts import (
+from img2prompt.data.sources.diffusiondb_parts import (
     PART,
     Contents,
     Part,
@@ -28,9 +27,10 @@ from img2prompt.data.sources.parts import (
     read_contents_and_names,
     read_json,
 )
-from img2prompt.data.sources.pieces import PORTION, in_pieces
+from img2prompt.data.sources.metadata.base import whole
+from img2prompt.data.sources.portions import PORTION, in_portions
+from img2prompt.data.sources.prefetch import in_order, with_sizes
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized
-from img2prompt.data.sources.waiting import in_order, with_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def portions(source: PictureSource) -> Iterator[list[Any]]:
     """Yield rows of the metadata table, or parts without a table, of one or both subsets."""
     for table, parts in _subsets(source.path):
         if table:
-            yield from in_pieces(_Table(table, parts, source).rows(), PORTION)
+            yield from in_portions(_Table(table, parts, source).rows(), PORTION)
         else:
-            yield from in_pieces(parts, _PARTS_AT_ONCE)
+            yield from in_portions(parts, _PARTS_AT_ONCE)
 
 
 def list_rows(

@@ -20,7 +20,8 @@ from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
 from img2prompt.data.sources.diffusiondb import TABLES
 from img2prompt.data.sources.metadata.base import whole
-from img2prompt.data.sources.pieces import in_pieces
+from img2prompt.data.sources.portions import in_portions
+from img2prompt.data.sources.prefetch import with_sizes
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -30,7 +31,6 @@ from img2prompt.data.sources.rows import (
     sized,
     unread_picture,
 )
-from img2prompt.data.sources.waiting import with_sizes
 
 _ROWS_AT_ONCE = 16
 _SIZES = ("width", "height")
@@ -38,7 +38,7 @@ _SIZES = ("width", "height")
 
 def portions(source: PictureSource) -> Iterator[list[str]]:
     """Yield the names of the Parquet files, one by one; empty when the path is one."""
-    return in_pieces(_tables(source.path), 1)
+    return in_portions(_tables(source.path), 1)
 
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:

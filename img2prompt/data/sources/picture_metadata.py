@@ -12,15 +12,15 @@ from img2prompt.data.sources.containers import HEADER_BYTES
 from img2prompt.data.sources.folder import PICTURE_ENDS, file_names, is_picture
 from img2prompt.data.sources.metadata.base import NoPrompt
 from img2prompt.data.sources.metadata.programs import PROGRAMS, read_metadata
-from img2prompt.data.sources.pieces import PORTION, in_pieces
+from img2prompt.data.sources.portions import PORTION, in_portions
+from img2prompt.data.sources.prefetch import in_order, probe
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
-from img2prompt.data.sources.waiting import in_order, probe
 
 
 def portions(source: PictureSource) -> Iterator[list[str]]:
     """Yield the names of pictures in all folders of the path; empty when the path is a picture."""
     names = (name for name in file_names(source.path) if not name or is_picture(name))
-    return in_pieces(names, PORTION)
+    return in_portions(names, PORTION)
 
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:

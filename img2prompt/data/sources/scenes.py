@@ -9,7 +9,7 @@ from img2prompt.config.sources import SceneSource
 from img2prompt.data.scenes.compose import World, compose
 from img2prompt.data.scenes.draw import draw
 from img2prompt.data.sources.base import Format
-from img2prompt.data.sources.pieces import PORTION, in_pieces
+from img2prompt.data.sources.portions import PORTION, in_portions
 from img2prompt.data.sources.rows import Rejected, Row, new_row
 
 SCHEME = "scenes:"
@@ -17,7 +17,7 @@ SCHEME = "scenes:"
 
 def portions(source: SceneSource) -> Iterator[list[int]]:
     """Yield the numbers of the scenes."""
-    return in_pieces(range(source.prompts), PORTION)
+    return in_portions(range(source.prompts), PORTION)
 
 
 def list_rows(source: SceneSource, numbers: Iterable[int]) -> Iterator[Row | Rejected]:

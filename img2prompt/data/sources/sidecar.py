@@ -16,14 +16,14 @@ from img2prompt.data.sources.folder import (
     is_picture,
     is_text,
 )
-from img2prompt.data.sources.pieces import PORTION, in_pieces
+from img2prompt.data.sources.portions import PORTION, in_portions
+from img2prompt.data.sources.prefetch import in_order, with_sizes
 from img2prompt.data.sources.rows import Rejected, Row, new_row
-from img2prompt.data.sources.waiting import in_order, with_sizes
 
 
 def portions(source: PictureSource) -> Iterator[list[list[str]]]:
     """Yield the names of pictures and texts that share a stem, in all folders of the path."""
-    return in_pieces(_stems(source.path), PORTION)
+    return in_portions(_stems(source.path), PORTION)
 
 
 def list_rows(source: PictureSource, stems: Iterable[list[str]]) -> Iterator[Row | Rejected]:

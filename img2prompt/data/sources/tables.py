@@ -18,7 +18,8 @@ import pyarrow as pa
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.base import Format, Layout
-from img2prompt.data.sources.pieces import PORTION, in_pieces
+from img2prompt.data.sources.portions import PORTION, in_portions
+from img2prompt.data.sources.prefetch import with_sizes
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -27,7 +28,6 @@ from img2prompt.data.sources.rows import (
     new_row,
     undecodable,
 )
-from img2prompt.data.sources.waiting import with_sizes
 from img2prompt.errors import UserError
 
 FILE_COLUMNS = ("file", "file_name", "filename", "image")
@@ -88,7 +88,7 @@ def portions(table: Table, source: PictureSource) -> Iterator[list[Row | Rejecte
     Raises:
         UserError: the table is missing or lacks a needed column.
     """
-    return in_pieces(_rows(table, source), PORTION)
+    return in_portions(_rows(table, source), PORTION)
 
 
 def digest(table: Table, source: PictureSource) -> str:

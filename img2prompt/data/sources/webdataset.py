@@ -18,7 +18,8 @@ from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.base import Format
 from img2prompt.data.sources.containers import DAMAGES, HEADER_BYTES, Range
 from img2prompt.data.sources.folder import LARGEST_TEXT, PICTURE_ENDS, decode_text
-from img2prompt.data.sources.pieces import in_pieces
+from img2prompt.data.sources.portions import in_portions
+from img2prompt.data.sources.prefetch import probe
 from img2prompt.data.sources.rows import (
     PROMPT_COLUMNS,
     SETTINGS,
@@ -28,7 +29,6 @@ from img2prompt.data.sources.rows import (
     sized,
     unread_picture,
 )
-from img2prompt.data.sources.waiting import probe
 
 _REMOTE_BYTES = 8 << 20
 """Bytes of one read from an object store, where a request costs as much as a megabyte."""
@@ -36,7 +36,7 @@ _REMOTE_BYTES = 8 << 20
 
 def portions(source: PictureSource) -> Iterator[list[str]]:
     """Yield the names of the tars, one by one; empty when the path is one."""
-    return in_pieces(_tars(source.path), 1)
+    return in_portions(_tars(source.path), 1)
 
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:

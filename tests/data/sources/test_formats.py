@@ -14,15 +14,15 @@ from img2prompt.data.sources.base import Format
 from img2prompt.data.sources.catalogue import identity, list_portion, portions
 from img2prompt.data.sources.detect import detect, resolve
 from img2prompt.data.sources.formats import FORMATS
-from img2prompt.data.sources.pieces import in_pieces
+from img2prompt.data.sources.portions import in_portions
+from img2prompt.data.sources.prefetch import with_sizes
 from img2prompt.data.sources.rows import Rejected, Row, new_row
-from img2prompt.data.sources.waiting import with_sizes
 from img2prompt.errors import UserError
 
 
 def toy_portions(source: PictureSource) -> Iterator[list[str]]:
     names = listing.names(source.path)
-    return in_pieces((name for name in names if name.endswith(".toy.png")), 2)
+    return in_portions((name for name in names if name.endswith(".toy.png")), 2)
 
 
 def toy_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:

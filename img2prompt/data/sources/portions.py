@@ -1,4 +1,4 @@
-"""Long iterables in pieces."""
+"""Split long iterables into portions that are listed independently."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -10,7 +10,7 @@ PORTION = 16_384
 """Pictures of one portion, where each can be listed independently."""
 
 
-def in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield the items in lists of `size`, the last one shorter (Python 3.12: itertools.batched)."""
     items = iter(items)
     while piece := list(islice(items, size)):

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from img2prompt import artifact
-from img2prompt.artifact import Artifact, Draft
+from img2prompt.artifact import Artifact
 from img2prompt.config.base import Config
 from img2prompt.config.prepare import FeaturesConfig, TargetsConfig
+from img2prompt.draft import RECEIPTS, Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, exists, join, open_uri, read_bytes, write_bytes
 
@@ -95,7 +96,7 @@ def test_receipts_prove_what_was_written(folder: str) -> None:
         data = read_bytes(join(folder, name))
         assert receipt.digest == hashlib.sha256(data).hexdigest()[:16]
     assert draft.publish().files == receipts
-    assert not exists(join(folder, artifact.RECEIPTS))
+    assert not exists(join(folder, RECEIPTS))
 
 
 def test_row_groups_have_the_requested_size(folder: str) -> None:
@@ -163,7 +164,7 @@ def test_a_kill_at_the_start_allows_another_config(folder: str, ending: str) -> 
 
 FULL_DISK = """
 import resource, signal, sys
-from img2prompt.artifact import Draft
+from img2prompt.draft import RECEIPTS, Draft
 from img2prompt.config.prepare import TargetsConfig
 from img2prompt.errors import UserError
 

@@ -5,7 +5,7 @@ from small_artifacts import write_features, write_run, write_shards
 from tiny import FINETUNE
 
 from img2prompt.errors import UserError
-from img2prompt.predict.choose import choose_predictor
+from img2prompt.predictors.build import choose_predictor
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun

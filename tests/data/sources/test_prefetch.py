@@ -1,6 +1,6 @@
 import pytest
 
-from img2prompt.data.sources.waiting import in_order
+from img2prompt.data.sources.prefetch import in_order
 
 
 def test_order_is_kept_and_errors_are_raised() -> None:

@@ -7,7 +7,7 @@ from typing import BinaryIO, TypeVar
 
 from img2prompt.data import images
 from img2prompt.data.sources.containers import damage
-from img2prompt.data.sources.pieces import in_pieces
+from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.reader import PictureReader
 from img2prompt.data.sources.rows import Rejected, Row, sized, unread_picture
 
@@ -21,7 +21,7 @@ A = TypeVar("A")
 def in_order(function: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
     """Yield `function` of each item in order; for functions that return quickly."""
     with ThreadPoolExecutor(THREADS) as pool:
-        for piece in in_pieces(items, _ITEMS_AT_ONCE):
+        for piece in in_portions(items, _ITEMS_AT_ONCE):
             yield from pool.map(function, piece)
 
 
@@ -32,7 +32,7 @@ def with_sizes(rows: Iterable[Row | Rejected]) -> Iterator[Row | Rejected]:
     """
     own = threading.local()
     with ThreadPoolExecutor(THREADS) as pool:
-        for piece in in_pieces(rows, _ITEMS_AT_ONCE):
+        for piece in in_portions(rows, _ITEMS_AT_ONCE):
             unsized = filter(_is_unsized, piece)
             sized_rows = pool.map(lambda row: _with_size(row, own), unsized)
             for row in piece:
