@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from img2prompt import artifact
+from img2prompt import draft as draft_module
 from img2prompt.artifact import Artifact
 from img2prompt.config.base import Config
 from img2prompt.config.prepare import FeaturesConfig, TargetsConfig
@@ -52,7 +52,7 @@ class Killed(BaseException):
 @contextmanager
 def killed_at(name: str, ending: str = "") -> Iterator[None]:
     """Raise `Killed` when a function of the module is about to be called with such a URI."""
-    function = getattr(artifact, name)
+    function = getattr(draft_module, name)
 
     def dies(uri: str, *more: bytes) -> None:
         if uri.endswith(ending):
@@ -60,7 +60,7 @@ def killed_at(name: str, ending: str = "") -> Iterator[None]:
         function(uri, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifact, name, dies)
+        patch.setattr(draft_module, name, dies)
         with pytest.raises(Killed):
             yield
 
