@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2prompt import artifact
+from img2prompt import draft as draft_module
 from img2prompt.config.prepare import IndexConfig, PrepareConfig
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.data.sources import sidecar
@@ -162,7 +162,7 @@ def test_a_kill_while_rows_are_gathered_changes_nothing(
 
     write = write_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "write_bytes", killed)
+        patch.setattr(draft_module, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             index.run(config, str(tmp_path / "index"))
     made = index.run(config, str(tmp_path / "index"))
