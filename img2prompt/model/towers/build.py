@@ -6,11 +6,11 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower, TowerShape
 from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.efficientnet_lite import LITE2, EfficientNetLiteTower
 from img2prompt.model.towers.siglip import SiglipTower
-from img2prompt.model.towers.vit import VitTower
 from img2prompt.model.towers.weights import CONFIG, find_checkpoint, find_config, read_json
 
-FAMILIES: tuple[type[VitTower], ...] = (ClipTower, SiglipTower)
+FAMILIES: tuple[type[Tower], ...] = (ClipTower, SiglipTower, EfficientNetLiteTower)
 
 FRESH = "fresh"
 """Value of `tower.weights` for an untrained tower of the demo's shape."""
@@ -33,6 +33,8 @@ def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
     """
     if config.weights == FRESH:
         return ClipTower.fresh(DEMO_SHAPE, seed)
+    if config.weights == LITE2:
+        return EfficientNetLiteTower.load_packaged(config)
     folder = find_checkpoint(config)
     return _family(folder).load(folder, config)
 
@@ -45,11 +47,13 @@ def read_shape(config: TowerConfig) -> TowerShape:
     """
     if config.weights == FRESH:
         return ClipTower.shape_of(ClipTower.config_class(**DEMO_SHAPE))
+    if config.weights == LITE2:
+        return EfficientNetLiteTower.packaged_shape(config)
     folder = find_config(config)
     return _family(folder).read_shape(folder, config)
 
 
-def _family(folder: Path) -> type[VitTower]:
+def _family(folder: Path) -> type[Tower]:
     """The family that the `model_type` of a checkpoint names."""
     path = folder / CONFIG
     model_type = read_json(path).get("model_type")
