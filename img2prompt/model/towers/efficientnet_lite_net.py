@@ -65,7 +65,7 @@ class ConvNorm(nn.Module):
             top, bottom = self._padding(x.shape[2])
             x = functional.pad(x, (left, right, top, bottom))
         x = self.norm(self.conv(x))
-        return functional.relu6(x, inplace=True) if self._relu else x
+        return functional.relu6(x) if self._relu else x
 
     def _padding(self, side: int) -> tuple[int, int]:
         """Zeros before and after a side: it becomes side / stride, rounded up."""

@@ -139,8 +139,6 @@ class _Stack:
         self._half = half
         self._below = False
         """Something below learns, so inputs need gradients."""
-        self._input_kept = False
-        """Autograd keeps the next input anyway, as the output of ReLU6."""
 
     def add(
         self, conv: ConvShape, *, trained: bool, rank: int = 0, norm_trained: bool = False
@@ -149,33 +147,36 @@ class _Stack:
 
         `norm_trained`: the norm learns even if the convolution does not.
         """
-        inputs = conv.inputs * self._side**2
+        rank = rank if conv.kernel == 1 else 0
         self._side = math.ceil(self._side / conv.stride)
-        pixels = self._side**2
-        lora = rank * (conv.inputs + conv.outputs) if conv.kernel == 1 else 0
-        norm_trained = norm_trained or trained
-        forward = 2 * pixels * (conv.weights + lora)
-        learned = conv.weights * trained + 2 * conv.outputs * norm_trained + lora
+        lora = rank * (conv.inputs + conv.outputs)
+        learned = conv.weights * trained + 2 * conv.outputs * (norm_trained or trained) + lora
         back = self._below or learned > 0
-        element = HALF if self._half else FLOAT
-        kept = 0
-        if trained or lora:
-            # peft reads a float32 input, of which autocast makes a copy of its own
-            kept += inputs * (not self._input_kept or bool(self._half and lora))
-        if back:
-            kept += pixels * (conv.outputs * (1 + conv.relu) + (rank if lora else 0))
         self.cost += Cost(
             parameters=conv.weights + 2 * conv.outputs + lora,
             learned=learned,
             shortened=conv.weights if self._half and not trained else 0,
-            forward=forward,
-            backward=self._backward(conv, pixels, trained, rank if lora else 0),
-            activations=element * kept,
+            forward=2 * self._side**2 * (conv.weights + lora),
+            backward=self._backward(conv, trained, rank),
+            activations=self._activations(conv, trained, rank) if back else 0,
             copies=HALF * (conv.weights * trained + lora) if self._half else 0,
         )
-        self._below, self._input_kept = back, back and conv.relu
+        self._below = back
 
-    def _backward(self, conv: ConvShape, pixels: int, trained: bool, rank: int) -> int:
+    def _backward(self, conv: ConvShape, trained: bool, rank: int) -> int:
         weights = conv.weights * trained + rank * (conv.inputs + conv.outputs)
         inputs = (conv.weights + rank * conv.inputs) * self._below + rank * conv.outputs
-        return 2 * pixels * (weights + inputs)
+        return 2 * self._side**2 * (weights + inputs)
+
+    def _activations(self, conv: ConvShape, trained: bool, rank: int) -> int:
+        """Inputs of the convolution, of LoRA's matrices, of the norm and of ReLU6.
+
+        A convolution with stride keeps its input with the padding. Autocast makes a copy of the
+        input for LoRA, which peft reads as float32.
+        """
+        padded = (self._side - 1) * conv.stride + conv.kernel if conv.stride > 1 else self._side
+        own = self._below or trained
+        inputs = own + (rank > 0 and (self._half or not own))
+        outputs = conv.outputs * (1 + conv.relu) + rank
+        element = HALF if self._half else FLOAT
+        return element * (conv.inputs * padded**2 * inputs + self._side**2 * outputs)
