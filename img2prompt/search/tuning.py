@@ -35,6 +35,7 @@ from img2prompt.search.trials import (
 from img2prompt.search.watch import SearchWatch
 from img2prompt.storage import absolute
 from img2prompt.train import run as train
+from img2prompt.train.checkpoint import SCORE
 from img2prompt.train.preflight import worker_count
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,10 @@ def _name(trial: Trial) -> str:
     return trial.config["name"]
 
 
+def _score_columns(result: Mapping[str, Any]) -> list[str]:
+    return [name for name in result if name.startswith(SCORE)]
+
+
 class _StopRecorder(tune.Callback):
     """Marks trials that were stopped in their folders, and deletes their checkpoints later."""
 
@@ -146,7 +151,8 @@ class _StopRecorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        row = {key: result[key] for key in ("epoch", "train_loss", "val_cosine", "rows_per_second")}
+        columns = ("epoch", "train_loss", "rows_per_second", *_score_columns(result))
+        row = {name: result[name] for name in columns}
         self._epochs.setdefault(_name(trial), {})[row["epoch"]] = row
         for name in [n for n, at in self._stopped_at.items() if time.monotonic() > at + RELEASE_S]:
             delete_checkpoints_if_stopped(self._jobs[name])

@@ -34,12 +34,13 @@ from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder
 from img2prompt.train.checkpoint import (
+    SCORE,
     Checkpoint,
     CheckpointStore,
     DamagedError,
     History,
     Position,
-    best_score,
+    best_weights,
 )
 from img2prompt.train.estimate import estimate, share_of_memory
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
@@ -169,12 +170,12 @@ def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: 
     assert last is not None, "every epoch saves one"
     history = last.position.history
     best, row = _best(store, history)
-    score, name = best_score(row)
-    weights = validated_weights(config, best, name)
-    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(weights)))
+    weights = best_weights(row)
+    tensors = validated_weights(config, best, weights)
+    draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(tensors)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
-    metrics = {"best_epoch": row["epoch"], "val_cosine": score, "seconds": seconds}
-    metrics["weights"] = name or "raw"
+    metrics = {"best_epoch": row["epoch"], SCORE: row[SCORE], "seconds": seconds}
+    metrics["weights"] = weights
     if last.position.skipped:
         metrics["skipped_batches"] = last.position.skipped
     run = draft.publish(**metrics)
@@ -184,7 +185,7 @@ def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: 
 
 def _best(store: CheckpointStore, history: History) -> tuple[Checkpoint, dict[str, Any]]:
     """Return checkpoint and history row of the best epoch whose checkpoint is whole."""
-    for row in sorted(history, key=lambda row: -best_score(row)[0]):
+    for row in sorted(history, key=lambda row: -row[SCORE]):
         name = Position(epoch=row["epoch"]).name
         if name in store.names():
             try:
