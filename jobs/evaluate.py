@@ -24,6 +24,7 @@ def job() -> None:
         ["system", "mean cosine", "95 % interval", "pictures"],
         evaluate.summary(evaluation),
     )
+    print(f"report of the scores: {evaluation.path(evaluate.REPORT)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Score predictors on a held-out split, beside two baselines.
 
 shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine with a 95 % interval,
-over all pictures and by source) and `scores.parquet` (each picture's cosine for each predictor).
+over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor) and
+`report.html` (both as tables and charts).
 
 Predictors that can answer from the cached features do so. All others share one stream of pictures
 through actors that hold all of them.
@@ -28,9 +29,11 @@ from img2prompt.predictors.cached import has_views, read_view
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.run import PreparedData
+from img2prompt.report.evaluation import Results, page, ranking
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
+REPORT = "report.html"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
 PICTURE_COLUMNS = ("id", "source", "group")
@@ -72,7 +75,9 @@ def run(
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
-    return draft.publish(split=config.split, systems=_summaries(config, pictures, scores))
+    summaries = _summaries(config, pictures, scores)
+    draft.write_bytes(REPORT, _report(config, pictures, scores, summaries).encode())
+    return draft.publish(split=config.split, systems=summaries)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -171,6 +176,30 @@ def _summaries(
         }
         for name, values in scores.items()
     }
+
+
+def _report(
+    config: EvaluateConfig,
+    pictures: pa.Table,
+    scores: dict[str, np.ndarray],
+    summaries: dict[str, dict],
+) -> str:
+    """Return the page of the evaluation.
+
+    Differences of systems get intervals of their own: all systems answer for the same pictures,
+    so a difference is more certain than the two scores.
+    """
+    clusters = pictures["group"].to_numpy()
+    best = ranking(summaries)[0]
+    leads = {
+        name: dataclasses.asdict(
+            mean_cosine_interval(scores[best] - values, clusters, config.bootstrap, config.seed)
+        )
+        for name, values in scores.items()
+        if name != best
+    }
+    groups = len(np.unique(clusters))
+    return page(Results(config.split, groups, MEAN, summaries, leads, scores))
 
 
 def summary(evaluation: Artifact) -> list[list[object]]:
