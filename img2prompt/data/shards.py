@@ -185,12 +185,14 @@ class FeatureRows:
         self.features = matrix(table["feature"])
         order = [row_of_id[row_id] for row_id in self.ids]
         self.targets = matrix(answers["target"])[order]
-        self.prompt_ids = answers["prompt_id"].take(pa.array(order)).to_pylist()
+        self._prompt_ids = answers["prompt_id"].take(pa.array(order)).combine_chunks()
         self.group_sizes = np.array([len(self.ids)], np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def fetch(self, rows: np.ndarray) -> Batch:
-        ids, prompt_ids = ([of[row] for row in rows] for of in (self.ids, self.prompt_ids))
-        return Batch(ids, self.features[rows], self.targets[rows], prompt_ids)
+        prompt_ids = self._prompt_ids.take(pa.array(rows)).to_pylist()
+        return Batch(
+            [self.ids[row] for row in rows], self.features[rows], self.targets[rows], prompt_ids
+        )

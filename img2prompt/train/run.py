@@ -42,7 +42,7 @@ from img2prompt.train.checkpoint import (
     Position,
     best_weights,
 )
-from img2prompt.train.estimate import estimate, share_of_memory
+from img2prompt.train.estimate import estimate, memory_arguments
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import (
     FREE,
@@ -156,7 +156,7 @@ def _announce(config: TrainConfig, shape: TowerShape, inputs: TrainInputs, worke
         plan,
         rows_in_share(inputs.shards.counts["train"], config.optim.share),
         workers,
-        estimate(config, shape).describe(*share_of_memory(config, workers)),
+        estimate(config, shape).describe(*memory_arguments(config, workers)),
     )
 
 

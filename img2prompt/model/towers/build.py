@@ -8,12 +8,10 @@ from img2prompt.model.towers.base import Tower, TowerShape
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.model.towers.vit import VitTower
-from img2prompt.model.towers.weights import CONFIG, find_checkpoint, find_config, read_json
+from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config, read_json
 
 FAMILIES: tuple[type[VitTower], ...] = (ClipTower, SiglipTower)
 
-FRESH = "fresh"
-"""Value of `tower.weights` for an untrained tower of the demo's shape."""
 DEMO_SHAPE = {
     "hidden_size": 160,
     "intermediate_size": 640,

@@ -30,6 +30,10 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; each may also be split, with a `.index.json` beside it."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+STAMP = "tower.json"
+"""File beside features with the stamp of the checkpoint that made them."""
+FRESH = "fresh"
+"""Value of `tower.weights` for an untrained tower of the demo's shape."""
 
 
 def read_tensors(folder: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
@@ -85,6 +89,19 @@ def find_checkpoint(config: TowerConfig) -> Path:
     raise UserError(
         f"{folder} holds no weights: fetch {config.weights!r} again with --tower.download"
     )
+
+
+def checkpoint_stamp(config: TowerConfig) -> str:
+    """Identify a checkpoint by the names, sizes and times of its files, without reading them.
+
+    Equal stamps are the same weights; another stamp may be a copy of them.
+    """
+    if config.weights == FRESH:
+        return FRESH
+    folder = find_checkpoint(config)
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    stamp = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
 
 
 def find_config(config: TowerConfig) -> Path:
