@@ -4,7 +4,8 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image, PngImagePlugin
+from metadata_pictures import exif_picture, png, with_xmp
+from PIL import Image
 
 from img2prompt.data.sources.metadata.base import Metadata, NoPrompt
 from img2prompt.data.sources.metadata.programs import read_metadata
@@ -44,26 +45,6 @@ GRAPH = {
     "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
 }
 GRAPH_METADATA = Metadata("a fox", ("ugly " * 40).strip(), "comfyui", 5, 20, 8.0, "euler")
-
-
-def png(**texts: str) -> BytesIO:
-    info = PngImagePlugin.PngInfo()
-    for name, text in texts.items():
-        info.add_text(name.replace("_", "-") if name == "sd_metadata" else name, text)
-    sink = BytesIO()
-    Image.new("RGB", (8, 8)).save(sink, "PNG", pnginfo=info)
-    return sink
-
-
-def exif_picture(form: str, tags: dict[int, str], comment: bytes | None = None) -> BytesIO:
-    exif = Image.Exif()
-    for tag, text in tags.items():
-        exif[tag] = text
-    if comment is not None:
-        exif.get_ifd(0x8769)[0x9286] = comment
-    sink = BytesIO()
-    Image.new("RGB", (8, 8)).save(sink, form, exif=exif.tobytes())
-    return sink
 
 
 def test_automatic1111_in_png() -> None:
@@ -177,16 +158,10 @@ def test_plain_text_in_exif_and_xmp() -> None:
     # Pillow writes ASCII only; other programs write UTF-8.
     data = exif_picture("JPEG", {0x010E: "a caf??"}).getvalue().replace(b"??", "é".encode())
     assert read_metadata(BytesIO(data)) == Metadata("a café")
-    xmp = (
-        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description><dc:description><rdf:Alt>'
-        b'<rdf:li xml:lang="x-default">a cat &amp; a dog</rdf:li></rdf:Alt></dc:description>'
-        b"</rdf:Description></rdf:RDF></x:xmpmeta>"
-    )
-    for form in ("JPEG", "WEBP"):
-        sink = BytesIO()
-        Image.new("RGB", (8, 8)).save(sink, form, xmp=xmp)
-        assert read_metadata(sink) == Metadata("a cat & a dog")
-    assert read_metadata(png(**{"XML:com.adobe.xmp": xmp.decode()})) == Metadata("a cat & a dog")
+    for form in ("JPEG", "WEBP", "PNG"):
+        assert read_metadata(with_xmp(form, description="a cat & a dog")) == Metadata(
+            "a cat & a dog"
+        )
 
 
 def test_precedence() -> None:
@@ -198,10 +173,10 @@ def test_precedence() -> None:
         "prompt": json.dumps(GRAPH),
     }
     order = []
-    for name in ("parameters", "invokeai_metadata", "Software", "prompt", "Description"):
+    for name in ("invokeai_metadata", "Software", "parameters", "prompt", "Description"):
         order.append(read_metadata(png(**everything)).generator)
         del everything[name]
-    assert order == ["automatic1111", "invokeai", "novelai", "comfyui", ""]
+    assert order == ["invokeai", "novelai", "automatic1111", "comfyui", ""]
 
 
 @pytest.mark.parametrize(

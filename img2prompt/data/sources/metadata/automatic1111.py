@@ -13,6 +13,7 @@ from img2prompt.data.sources.metadata.base import Metadata, Program, json_object
 
 _SETTINGS = re.compile(r"^Steps: *\d+ *(?:,|$)", re.MULTILINE)
 _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
+_OWN = {"Sampler", "CFG scale", "Seed", "Size", "Model hash"}  # none of which proves it by itself
 _SETTING = re.compile(r'([A-Za-z][\w /()-]{0,60}): *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$)')
 _LONGEST = 20_000  # characters of settings that are read
 
@@ -21,6 +22,7 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
     """Return the metadata of a text with settings, or of `parameters` with a negative prompt.
 
     The last `Steps:` line begins the settings; the first `Negative prompt:` line the negative.
+    Outside `parameters`, a `Steps:` line alone is not enough, because other programs write one.
 
     Raises:
         NoPrompt: settings without a prompt.
@@ -29,7 +31,11 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
         text = texts.get(name, "").replace("\r\n", "\n")
         if json_object(text) is not None:
             continue
-        if _SETTINGS.search(text) or (name == "parameters" and _NEGATIVE.search(text)):
+        own = name == "parameters"
+        if own and (_SETTINGS.search(text) or _NEGATIVE.search(text)):
+            return _parse(text)
+        settings = {} if own else _split(text)[1]
+        if not _OWN.isdisjoint(settings) and "Guidance Scale" not in settings:
             return _parse(text)
     return None
 
@@ -37,10 +43,14 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
 PROGRAM = Program("AUTOMATIC1111", read)
 
 
-def _parse(text: str) -> Metadata:
+def _split(text: str) -> tuple[str, dict[str, str]]:
+    """Return the text before the settings, and the settings."""
     *_, last = [None, *_SETTINGS.finditer(text)]
-    before = text[: last.start()] if last else text
-    settings = _settings(text[last.start() :]) if last else {}
+    return (text[: last.start()], settings_of(text[last.start() :])) if last else (text, {})
+
+
+def _parse(text: str) -> Metadata:
+    before, settings = _split(text)
     if negative := _NEGATIVE.search(before):
         prompt, denied = before[: negative.start()], before[negative.end() :]
     else:
@@ -56,7 +66,7 @@ def _parse(text: str) -> Metadata:
     )
 
 
-def _settings(text: str) -> dict[str, str]:
+def settings_of(text: str) -> dict[str, str]:
     """Return the settings by name, the first of each; quoted values may contain commas."""
     settings: dict[str, str] = {}
     for match in _SETTING.finditer(text[:_LONGEST]):

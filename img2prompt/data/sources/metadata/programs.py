@@ -5,8 +5,11 @@ from typing import BinaryIO
 from img2prompt.data.sources.metadata import (
     automatic1111,
     comfyui,
+    drawthings,
     invokeai,
     json_parameters,
+    midjourney,
+    mochi,
     novelai,
     plain,
 )
@@ -14,15 +17,19 @@ from img2prompt.data.sources.metadata.base import Metadata, NoPrompt, Program
 from img2prompt.data.sources.metadata.texts import read_texts
 
 PROGRAMS: tuple[Program, ...] = (
-    automatic1111.PROGRAM,
     json_parameters.PROGRAM,
     invokeai.PROGRAM,
     novelai.PROGRAM,
+    drawthings.PROGRAM,
+    mochi.PROGRAM,
+    midjourney.PROGRAM,
+    automatic1111.PROGRAM,
     comfyui.PROGRAM,
 )
-"""Tried in this order; the first that returns a prompt wins. Programs that write the final prompt
-come before ComfyUI, whose graph has to be followed. `plain.read` is the last resort, for pictures
-in which none of these programs has written anything: a text of unknown origin."""
+"""Tried in this order; the first that returns a prompt wins. Structured records come before lines
+of text, which look alike, and the final prompt before ComfyUI's graph, which has to be followed.
+`plain.read` is the last resort, for pictures in which none of these programs has written anything:
+a text of unknown origin."""
 
 
 def read_metadata(stream: BinaryIO) -> Metadata:

@@ -23,9 +23,14 @@ _XMP = "XML:com.adobe.xmp"
 _MOST = 64  # text chunks of one picture
 _TOGETHER = 2 * LARGEST  # characters, after which no further chunk is read
 _NAMED = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
-_DESCRIPTION = re.compile(
-    r"<dc:description>.{0,200}?<rdf:li[^>]{0,200}>([^<]*)</rdf:li>", re.DOTALL
-)
+_XMP_TEXTS = {
+    name: re.compile(pattern, re.DOTALL)
+    for name, pattern in {
+        "Description": r"<dc:description>.{0,200}?<rdf:li[^>]{0,200}>([^<]*)</rdf:li>",
+        "UserComment": r"<exif:UserComment>(?:.{0,200}?<rdf:li[^>]{0,200}>)?([^<]*)</",
+        "CreatorTool": r"xmp:CreatorTool(?:>|=[\"'])([^<\"']*)",
+    }.items()
+}
 
 Texts = dict[str, str]
 
@@ -49,7 +54,7 @@ def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
         return {}, [f"unreadable header ({error})"]
     except Exception as error:  # headers fail in many ways on foreign bytes
         return {}, [f"unreadable header ({error!r:.200})"]
-    return texts | _xmp_texts(xmp if isinstance(xmp, bytes) else b""), []
+    return _xmp_texts(xmp if isinstance(xmp, bytes) else b"") | texts, []
 
 
 def _png_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
@@ -135,6 +140,7 @@ def _exif_texts(exif: Image.Exif) -> Texts:
     values = {
         "UserComment": _comment(comment) if isinstance(comment, bytes) else comment,
         "ImageDescription": exif.get(ExifTags.Base.ImageDescription),
+        "Software": exif.get(ExifTags.Base.Software),
         # ComfyUI's WebP writer puts its JSON into the tags of a camera's maker and model.
         "Make": exif.get(ExifTags.Base.Make),
         "Model": exif.get(ExifTags.Base.Model),
@@ -186,5 +192,10 @@ def _utf_16(data: bytes) -> str:
 
 
 def _xmp_texts(xmp: bytes) -> Texts:
-    match = _DESCRIPTION.search(xmp[:LARGEST].decode("utf-8", "replace"))
-    return {"Description": html.unescape(match[1])} if match and match[1].strip() else {}
+    text = xmp[:LARGEST].decode("utf-8", "replace")
+    matches = {name: pattern.search(text) for name, pattern in _XMP_TEXTS.items()}
+    return {
+        name: html.unescape(match[1])
+        for name, match in matches.items()
+        if match and match[1].strip()
+    }
