@@ -14,6 +14,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image
 
 from img2prompt.data.images import FORMATS
+from img2prompt.data.sources.metadata.utf16 import decode_utf_16
 
 LARGEST = 8 << 20
 """Bytes of one text, after decompression; the largest known graphs have about one million."""
@@ -138,7 +139,7 @@ def _decode(data: bytes) -> str:
 def _exif_texts(exif: Image.Exif) -> Texts:
     comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     values = {
-        "UserComment": _comment(comment) if isinstance(comment, bytes) else comment,
+        "UserComment": _comment(comment, exif.endian) if isinstance(comment, bytes) else comment,
         "ImageDescription": exif.get(ExifTags.Base.ImageDescription),
         "Software": exif.get(ExifTags.Base.Software),
         # ComfyUI's WebP writer puts its JSON into the tags of a camera's maker and model.
@@ -164,31 +165,14 @@ def _reread(value: str) -> str:
         return value
 
 
-def _comment(data: bytes) -> str:
+def _comment(data: bytes, endian: str | None) -> str:
     """Decode an EXIF UserComment: 8 bytes name the character set, then comes the text."""
     charset, text = data[:8], data[8:]
     if charset == b"UNICODE\0":
-        return _utf_16(text)
+        return decode_utf_16(text, "big" if endian == ">" else "little")
     if charset in (b"ASCII\0\0\0", bytes(8)):
         return _decode(text)
     return _decode(data)
-
-
-def _utf_16(data: bytes) -> str:
-    """Decode UTF-16 by its mark, else by the position of its zero bytes, else as big-endian.
-
-    The standard leaves the byte order open: piexif (AUTOMATIC1111) writes big-endian, others the
-    order of the file; a few write UTF-8 here.
-    """
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    big, little = data[0::2].count(0), data[1::2].count(0)
-    if not big and not little:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-    return data.decode("utf-16-le" if little > big else "utf-16-be", "replace")
 
 
 def _xmp_texts(xmp: bytes) -> Texts:
