@@ -1,48 +1,13 @@
 """Graphs as ComfyUI's nodes link up, by the names of their real inputs."""
 
-import json
 from typing import Any
 
 import pytest
+from comfyui_graphs import node, prompt_of, read, sampled, sampler, text
 
-from img2prompt.data.sources.metadata import comfyui
 from img2prompt.data.sources.metadata.base import NoPrompt
 
 LIST = 6  # LiteGraph's shape of an output that is a list
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def sampled(positive: Any = ("p", 0), **nodes: dict[str, Any]) -> dict[str, Any]:
-    """Save <- decode <- one sampler with this positive input, beside other nodes."""
-    graph = {
-        "save": node("SaveImage", images=("decode", 0)),
-        "decode": node("VAEDecode", samples=("k", 0), vae=("model", 2)),
-        "k": sampler(positive),
-        "model": node("CheckpointLoaderSimple", ckpt_name="sd.safetensors"),
-        "empty": node("EmptyLatentImage", width=8, height=8),
-        "n": text("ugly, bad, " * 30),
-    }
-    return graph | nodes
-
-
-def sampler(positive: Any, latent: Any = ("empty", 0), **changes: Any) -> dict[str, Any]:
-    inputs = {"seed": 5, "steps": 20, "cfg": 7.5, "sampler_name": "euler", "negative": ("n", 0)}
-    return node("KSampler", positive=positive, latent_image=latent, **inputs | changes)
-
-
-def text(value: Any) -> dict[str, Any]:
-    return node("CLIPTextEncode", text=value, clip=("model", 1))
-
-
-def read(graph: dict[str, Any], workflow: Any = None) -> Any:
-    return comfyui.read({"prompt": json.dumps(graph), "workflow": json.dumps(workflow or {})})
-
-
-def prompt_of(graph: dict[str, Any]) -> str:
-    return read(graph).prompt
 
 
 ENCODERS = [
@@ -237,14 +202,6 @@ def test_detailers_and_pipes() -> None:
     assert (metadata.prompt, metadata.negative) == ("a fox", "a dog")
     loader = node("Efficient Loader", positive="a fox", negative="a dog", ckpt_name="x")
     assert prompt_of(sampled(("loader", 1), loader=loader)) == "a fox"
-
-
-def test_a_switch_between_different_texts_is_refused() -> None:
-    switch = node("ImpactSwitch", select=("x", 0), input1=("fox", 0), input2=("dog", 0))
-    with pytest.raises(NoPrompt, match=r"undecided prompt: node p \(ImpactSwitch\)"):
-        read(sampled(p=switch, **A_FOX))
-    switch["inputs"]["input2"] = ("fox", 0)
-    assert prompt_of(sampled(p=switch, **A_FOX)) == "a fox"
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,13 @@ class Graph:
         linked = {name: link_of(value) for name, value in self.inputs(node).items()}
         return {name: link for name, link in linked.items() if link}
 
+    def class_of(self, node: str) -> str:
+        """Return a node's class."""
+        return self.nodes[node]["class_type"]
+
     def label(self, node: str) -> str:
         """Return a node's id and class, for messages."""
-        return f"node {node} ({self.nodes[node]['class_type']})"
+        return f"node {node} ({self.class_of(node)})"
 
     def is_sampler(self, node: str) -> bool:
         """Return whether a node turns a latent into another one, guided by conditionings."""

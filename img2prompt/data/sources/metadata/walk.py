@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from img2prompt.data.sources.metadata.base import NoPrompt
 from img2prompt.data.sources.metadata.graph import Graph, Inputs, Link, link_of
+from img2prompt.data.sources.metadata.switches import candidates
 
 Role = Literal["positive", "negative"]
 
@@ -89,7 +90,7 @@ class Walk:
 
     def _texts_of_node(self, link: Link, by_slot: bool) -> list[str]:
         inputs, links = self.graph.inputs(link.node), self.graph.links(link.node)
-        if self.graph.nodes[link.node]["class_type"] == "ConditioningZeroOut":
+        if self.graph.class_of(link.node) == "ConditioningZeroOut":
             return []
         if "positive" in inputs or self.role in inputs:
             both = "positive" in links and "negative" in links
@@ -98,6 +99,9 @@ class Walk:
                 both and by_slot and link.slot in (0, 1) and not self.graph.is_sampler(link.node)
             )
             return self._input(inputs.get(_ROLES[link.slot] if passes else self.role), True)
+        if (names := candidates(self.graph, link.node)) is not None:
+            values = [inputs[name] for name in names]
+            return self._only(link, [t for value in values for t in self._input(value, True)])
         chained = [self._conditioning(links[name], True) for name in links if _is_cond(name)]
         texts = [text for branch in chained for text in branch]
         if any(name in inputs for name in TEXTS) or _parts(inputs):
@@ -149,6 +153,8 @@ class Walk:
 
     def _text_of_node(self, link: Link) -> str:
         inputs = self.graph.inputs(link.node)
+        if (names := candidates(self.graph, link.node)) is not None:
+            return "".join(self._only(link, [self._text(inputs[name]) for name in names]))
         for name in TEXTS:
             if name in inputs and (text := self._text(inputs[name])).strip():
                 return self._limit(text)
