@@ -91,6 +91,18 @@ def test_automatic1111_lines(text: str, prompt: str, negative: str, steps: int |
     assert (metadata.prompt, metadata.negative, metadata.steps) == (prompt, negative, steps)
 
 
+def test_a_template_that_was_not_filled_in() -> None:
+    template = "art, __lighting__, {red|blue}"
+    settings = f'Steps: 25, Seed: 3, Template: "{template}", Negative Template: "low"'
+    with pytest.raises(NoPrompt, match=r"^computed prompt: the picture holds only a template"):
+        read_metadata(png(parameters=f"{template}\nNegative prompt: low\n{settings}"))
+    assert read_metadata(png(parameters=f"art, dim, red\n{settings}")).prompt == "art, dim, red"
+    # Without such a template the generator itself was given the braces.
+    assert read_metadata(png(parameters=f"{template}\n{SETTINGS}")).prompt == template
+    plain = 'a fox\nSteps: 25, Seed: 3, Template: "a fox"'
+    assert read_metadata(png(parameters=plain)).prompt == "a fox"
+
+
 def test_numbers_out_of_range_are_left_out() -> None:
     text = f"a\nSteps: 20, Seed: {2**64 - 1}, CFG scale: nan, Sampler: x"
     assert read_metadata(png(parameters=text)) == Metadata(
@@ -236,5 +248,5 @@ def test_the_real_lists_of_artists_were_not_taken_for_a_prompt(shared_data: Path
     with Image.open(shared_data / "pictures" / "artists_0000.png") as image:
         graph = json.loads(image.info["prompt"])
     assert "Agnes Lawrence Pelton\nAkihiko Yoshida" in graph["54"]["inputs"]["text"]
-    # Without the drawing of the graph nothing says that the node gives a list.
-    assert "Akihiko" in read_metadata(png(prompt=json.dumps(graph))).prompt
+    with pytest.raises(NoPrompt, match=r"computed prompt: node 54 \(CR Text Cycler\)"):
+        read_metadata(png(prompt=json.dumps(graph)))

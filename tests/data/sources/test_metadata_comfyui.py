@@ -7,9 +7,6 @@ from comfyui_graphs import node, prompt_of, read, sampled, sampler, text
 
 from img2prompt.data.sources.metadata.base import NoPrompt
 
-LIST = 6  # LiteGraph's shape of an output that is a list
-
-
 ENCODERS = [
     text("a fox"),
     node("CLIPTextEncodeSDXL", text_g="a fox", text_l="a fox, quality", clip=("model", 1)),
@@ -91,53 +88,6 @@ def test_guiders_noise_and_sigmas_apart() -> None:
     assert (metadata.prompt, metadata.negative, metadata.cfg) == ("a fox", "", None)
     graph["g"] = node("DualCFGGuider", cond1=("fox", 0), cond2=("dog", 0), negative=("n", 0))
     assert read(graph).prompt == "a fox, a dog"
-
-
-STRINGS = [
-    node("Text Multiline", text="a red fox"),
-    node("PrimitiveStringMultiline", value="a red fox"),
-    node("String Literal", string="a red fox"),
-    node("StringConcatenate", string_a="a red", string_b=("fox", 0), delimiter=" "),
-    node("CR Text Concatenate", text1="a ", text2="red ", text3=("fox", 0), separator=""),
-    node(
-        "Text Concatenate",
-        delimiter=" ",
-        clean_whitespace="true",
-        text_a="a red",
-        text_b=("fox", 0),
-    ),
-    node("ImpactWildcardProcessor", wildcard_text="a __c__", populated_text="a red fox", seed=3),
-    node("ShowText|pysssss", text=("whole", 0), text_0="an older text"),
-    node("Reroute", **{"": ("whole", 0)}),
-]
-
-
-@pytest.mark.parametrize("string", STRINGS, ids=lambda string: string["class_type"])
-def test_text_given_by_a_link(string: dict[str, Any]) -> None:
-    nodes = {"fox": node("Text", text="fox"), "whole": node("Text", text="a red fox")}
-    assert prompt_of(sampled(p=text(("t", 0)), t=string, **nodes)) == "a red fox"
-
-
-COMPUTED = [
-    node("Florence2Run", image=("i", 0), text_input="", task="caption"),
-    node("OllamaGenerate", prompt="Improve: a fox", model="llama"),
-    node("StringReplace", string="a fox", find="fox", replace="dog"),
-    node("SDXLPromptStyler", text_positive="a fox", text_negative="", style="noir"),
-]
-
-
-@pytest.mark.parametrize("computed", COMPUTED, ids=lambda computed: computed["class_type"])
-def test_text_that_is_not_written_is_refused(computed: dict[str, Any]) -> None:
-    with pytest.raises(NoPrompt, match=r"computed prompt: node t \(\w+\) makes a text from"):
-        read(sampled(p=text(("t", 0)), t=computed))
-
-
-def test_a_list_of_texts_is_refused() -> None:
-    graph = sampled(p=text(("t", 0)), t=node("CR Text Cycler", text="a fox\na dog", repeats=1))
-    outputs = [{"name": "STRING", "shape": LIST}, {"name": "show_text"}]
-    with pytest.raises(NoPrompt, match=r"node t \(CR Text Cycler\) returns a list"):
-        read(graph, {"nodes": [{"id": "t", "outputs": outputs}]})
-    assert read(graph, {"nodes": [{"id": "t", "outputs": outputs[1:]}]}).prompt == "a fox\na dog"
 
 
 def test_the_sampler_of_the_saved_picture_is_taken() -> None:

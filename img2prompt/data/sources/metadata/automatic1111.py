@@ -6,10 +6,19 @@ Negative prompt: ugly
 Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Lora hashes: "a: 0f, b: 1e", Size: 512x512
 """
 
+import json
 import re
 from collections.abc import Mapping
 
-from img2prompt.data.sources.metadata.base import Metadata, Program, json_object, number, whole
+from img2prompt.data.sources.metadata.base import (
+    TEMPLATE,
+    Metadata,
+    NoPrompt,
+    Program,
+    json_object,
+    number,
+    whole,
+)
 
 _SETTINGS = re.compile(r"^Steps: *\d+ *(?:,|$)", re.MULTILINE)
 _NEGATIVE = re.compile(r"^Negative prompt:", re.MULTILINE)
@@ -25,7 +34,7 @@ def read(texts: Mapping[str, str]) -> Metadata | None:
     Outside `parameters`, a `Steps:` line alone is not enough, because other programs write one.
 
     Raises:
-        NoPrompt: settings without a prompt.
+        NoPrompt: settings without a prompt, or a prompt that is the template of the one used.
     """
     for name in ("parameters", "UserComment", "ImageDescription", "Description"):
         text = texts.get(name, "").replace("\r\n", "\n")
@@ -55,6 +64,8 @@ def _parse(text: str) -> Metadata:
         prompt, denied = before[: negative.start()], before[negative.end() :]
     else:
         prompt, denied = before, ""
+    if _unquoted(settings.get("Template", "")) == prompt.strip() and TEMPLATE.search(prompt):
+        raise NoPrompt(f"computed prompt: the picture holds only a template ({prompt[:60]!r})")
     return Metadata(
         prompt=prompt.strip(),
         negative=denied.strip(),
@@ -64,6 +75,14 @@ def _parse(text: str) -> Metadata:
         cfg=number(settings.get("CFG scale")),
         sampler=settings.get("Sampler", ""),
     )
+
+
+def _unquoted(value: str) -> str:
+    """Return a setting's text; values with commas or colons are written as JSON strings."""
+    try:
+        return str(json.loads(value)).strip()
+    except ValueError:
+        return value.strip()
 
 
 def settings_of(text: str) -> dict[str, str]:

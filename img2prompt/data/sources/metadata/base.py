@@ -10,6 +10,9 @@ from typing import Any
 DESCRIPTIONS = ("Description", "UserComment", "ImageDescription")
 """Names of texts that describe a picture: a program's record, a prompt or a mere caption."""
 
+TEMPLATE = re.compile(r"\{[^{}|]*\|[^{}]*\}|__[\w/*.-]+__")
+"""Alternatives `{a|b}` and wildcards `__animal__`, from which extensions make a prompt."""
+
 _WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0+)?")
 
 

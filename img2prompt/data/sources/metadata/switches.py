@@ -35,6 +35,8 @@ def candidates(graph: Graph, node: str) -> list[str] | None:
     the graph does not say which of them.
     """
     inputs = graph.inputs(node)
+    if isinstance(external := inputs.get("use_input_text"), bool):  # PromptStashSaver's
+        return [name for name in ("text" if external else "prompt_text",) if name in inputs]
     branches = [name for name in inputs if _BRANCH.fullmatch(name) or name in (*_TRUE, *_FALSE)]
     selectors = [name for name in inputs if name.lower() in _SELECTORS and name not in branches]
     if not branches or not (selectors or _CHOOSES.search(graph.class_of(node))):
