@@ -147,19 +147,6 @@ def test_invokeai() -> None:
     assert read_metadata(png(Dream='"a cat"')) == Metadata("a cat", generator="invokeai")
 
 
-def test_other_programs() -> None:
-    comment = {"steps": 28, "sampler": "k_euler", "seed": 7, "scale": 11.0, "uc": "bad"}
-    texts = {"Software": "NovelAI", "Description": "1girl", "Comment": json.dumps(comment)}
-    expected = Metadata("1girl", "bad", "novelai", 7, 28, 11.0, "k_euler")
-    assert read_metadata(png(**texts)) == expected
-    swarm = {"prompt": "a cat", "negativeprompt": "bad", "seed": 7, "steps": 2, "cfgscale": 1.5}
-    metadata = read_metadata(png(parameters=json.dumps({"sui_image_params": swarm})))
-    assert metadata == Metadata("a cat", "bad", "swarmui", 7, 2, 1.5)
-    fooocus = {"prompt": "a cat", "negative_prompt": "", "seed": "7", "guidance_scale": 4.0}
-    metadata = read_metadata(png(parameters=json.dumps(fooocus | {"steps": 30, "sampler": "lcm"})))
-    assert metadata == Metadata("a cat", "", "fooocus", 7, 30, 4.0, "lcm")
-
-
 @pytest.mark.parametrize("name", ["prompt", "parameters", "Description"])
 def test_plain_text(name: str) -> None:
     assert read_metadata(png(**{name: " a café \n"})) == Metadata("a café")

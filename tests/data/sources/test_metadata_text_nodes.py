@@ -179,3 +179,47 @@ def test_a_list_of_texts_in_a_subgraph_is_refused() -> None:
     graph = sampled(p=text(("30:5:21", 0)), **{"30:5:21": node("Text", text="a fox\na dog")})
     with pytest.raises(NoPrompt, match=r"node 30:5:21 \(Text\) returns a list"):
         read(graph, drawing)
+
+
+WORDS = node("Text (LoraManager)", text="ukiyo-e woodblock")
+
+
+def test_trigger_words_come_before_the_prompt() -> None:
+    encoder = node("Prompt (LoraManager)", text="a fox", clip=("m", 1), trigger_words1=("w", 0))
+    assert prompt_of(sampled(p=encoder, w=WORDS)) == "ukiyo-e woodblock, a fox"
+    encoder["inputs"] |= {"trigger_words2": ("v", 0), "trigger_words3": ""}
+    graph = sampled(p=encoder, w=WORDS, v=node("Text", text="ink"))
+    assert prompt_of(graph) == "ukiyo-e woodblock, ink, a fox"
+    encoder["inputs"]["text"] = ""
+    assert prompt_of(graph) == "ukiyo-e woodblock, ink"
+
+
+def toggle(words: Any, **inputs: Any) -> dict[str, Any]:
+    return node("TriggerWord Toggle (LoraManager)", toggle_trigger_words=words, **inputs)
+
+
+INK, OLD = {"text": "ink", "active": True, "strength": 1.2}, {"text": "old", "active": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (toggle([INK, OLD], orinalMessage="ink, old"), "ink, a fox"),
+        (toggle({"__value__": [INK, OLD]}), "ink, a fox"),
+        (toggle('[{"text": "ink", "active": true}]'), "ink, a fox"),
+        (toggle([INK, OLD], allow_strength_adjustment=True), "(ink:1.20), a fox"),
+        (toggle([OLD]), "a fox"),
+        (toggle([], orinalMessage="ink", trigger_words=("loader", 2)), "ink, a fox"),
+        (toggle([], orinalMessage=""), "a fox"),
+    ],
+)
+def test_trigger_words_that_are_switched_on(words: dict[str, Any], expected: str) -> None:
+    encoder = node("Prompt (LoraManager)", text="a fox", clip=("m", 1), trigger_words1=("w", 0))
+    assert prompt_of(sampled(p=encoder, w=words)) == expected
+
+
+@pytest.mark.parametrize("words", [[], "ink", 3, [{"items": [INK]}], [3]])
+def test_trigger_words_that_the_graph_does_not_hold(words: Any) -> None:
+    encoder = node("Prompt (LoraManager)", text="a fox", clip=("m", 1), trigger_words1=("w", 0))
+    with pytest.raises(NoPrompt, match=r"computed prompt: node w \(TriggerWord Toggle"):
+        read(sampled(p=encoder, w=toggle(words)))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from img2prompt.data.sources.metadata.base import TEMPLATE
 from img2prompt.data.sources.metadata.graph import Graph, Inputs, link_of
+from img2prompt.data.sources.metadata.lora_manager import trigger_inputs
 
 Role = Literal["literal", "encodes", "joins", "passes", "computes"]
 
@@ -69,7 +70,8 @@ def role_of(class_type: str, inputs: Inputs) -> Role:
         return "joins"
     if words & _PASSES:
         return "passes"
-    if words <= _LITERAL and len(named) == 1 and inputs.keys() <= {*named, *_BESIDE}:
+    beside = {*named, *_BESIDE, *trigger_inputs(class_type, inputs)}
+    if words <= _LITERAL and len(named) == 1 and inputs.keys() <= beside:
         return "literal"
     return "passes" if words <= _LITERAL and not named and not _strings(inputs) else "computes"
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NoReturn
 
 from img2prompt.data.sources.metadata.base import NoPrompt
-from img2prompt.data.sources.metadata.graph import Graph, link_of
+from img2prompt.data.sources.metadata.graph import Graph, Inputs, link_of
+from img2prompt.data.sources.metadata.lora_manager import toggled_words, trigger_inputs
 from img2prompt.data.sources.metadata.switches import candidates
 from img2prompt.data.sources.metadata.text_nodes import (
     DELIMITERS,
@@ -175,6 +176,9 @@ class Walk:
                 f"undecided prompt: {self.graph.label(link.node)} returns a list of texts, and the "
                 "picture does not say which of them made it"
             )
+        words = toggled_words(self.graph.class_of(link.node), inputs)
+        if words is not None:
+            return self._limit(words)
         if isinstance(populated := inputs.get(POPULATED), str) and populated.strip():
             return self._limit(populated)
         role = role_of(self.graph.class_of(link.node), inputs)
@@ -187,8 +191,16 @@ class Walk:
             return self._passed_text(link)
         if role == "computes":
             self._computed(link.node)
-        texts = (self._text(link.node, name) for name in TEXTS if name in inputs)
-        return self._limit(next((text for text in texts if text.strip()), ""))
+        return self._own_text(link.node, inputs)
+
+    def _own_text(self, node: str, inputs: Inputs) -> str:
+        """Return the text of a node that holds or encodes one, after any trigger words."""
+        texts = (self._text(node, name) for name in TEXTS if name in inputs)
+        own = next((text for text in texts if text.strip()), "")
+        before = [
+            self._text(node, name) for name in trigger_inputs(self.graph.class_of(node), inputs)
+        ]
+        return self._limit(", ".join(text for text in (*before, own) if text.strip()) or own)
 
     def _passed_text(self, link: Link) -> str:
         links = self.graph.links(link.node).items()
