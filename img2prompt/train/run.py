@@ -65,7 +65,8 @@ logger = logging.getLogger(__name__)
 
 HISTORY = "history.json"
 SPREAD_ROWS = 200_000
-"""Pictures from which on tasks share the work of a probe in closed form."""
+"""Pictures from which on tasks share the work of a probe in closed form. Fewer take less than a
+minute on one core, at 1,024 features."""
 
 
 def run(

@@ -93,7 +93,7 @@ def test_a_finished_run_is_skipped_and_a_killed_one_starts_over(
 def test_evaluate_accepts_the_run(
     prepared, embedded: Artifact, inputs: TrainInputs, run: Artifact, tmp_path: Path
 ) -> None:
-    config = EvaluateConfig(runs=("ridge",), resamples=20)
+    config = EvaluateConfig(runs=("ridge",))
     runs = [TrainedRun(run, name="ridge")]
     evaluation = evaluate.run(config, prepared, embedded, runs, str(tmp_path))
     systems = json.loads(read_bytes(evaluation.path("metrics.json")))["systems"]

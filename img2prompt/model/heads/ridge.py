@@ -20,7 +20,7 @@ CONSTANT = 1e-12
 sums are below it, steps of a float16 feature above."""
 
 SMALLEST_LENGTH = 1e-8
-"""Shorter predictions are not stretched to unit length, as in torch's cosine similarity."""
+"""Shorter vectors count as this long, as in torch's cosine similarity."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,19 @@ class RidgeHeads:
 
     def cosine_sums(self, features: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return each head's sum of cosines over rows, (S,) for features (B, D), targets (B, E)."""
-        x, y = features.astype(np.float64), _unit(targets.astype(np.float64))
-        scores = [
-            np.sum(_unit(x @ weight + bias) * y)
-            for weight, bias in zip(self.weight, self.bias, strict=True)
-        ]
-        return np.array(scores)
+        x, y = features.astype(np.float64), targets.astype(np.float64)
+        length = _lengths(y)
+        sums = []
+        for weight, bias in zip(self.weight, self.bias, strict=True):
+            predicted = x @ weight + bias
+            dots = np.einsum("be,be->b", predicted, y)
+            sums.append(np.sum(dots / (length * _lengths(predicted))))
+        return np.array(sums)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(length, SMALLEST_LENGTH)
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Return the length of each row, at least SMALLEST_LENGTH."""
+    return np.maximum(np.sqrt(np.einsum("be,be->b", vectors, vectors)), SMALLEST_LENGTH)
 
 
 def solve(sums: RidgeSums, strengths: Sequence[float]) -> RidgeHeads:
