@@ -102,13 +102,7 @@ def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: st
     `shape` and `tower` are the shape of its tower and the fingerprint of its weights.
     """
     layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
-    workers = worker_count(config)
-    least = config.engine.min_workers or workers
-    cluster.require(gpus=least) if has_gpus() else cluster.require(cpus=least)
-    check_batch(config, workers)
-    require_mlflow(config.engine.mlflow)
-    if not has_gpus():
-        compute_dtype(config.engine.precision, torch.device("cpu"))
+    _check_groups(inputs) if config.optim.solver == "ridge" else _check_steps(config, inputs)
     if config.plan.frozen_tower and inputs.features is None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
     for made in filter(None, [inputs.features, inputs.start]):
@@ -124,10 +118,28 @@ def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: st
             "make features with the same --tower settings, in another --out"
         )
     check_size(inputs.shards, shape.size)
-    total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
     if inputs.start is not None:
         head = build_prompt_model(None, shape.width, config.plan, config.head, config.seed)
         load_head(head, inputs.start)
+
+
+def _check_steps(config: TrainConfig, inputs: TrainInputs) -> None:
+    """Check workers and batches of a run that learns in steps."""
+    workers = worker_count(config)
+    least = config.engine.min_workers or workers
+    cluster.require(gpus=least) if has_gpus() else cluster.require(cpus=least)
+    check_batch(config, workers)
+    require_mlflow(config.engine.mlflow)
+    if not has_gpus():
+        compute_dtype(config.engine.precision, torch.device("cpu"))
+    total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
+
+
+def _check_groups(inputs: TrainInputs) -> None:
+    """Check that a probe in closed form has the similarity groups of its shards."""
+    if inputs.groups is None:
+        raise UserError("optim.solver ridge holds out similarity groups: give the groups folder")
+    inputs.shards.require_input("groups", inputs.groups)
 
 
 def check_resumable(
