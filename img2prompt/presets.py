@@ -1,6 +1,7 @@
 """Presets: functions that return a complete config. A variant changes a few fields of another.
 
-`demo` needs no download: drawn scenes and the tower in this package. `l14-336` is the real size,
+`demo` needs no download: drawn scenes and the tower in this package. Nor does `pictures`: your own
+through EfficientNet-Lite2, which is installed with this package. `l14-336` is the real size,
 `openai/clip-vit-large-patch14-336` from the local hub cache (or `--tower.weights PATH`).
 """
 
@@ -12,6 +13,7 @@ from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 
+LITE2 = TowerConfig(weights="efficientnet-lite2")
 L14_336 = TowerConfig(weights="openai/clip-vit-large-patch14-336")
 ONE_WORKER = EngineConfig(kind="plain", workers=1)
 
@@ -38,8 +40,12 @@ def tower_data() -> PrepareConfig:
 
 
 def pictures_data() -> PrepareConfig:
-    """Your pictures, at 336 pixels for ViT-L/14-336 (`--sources.0.path PATH`)."""
-    return PrepareConfig(name="pictures", sources=(PictureSource(path="pictures.csv"),))
+    """Your pictures, at 260 pixels for EfficientNet-Lite2 (`--sources.0.path PATH`)."""
+    return PrepareConfig(
+        name="pictures",
+        sources=(PictureSource(path="pictures.csv"),),
+        shard=ShardConfig(size=260),
+    )
 
 
 def pictures_small_data() -> PrepareConfig:
@@ -47,9 +53,19 @@ def pictures_small_data() -> PrepareConfig:
     return pictures_data().replace({"name": "pictures-small", "shard.size": 64})
 
 
+def pictures_l14_336_data() -> PrepareConfig:
+    """Your pictures, at 336 pixels for ViT-L/14-336 (`--sources.0.path PATH`)."""
+    return pictures_data().replace({"name": "pictures-l14-336", "shard.size": 336})
+
+
 def demo_features() -> FeaturesConfig:
     """Features of the demo tower."""
     return FeaturesConfig()
+
+
+def lite2_features() -> FeaturesConfig:
+    """Features of EfficientNet-Lite2."""
+    return FeaturesConfig(tower=LITE2)
 
 
 def l14_336_features() -> FeaturesConfig:
@@ -73,6 +89,22 @@ def lora_demo() -> TrainConfig:
         start_from="probe",
         plan=PlanConfig(lora_rate=0.45, nfz_rate=0.45, lora_rank=16),
         optim=OptimConfig(epochs=5, batch_size=64, lr=5e-4, head_lr=1e-3),
+    )
+
+
+def probe_lite2() -> TrainConfig:
+    """A linear head on cached features of EfficientNet-Lite2, for hundreds of pictures or more."""
+    return probe_demo().replace({"tower": LITE2.to_dict()})
+
+
+def lora_lite2() -> TrainConfig:
+    """EfficientNet-Lite2: LoRA on the upper third, starting with the probe's head."""
+    return TrainConfig(
+        name="lora",
+        start_from="probe",
+        tower=LITE2,
+        plan=PlanConfig(lora_rate=0.3),
+        optim=OptimConfig(epochs=2, batch_size=64, lr=5e-4, head_lr=2e-4),
     )
 
 
@@ -145,10 +177,20 @@ def pictures_small_chain() -> ChainConfig:
     )
 
 
+def pictures_chain() -> ChainConfig:
+    """Your pictures through EfficientNet-Lite2 (`--prepare.sources.0.path PATH`)."""
+    return ChainConfig(
+        prepare=pictures_data(),
+        features=lite2_features(),
+        probe=probe_lite2(),
+        finetune=lora_lite2(),
+    )
+
+
 def l14_336_chain() -> ChainConfig:
     """Your pictures through CLIP ViT-L/14-336 (`--prepare.sources.0.path PATH`)."""
     return ChainConfig(
-        prepare=pictures_data(),
+        prepare=pictures_l14_336_data(),
         features=l14_336_features(),
         probe=probe_l14_336(),
         finetune=lora_l14_336(),
@@ -179,11 +221,14 @@ PREPARE = {
     "tower": tower_data,
     "pictures": pictures_data,
     "pictures-small": pictures_small_data,
+    "pictures-l14-336": pictures_l14_336_data,
 }
-FEATURES = {"demo": demo_features, "l14-336": l14_336_features}
+FEATURES = {"demo": demo_features, "lite2": lite2_features, "l14-336": l14_336_features}
 TRAIN = {
     "probe-demo": probe_demo,
     "lora-demo": lora_demo,
+    "probe-lite2": probe_lite2,
+    "lora-lite2": lora_lite2,
     "probe-l14-336": probe_l14_336,
     "lora-l14-336": lora_l14_336,
     "lora-published": lora_published,
@@ -194,6 +239,7 @@ PREDICT = {"default": PredictConfig}
 EXPORT = {"default": ExportConfig}
 CHAINS = {
     "demo": demo_chain,
+    "pictures": pictures_chain,
     "pictures-small": pictures_small_chain,
     "l14-336": l14_336_chain,
 }

@@ -18,8 +18,12 @@ from img2prompt.model.plan import layer_plan
 from img2prompt.model.towers.build import DEMO_SHAPE
 
 JOBS = Path(__file__).parents[1] / "jobs"
-LAYERS = {"demo": 7, "fresh": 7, presets.L14_336.weights: 24}
-SIDE = {"demo": DEMO_SHAPE["image_size"], presets.L14_336.weights: 336}
+LAYERS = {"demo": 7, "fresh": 7, presets.LITE2.weights: 21, presets.L14_336.weights: 24}
+SIDE = {
+    "demo": DEMO_SHAPE["image_size"],
+    presets.LITE2.weights: 260,
+    presets.L14_336.weights: 336,
+}
 TABLES = {
     "PREPARE": PrepareConfig,
     "FEATURES": FeaturesConfig,
@@ -101,6 +105,8 @@ def test_default_runs_are_those_that_the_presets_train() -> None:
     {
         "probe-demo": (7, 0, 0),
         "lora-demo": (1, 3, 3),
+        "probe-lite2": (21, 0, 0),
+        "lora-lite2": (15, 6, 0),
         "probe-l14-336": (24, 0, 0),
         "lora-l14-336": (1, 14, 9),  # the published layout: layers 0, 1 to 14 and 15 to 23
         "lora-published": (1, 14, 9),

@@ -15,10 +15,11 @@ class TowerConfig(Config):
     section = "tower"
 
     weights: str = "demo"
-    """`demo` (inside this package), a checkpoint folder, a hub name found in the local cache, or
-    `fresh`: the demo tower's shape with random weights."""
+    """`demo` (inside this package), `efficientnet-lite2` (ImageNet features, in a package of its
+    own), a checkpoint folder, a hub name found in the local cache, or `fresh`: the demo tower's
+    shape with random weights."""
     image_size: Annotated[int, Field(ge=0, description="0 or a multiple of the patch")] = 0
-    """Side in pixels; 0: the checkpoint's own."""
+    """Side in pixels; 0: the checkpoint's own. A convolutional tower takes any side from 32."""
     resize_positions: bool = False
     """Interpolate the position embeddings when `image_size` is not the checkpoint's own."""
     download: bool = False

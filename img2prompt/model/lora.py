@@ -1,9 +1,10 @@
-"""LoRA on a tower's attention by peft (arXiv 2106.09685), added and merged."""
+"""LoRA on a tower's matrices by peft (arXiv 2106.09685), added and merged."""
 
 from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Conv2d as LoraConv2d
 from peft.tuners.lora import Linear as LoraLinear
 
 from img2prompt.config.train import PlanConfig
@@ -11,13 +12,14 @@ from img2prompt.model.towers.base import Tower
 
 
 def add_lora(tower: Tower, layers: Sequence[int], config: PlanConfig) -> None:
-    """Add LoRA matrices to the attention of these layers, in place; what learned before still does.
+    """Add LoRA matrices to these layers, in place; what learned before still does.
 
-    `y = Wx + b + scale * up(down(dropout(x)))` on the query, key, value and output
-    projections, with matrices down (rank, D) and up (D, rank), without biases. The up-matrix is
-    zero, so the tower's output is unchanged at the start. The down-matrix is Kaiming uniform, or
-    normal with deviation 1 / rank in the published form, whose scale is 1 and which has no dropout.
-    They are drawn from torch's global generator, so workers with equal seeds draw equal ones.
+    `y = Wx + b + scale * up(down(dropout(x)))` on the modules that the tower names (attention
+    projections, 1 x 1 convolutions), with matrices down (rank, D) and up (D, rank), without biases.
+    The up-matrix is zero, so the tower's output is unchanged at the start. The down-matrix is
+    Kaiming uniform, or normal with deviation 1 / rank in the published form, whose scale is 1 and
+    which has no dropout. They are drawn from torch's global generator, so workers with equal seeds
+    draw equal ones.
     """
     learning = {name for name, tensor in tower.named_parameters() if tensor.requires_grad}
     lora = LoraConfig(
@@ -42,6 +44,6 @@ def merge_lora(tower: Tower) -> None:
     Outputs in evaluation mode stay the same, up to the rounding of float32.
     """
     for name, part in list(tower.named_modules()):
-        if isinstance(part, LoraLinear):
+        if isinstance(part, LoraLinear | LoraConv2d):
             part.merge()
             tower.set_submodule(name, part.get_base_layer())

@@ -2,7 +2,8 @@
 
 Source: the 1st place of Kaggle's "Stable Diffusion - Image to Prompts". Counted from the top, the
 last `int(depth * nfz_rate)` layers are trained whole, the `int(depth * lora_rate)` below them get
-LoRA (arXiv 2106.09685) on the four attention projections, the rest stays frozen.
+LoRA (arXiv 2106.09685) on the four attention projections (1 x 1 convolutions in a convolutional
+tower), the rest stays frozen.
 """
 
 from dataclasses import dataclass
@@ -49,9 +50,9 @@ def layer_plan(depth: int, lora_rate: float, nfz_rate: float) -> LayerPlan:
 def apply_plan(tower: Tower, config: PlanConfig) -> LayerPlan:
     """Freeze, unfreeze and add LoRA matrices in place; return the plan.
 
-    The final LayerNorm is trained with any learning layer, a pooling head when the top layer is
-    trained whole. The embeddings, and a LayerNorm between them and the layers, are trained only
-    when asked for, as training from nothing needs. LoRA matrices are those of `lora.add_lora`.
+    The final norm is trained with any learning layer, a pooling head when the top layer is trained
+    whole. The embeddings, and a norm between them and the layers, are trained only when asked for,
+    as training from nothing needs. LoRA matrices are those of `lora.add_lora`.
     """
     plan = layer_plan(tower.shape.depth, config.lora_rate, config.nfz_rate)
     tower.requires_grad_(False)

@@ -1,10 +1,11 @@
 """A finished run -> export/: plain files that other programs load without this package.
 
 `tower/` is a standard Hugging Face checkpoint of the vision tower, LoRA merged into its matrices
-(`AutoModel.from_pretrained`, `AutoImageProcessor.from_pretrained`). `head.safetensors` maps
-its `pooler_output` to the prompt embedding. Its tensors are named as in `torch.nn.Linear(D, 384)`,
-or, for a wide head, as in `torch.nn.Sequential(Linear(D, W, bias=False), BatchNorm1d(W), ReLU(),
-Linear(W, 384))`. Float32 throughout.
+(`AutoModel.from_pretrained`, `AutoImageProcessor.from_pretrained`). transformers has no
+EfficientNet-Lite: its tensors have the names of the package efficientnet-lite-pytorch instead.
+`head.safetensors` maps the feature (`pooler_output`) to the prompt embedding. Its tensors are named
+as in `torch.nn.Linear(D, 384)`, or, for a wide head, as in `torch.nn.Sequential(Linear(D, W,
+bias=False), BatchNorm1d(W), ReLU(), Linear(W, 384))`. Float32 throughout.
 """
 
 import tempfile

@@ -21,8 +21,8 @@ from img2prompt.distributed.actors import Pool, actor_count, forward_shards, to_
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.model.inference import compile_for_batches, prepare_for_inference
-from img2prompt.model.towers.build import open_tower
-from img2prompt.model.towers.weights import STAMP, checkpoint_stamp
+from img2prompt.model.towers.build import checkpoint_stamp, open_tower
+from img2prompt.model.towers.weights import STAMP
 from img2prompt.model.views import ViewVectors
 from img2prompt.workspace import Stage
 

@@ -3,8 +3,9 @@
 import torch
 
 from img2prompt.config.train import EngineConfig, TrainConfig
-from img2prompt.model.cost import Cost, cost
+from img2prompt.model.cost import Cost
 from img2prompt.model.precision import compute_dtype
+from img2prompt.model.run_cost import cost
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.train.batches import rows_at_once
 from img2prompt.train.preflight import has_gpus

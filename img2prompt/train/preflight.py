@@ -18,8 +18,8 @@ from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import build_prompt_model, load_head, load_learned_state
 from img2prompt.model.towers.base import TowerShape
-from img2prompt.model.towers.build import open_tower
-from img2prompt.model.towers.weights import FRESH, STAMP, checkpoint_stamp
+from img2prompt.model.towers.build import checkpoint_stamp, open_tower
+from img2prompt.model.towers.weights import FRESH, STAMP
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore

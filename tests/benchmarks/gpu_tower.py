@@ -14,10 +14,10 @@ from torch import Tensor
 
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 from img2prompt.data.vectors import DIMENSIONS
-from img2prompt.model.cost import cost
 from img2prompt.model.loss import cosine_loss
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import build_prompt_model
+from img2prompt.model.run_cost import cost
 from img2prompt.model.towers.base import Tower
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.train.engines.build import build_engine

@@ -7,12 +7,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.errors import UserError
-from img2prompt.model.cost import Cost, cost
+from img2prompt.model.cost import Cost
 from img2prompt.model.precision import shorten_frozen
 from img2prompt.model.prompt_model import PromptModel, build_prompt_model
-from img2prompt.model.towers.base import Tower, TowerShape
+from img2prompt.model.run_cost import cost
+from img2prompt.model.towers.base import Tower
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.model.towers.siglip import SiglipTower
+from img2prompt.model.towers.vit_shape import VitShape
 
 VISION = {
     "hidden_size": 48,
@@ -66,7 +68,7 @@ def model_on(tower: Tower, plan: PlanConfig, head: HeadConfig) -> PromptModel:
     return build_prompt_model(tower, tower.shape.width, plan, head, seed=0)
 
 
-def clip_shape(**fields: int) -> TowerShape:
+def clip_shape(**fields: int) -> VitShape:
     return ClipTower.shape_of(ClipTower.config_class(**fields))
 
 

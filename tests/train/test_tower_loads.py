@@ -16,8 +16,8 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.draft import Draft
 from img2prompt.model.towers import weights
-from img2prompt.model.towers.build import open_tower, read_shape
-from img2prompt.model.towers.weights import STAMP, checkpoint_stamp
+from img2prompt.model.towers.build import checkpoint_stamp, open_tower, read_shape
+from img2prompt.model.towers.weights import STAMP
 from img2prompt.prepare.features import FREE
 from img2prompt.train import preflight, ray_worker
 from img2prompt.train import run as train

@@ -1,78 +1,92 @@
 """The seam between a vision backbone and everything that trains, prices or exports it.
 
-A backbone is a stack of transformer layers between its embeddings and its pooling. Other rooms use
-these names only, and know no family.
+A backbone is a stack of layers between its embeddings and its pooling. Other rooms use these names
+only, and know no family.
 
-Shapes: B pictures, S side of a picture in pixels, D width of a token and of a feature.
+Shapes: B pictures, S side of a picture in pixels, D width of a feature.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from transformers.image_processing_backends import PilBackend
 
-Pooling = Literal["class token", "attention"]
+from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import PlanConfig
+from img2prompt.model.cost import Cost
+
 RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerShape:
-    """Sizes of a tower, known from its `config.json` without its weights."""
+class TowerShape(ABC):
+    """Sizes of a tower, known without its weights; a family adds its own."""
 
     family: str
     depth: int
-    """Number of transformer layers."""
+    """Number of layers."""
     width: int
-    """Length D of a token and of a feature."""
-    mlp: int
-    """Hidden units of a layer's MLP."""
-    heads: int
-    """Attention heads of a layer."""
-    activation: str
-    """Name of the MLP's activation, as transformers spells it."""
+    """Length D of a feature."""
     size: int
     """Side S of a picture in pixels."""
-    patch: int
-    """Side of a patch in pixels."""
-    class_token: bool
-    """A learned token stands before those of the patches."""
-    patch_bias: bool
-    """The patch convolution has a bias."""
-    input_norm: bool
-    """A LayerNorm between the embeddings and the lowest layer."""
-    pooling: Pooling
-    """`class token`: the final norm of that token. `attention`: a learned query attends to the
-    final norm of all tokens, and an MLP follows (arXiv 2106.04560, section 3.4)."""
 
-    @property
-    def patches(self) -> int:
-        """Number of patches of a picture."""
-        return (self.size // self.patch) ** 2
+    @abstractmethod
+    def cost(self, plan: PlanConfig, *, half: bool) -> Cost:
+        """Predict the cost of the tower, without a head, when it learns as `plan` says.
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens of a picture in each layer."""
-        return self.patches + self.class_token
+        `half`: matrix products in 16 bits by autocast.
+        """
 
 
 class Tower(nn.Module, ABC):
     """A vision backbone from raw pixels to features."""
 
+    family: ClassVar[str]
+    """Name of the family in messages."""
+    model_types: ClassVar[tuple[str, ...]]
+    """Values of `model_type` in `config.json`."""
+    processor_class: ClassVar[type[PilBackend]]
+    """Class of transformers that makes the same pixels."""
     mean: ClassVar[RGB]
     std: ClassVar[RGB]
     """Mean and deviation of red, green and blue in [0, 1], by which pixels are normalised."""
-    shape: TowerShape
     base_fingerprint: str
     """Fingerprint of the weights it started from, whatever is trained or injected later."""
 
     @property
     @abstractmethod
+    def shape(self) -> TowerShape:
+        """Sizes of the tower."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, config: TowerConfig) -> Self:
+        """Load a checkpoint: float32, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: as `read_shape`; or when weights are absent or unreadable, or when tensors
+                are missing, unknown or wrongly sized (all of them are listed).
+        """
+
+    @classmethod
+    @abstractmethod
+    def read_shape(cls, folder: Path, config: TowerConfig) -> TowerShape:
+        """Read the sizes of the tower in a checkpoint folder, from its `config.json` alone.
+
+        Raises:
+            UserError: `config.json` is unreadable or describes no tower of this family, or the
+                tower does not work at the resolution that `config` asks for.
+        """
+
+    @property
+    @abstractmethod
     def layers(self) -> nn.ModuleList:
-        """Transformer layers, bottom to top."""
+        """Layers, bottom to top."""
 
     @property
     @abstractmethod
@@ -82,16 +96,19 @@ class Tower(nn.Module, ABC):
     @property
     @abstractmethod
     def final_norm(self) -> nn.Module:
-        """LayerNorm above the top layer; it is trained with any learning layer."""
+        """Normalisation above the top layer; it is trained with any learning layer."""
 
     @property
     def pooling_head(self) -> nn.Module | None:
-        """Learned pooling above the final norm, if any; it is trained with the top layer."""
+        """Other weights above the top layer, if any; they are trained with that layer."""
         return None
 
     @abstractmethod
     def lora_targets(self, layer: int) -> list[str]:
-        """Names, below the tower, of the linear modules of a layer that LoRA adapts."""
+        """Names, below the tower, of the modules of a layer that LoRA adapts.
+
+        They are linear layers or convolutions.
+        """
 
     @abstractmethod
     def encode(self, normalised: Tensor) -> Tensor:
@@ -103,17 +120,25 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write a checkpoint that transformers' AutoModel and `open_tower` read.
+        """Write a checkpoint that `open_tower` reads, and transformers' AutoModel if it can.
 
         LoRA must be merged into the layers before.
         """
 
-    @abstractmethod
     def save_processor(self, folder: str | Path, fit: Literal["crop", "whole"]) -> None:
         """Write how pictures become the tower's pixels, for transformers' AutoImageProcessor.
 
         `fit` as in ShardConfig.
         """
+        size, crop = self.shape.size, fit == "crop"
+        square = {"height": size, "width": size}
+        self.processor_class(
+            size={"shortest_edge": size} if crop else square,
+            do_center_crop=crop,
+            crop_size=square,
+            image_mean=self.mean,
+            image_std=self.std,
+        ).save_pretrained(folder)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 (B, S, S, 3) as float32 (B, 3, S, S) in the tower's units."""

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.vit import VisionConfig, VitTower, side_of
+from img2prompt.model.towers.vit_shape import VitShape
 
 
 class ClipTower(VitTower):
@@ -25,8 +25,8 @@ class ClipTower(VitTower):
     other_tensors = ("logit_scale", "text_projection.weight", "visual_projection.weight")
 
     @classmethod
-    def shape_of(cls, config: VisionConfig) -> TowerShape:
-        return TowerShape(
+    def shape_of(cls, config: VisionConfig) -> VitShape:
+        return VitShape(
             family=cls.family,
             depth=config.num_hidden_layers,
             width=config.hidden_size,

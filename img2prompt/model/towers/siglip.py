@@ -11,8 +11,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from img2prompt.errors import UserError
-from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.vit import VisionConfig, VitTower, side_of
+from img2prompt.model.towers.vit_shape import VitShape
 from img2prompt.model.towers.weights import CONFIG
 
 
@@ -29,8 +29,8 @@ class SiglipTower(VitTower):
     other_tensors = ("logit_scale", "logit_bias")
 
     @classmethod
-    def shape_of(cls, config: VisionConfig) -> TowerShape:
-        return TowerShape(
+    def shape_of(cls, config: VisionConfig) -> VitShape:
+        return VitShape(
             family=cls.family,
             depth=config.num_hidden_layers,
             width=config.hidden_size,

@@ -3,19 +3,19 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
-from transformers.image_processing_backends import PilBackend
 from transformers.initialization import no_init_weights
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
-from img2prompt.model.towers.base import Tower, TowerShape
+from img2prompt.model.towers.base import Tower
+from img2prompt.model.towers.vit_shape import VitShape
 from img2prompt.model.towers.weights import (
     CONFIG,
     POSITIONS,
@@ -35,24 +35,21 @@ VisionModel = CLIPVisionModel | SiglipVisionModel
 class VitTower(Tower):
     """A tower around `vision`, a model of transformers; its layers are `vision.encoder.layers`."""
 
-    family: ClassVar[str]
-    """Name of the family in messages."""
     model_types: ClassVar[tuple[str, ...]]
     """Values of `model_type` in `config.json`: of a whole model with its text side, or this one."""
     config_class: ClassVar[type[VisionConfig]]
     model_class: ClassVar[type[VisionModel]]
-    processor_class: ClassVar[type[PilBackend]]
     other_tensors: ClassVar[tuple[str, ...]]
     """Tensors of a whole model that are no part of the tower, beside those of its text side."""
 
     def __init__(self, vision: VisionModel) -> None:
         super().__init__()
         self.vision = vision
-        self.shape = self.shape_of(vision.config)
+        self._shape = self.shape_of(vision.config)
         self.base_fingerprint = fingerprint(vision.state_dict())
 
     @classmethod
-    def shape_of(cls, config: VisionConfig) -> TowerShape:
+    def shape_of(cls, config: VisionConfig) -> VitShape:
         """Sizes of the tower that a vision config describes."""
         raise NotImplementedError
 
@@ -65,12 +62,6 @@ class VitTower(Tower):
 
     @classmethod
     def load(cls, folder: Path, config: TowerConfig) -> Self:
-        """Load a checkpoint: float32, on the CPU, in evaluation mode.
-
-        Raises:
-            UserError: as `read_shape`; or when weights are absent or unreadable, or when tensors
-                are missing, unknown or wrongly sized (all of them are listed).
-        """
         stored = cls.read_config(folder)
         wanted = cls._at_size(stored, config)
         tensors = read_tensors(folder, cls._tensor_shapes(stored), cls.other_tensors)
@@ -84,13 +75,7 @@ class VitTower(Tower):
         return cls(vision).eval()
 
     @classmethod
-    def read_shape(cls, folder: Path, config: TowerConfig) -> TowerShape:
-        """Sizes of the tower in a checkpoint folder, from its `config.json` alone.
-
-        Raises:
-            UserError: `config.json` is unreadable or describes no tower of this family, or the
-                resolution is another one and `resize_positions` is off.
-        """
+    def read_shape(cls, folder: Path, config: TowerConfig) -> VitShape:
         return cls.shape_of(cls._at_size(cls.read_config(folder), config))
 
     @classmethod
@@ -107,6 +92,10 @@ class VitTower(Tower):
             raise UserError(f"{path} is not a valid {cls.family} vision config: {error}") from error
         _check_config(path, config)
         return config
+
+    @property
+    def shape(self) -> VitShape:
+        return self._shape
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -131,17 +120,6 @@ class VitTower(Tower):
         config.save_pretrained(folder)
         tensors = {name: t.to(dtype).contiguous() for name, t in self.vision.state_dict().items()}
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-
-    def save_processor(self, folder: str | Path, fit: Literal["crop", "whole"]) -> None:
-        size, crop = self.shape.size, fit == "crop"
-        square = {"height": size, "width": size}
-        self.processor_class(
-            size={"shortest_edge": size} if crop else square,
-            do_center_crop=crop,
-            crop_size=square,
-            image_mean=self.mean,
-            image_std=self.std,
-        ).save_pretrained(folder)
 
     @classmethod
     def _build(cls, config: VisionConfig) -> VisionModel:

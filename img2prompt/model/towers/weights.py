@@ -36,21 +36,22 @@ FRESH = "fresh"
 """Value of `tower.weights` for an untrained tower of the demo's shape."""
 
 
-def read_tensors(folder: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
+def read_tensors(source: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
     """Read the tensors named in `expected`, as float32 and under these names.
 
-    Tensors of the text side and those named in `others` are skipped.
+    `source` is a checkpoint folder, or one file of weights. Tensors of the text side and those
+    named in `others` are skipped.
 
     Raises:
         UserError: the checkpoint has no readable weights, or tensors are missing, unknown or
             wrongly sized (all of them are listed).
     """
     tensors = {
-        name: tensor for name, tensor in _read_files(folder).items() if not _skipped(name, others)
+        name: tensor for name, tensor in _read_files(source).items() if not _skipped(name, others)
     }
     prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_tensors(folder, {prefix + name: shape for name, shape in expected.items()}, stored)
+    _check_tensors(source, {prefix + name: shape for name, shape in expected.items()}, stored)
     return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
 
 
@@ -89,19 +90,6 @@ def find_checkpoint(config: TowerConfig) -> Path:
     raise UserError(
         f"{folder} holds no weights: fetch {config.weights!r} again with --tower.download"
     )
-
-
-def checkpoint_stamp(config: TowerConfig) -> str:
-    """Identify a checkpoint by the names, sizes and times of its files, without reading them.
-
-    Equal stamps are the same weights; another stamp may be a copy of them.
-    """
-    if config.weights == FRESH:
-        return FRESH
-    folder = find_checkpoint(config)
-    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    stamp = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
-    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
 
 
 def find_config(config: TowerConfig) -> Path:
@@ -151,9 +139,9 @@ def _from_hub(config: TowerConfig, patterns: Sequence[str]) -> Path:
     return Path(folder)
 
 
-def _read_files(folder: Path) -> dict[str, Tensor]:
+def _read_files(source: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in [source] if source.is_file() else _weight_files(source):
         try:
             tensors |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
         except Exception as error:  # readers fail in many ways on foreign bytes

@@ -7,7 +7,9 @@ import torch
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers import weights
-from img2prompt.model.towers.build import DEMO_SHAPE, FAMILIES, open_tower, read_shape
+from img2prompt.model.towers.build import DEMO_SHAPE, open_tower, read_shape
+from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.model.towers.vit import VitTower
 
 VISION = {
@@ -20,7 +22,7 @@ VISION = {
 }
 
 
-@pytest.fixture(params=FAMILIES, ids=lambda family: family.family)
+@pytest.fixture(params=[ClipTower, SiglipTower], ids=lambda family: family.family)
 def family(request: pytest.FixtureRequest) -> type[VitTower]:
     return request.param
 
