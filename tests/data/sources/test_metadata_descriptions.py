@@ -1,5 +1,6 @@
 """Descriptions: programs that write one line, captions of cameras, and records beside them."""
 
+import contextlib
 import json
 
 import pytest
@@ -43,6 +44,23 @@ def test_pictures_of_one_midjourney_prompt_have_one_prompt() -> None:
 def test_a_midjourney_job_without_text() -> None:
     with pytest.raises(NoPrompt, match="empty prompt: the settings of midjourney"):
         read_metadata(png(Description=f"https://s.mj.run/ab https://s.mj.run/cd --v 6 {JOB}"))
+
+
+@pytest.mark.timeout(20)
+def test_long_hostile_descriptions_are_read_quickly() -> None:
+    for part in (
+        " ",
+        " --ar",
+        "Job ID: ",
+        "Include in Image: ; Exclude from Image: ",
+        "{a|",
+        "-\n",
+    ):
+        text = f"{part * 200_000} --v 6 {JOB}"
+        with contextlib.suppress(NoPrompt):
+            read_metadata(png(Description=text))
+        with contextlib.suppress(NoPrompt):
+            read_metadata(png(Description=f"Include in Image: {part * 200_000}"))
 
 
 MOCHI = (

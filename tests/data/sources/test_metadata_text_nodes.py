@@ -26,6 +26,8 @@ STRINGS = [
     node("easy positive", positive="a red fox"),
     node("Primitive string multiline [Crystools]", string="a red fox"),
     node("Text (LoraManager)", text="a red fox"),
+    node("LayerUtility: TextBox", text="a red fox"),
+    node("Power Prompt (rgthree)", prompt="a red fox", insert_lora="none", opt_clip=("m", 1)),
     node("Text Multiline", text=WHOLE),
     node("StringConcatenate", string_a="a red", string_b=("fox", 0), delimiter=" "),
     node("CR Text Concatenate", text1="a ", text2="red ", text3=("fox", 0), separator=""),

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 from img2prompt.data.sources.metadata.base import DESCRIPTIONS, Metadata, Program, whole
 
-_JOB = re.compile(r"\s*Job ID:\s*[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*", re.IGNORECASE)
+_JOB = re.compile(r"Job ID:\s?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NAMES = (
     r"(?:ar|aspect|v|version|niji|stylize|s|style|chaos|c|weird|w|quality|q|seed|stop|tile|iw|cref"
     r"|cw|sref|sw|sv|oref|ow|no|raw|draft|turbo|fast|relax|profile|p|repeat|exp|hd|uplight|upbeta"
     r"|test|testp|creative|video|personalize)(?=\s|$)"
 )
 _KNOWN = re.compile(rf"\s(?:--|\u2014|\u2013){_NAMES}")  # phones turn two hyphens into a dash
-_OPTION = re.compile(rf"\s+(?:--(?=[a-z])|[\u2014\u2013](?={_NAMES}))")
+_OPTION = re.compile(rf"\s(?:--(?=[a-z])|[\u2014\u2013](?={_NAMES}))")
 _PICTURES = re.compile(r"(?:\s*<?https?://\S+)+\s*")  # addresses of image prompts come first
 
 

@@ -28,11 +28,12 @@ DELIMITERS = ("delimiter", "separator")
 
 _ROLES = {"positive", "negative"}  # for a conditioning in most nodes, for a text in a few
 _LITERAL = {
-    *("text", "texts", "textbox", "string", "str", "prompt", "literal", "constant", "primitive"),
+    *("text", "textbox", "string", "str", "prompt", "literal", "constant", "primitive"),
     *("multi", "line", "multiline", "box", "input", "field", "editor", "value", "widget", "node"),
     *("simple", "plain", "raw", "user", "positive", "negative", "pos", "neg", "to", "any"),
     # Names of packs.
-    *("cr", "df", "easy", "jw", "jps", "kj", "ml", "mtb", "n", "o", "s", "sdxl", "tt", "was"),
+    *("cr", "df", "easy", "jps", "jw", "kep", "kj", "layer", "ml", "mtb", "n", "o", "s", "sdxl"),
+    *("searge", "tt", "utility", "was"),
 }
 _BESIDE = {"clip", "label", "speak_and_recognation", "speak_and_recognition", "strip_newlines"}
 _BESIDE_JOINED = _BESIDE | {"clean_whitespace", "inputcount", "linebreak_addition", "Update inputs"}
@@ -40,6 +41,7 @@ _PASSES = {
     *("bus", "console", "context", "debug", "display", "pipe", "preview", "print", "reroute"),
     *("show", "view", "viewer"),
 }
+_ENCODES = re.compile(r"encode|gligen|power prompt.*\(rgthree\)", re.IGNORECASE)
 _SHOWS = re.compile(r"show ?text.*|easy showanything", re.IGNORECASE)
 _JOINS = re.compile(r"append|concat|combin|join|merge", re.IGNORECASE)
 _JOINS_CONDITIONINGS = re.compile(
@@ -47,8 +49,8 @@ _JOINS_CONDITIONINGS = re.compile(
 )
 _COMPUTES = re.compile(
     r"batch|caption|combinator|cycl|dynamic|enhanc|expan|file|generat|gemini|gpt|improv|interrogat"
-    r"|iterat|\blist|llm|magic|noodle|nsp|ollama|parse|random|regex|replac|schedul|styl|template"
-    r"|translat|wildcard",
+    r"|iterat|\blist|llm|magic|noodle|(?<![a-z])nsp|ollama|parse|random|regex|replac|schedul|styl"
+    r"|template|translat|wildcard",
     re.IGNORECASE,
 )
 _EXPANDS = re.compile(r"\b(?:easy|ttn) .*loader|loramanager", re.IGNORECASE)
@@ -64,7 +66,7 @@ def role_of(class_type: str, inputs: Inputs) -> Role:
     named = [name for name in inputs if name in TEXTS]
     if _COMPUTES.search(class_type) or _COMPUTING_INPUTS & inputs.keys():
         return "computes"
-    if "encode" in words or "encoder" in words or "gligen" in words or link_of(inputs.get("clip")):
+    if _ENCODES.search(class_type) or link_of(inputs.get("clip")):
         return "encodes"
     if parts(inputs) and _joins(class_type, inputs):
         return "joins"
