@@ -141,7 +141,7 @@ class EfficientNetLiteTower(Tower):
         return [f"vision.blocks.{layer}.{name}.conv" for name in sorted(names)]
 
     def encode(self, normalised: Tensor) -> Tensor:
-        return self.vision(normalised)
+        return self.vision(normalised.to(self.vision.stem.conv.weight.dtype))
 
     def recompute_activations(self) -> None:
         self.vision.recompute = True
@@ -162,7 +162,9 @@ class EfficientNetLiteTower(Tower):
         names = {name: _published(name) for name in vision.state_dict()}
         shapes = {names[name]: tuple(t.shape) for name, t in vision.state_dict().items()}
         stored = read_tensors(source, shapes, (*CLASSIFIER, *_counters(names)))
-        vision.load_state_dict({name: stored[names[name]] for name in names}, assign=True)
+        # The packaged tensors are transposed views of TensorFlow's; DeepSpeed needs contiguous ones.
+        tensors = {name: stored[names[name]].contiguous() for name in names}
+        vision.load_state_dict(tensors, assign=True)
         vision.requires_grad_(True)
         return cls(config, vision).eval()
 

@@ -16,6 +16,7 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.data.images import decode, resize
 from img2prompt.errors import UserError
+from img2prompt.model.inference import prepare_for_inference
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.plan import apply_plan
 from img2prompt.model.precision import shorten_frozen
@@ -90,6 +91,7 @@ def test_features_equal_those_of_the_reference(
     expected = published.extract_features(normalised).mean((2, 3))
     torch.testing.assert_close(lite2(pixels(260)), expected, atol=1e-5, rtol=0)
     assert not lite2.training
+    assert all(tensor.is_contiguous() for tensor in lite2.state_dict().values())
 
 
 @torch.inference_mode()
@@ -218,6 +220,13 @@ def test_merged_lora_gives_the_same_features(tower: EfficientNetLiteTower) -> No
     merge_lora(tower)
     assert set(tower.state_dict()) == names
     torch.testing.assert_close(tower(pixels()), trained, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_features_in_16_bits_are_close(tower: EfficientNetLiteTower) -> None:
+    expected = tower(pixels())
+    short = prepare_for_inference(tower, tower, CPU, "bf16")
+    assert torch.cosine_similarity(short(pixels()), expected).min() > 0.95
 
 
 @pytest.mark.parametrize("fit", ["crop", "whole"])
