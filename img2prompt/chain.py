@@ -58,7 +58,7 @@ def run(config: ChainConfig, out: str) -> ChainResult:
     workspace = Workspace(out)
     prepared = prepare.run(config.prepare, out)
     embedded = features.run(config.features, prepared.shards, workspace.features)
-    inputs = TrainInputs(prepared.shards, embedded)
+    inputs = TrainInputs(prepared.shards, embedded, groups=prepared.groups)
     probe = train.run(config.probe, inputs, workspace.run(config.probe.name))
     start = probe if config.finetune.start_from else None
     inputs = TrainInputs(prepared.shards, start=start)

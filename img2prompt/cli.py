@@ -48,7 +48,7 @@ class TrainOptions(Options[C]):
 
     resume_anyway: bool = False
     """Resume an unfinished run with another config. Differences are logged and saved with the run.
-    Its model, batch size, data and base checkpoint must be the same."""
+    Its model, batch size, recipe, data and base checkpoint must be the same."""
 
 
 def parse(

@@ -28,7 +28,7 @@ from img2prompt.artifact import (
     digest_of,
     read_manifest,
 )
-from img2prompt.config.base import Config, differences, without
+from img2prompt.config.base import Config, completed, differences, without
 from img2prompt.errors import UserError
 from img2prompt.storage import (
     ASIDE,
@@ -82,7 +82,8 @@ class Draft:
         manifest = read_manifest(uri)
         if manifest is None or not manifest["done"]:
             check()
-        changes = draft._differences(manifest, free) if manifest else []
+        saved = completed(type(config), manifest["config"]) if manifest else {}
+        changes = draft._differences(manifest, without(saved, free)) if manifest else []
         if manifest and changes and renewable and draft._is_unfinished(manifest):
             logger.warning("%s starts over, because it differs in: %s", uri, "; ".join(changes))
             delete_folder(join(uri, RECEIPTS))
@@ -177,9 +178,8 @@ class Draft:
         """Return True for an unfinished folder of this stage."""
         return not manifest["done"] and manifest["stage"] == self.stage
 
-    def _differences(self, manifest: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-        """Return a line for each difference to another manifest, `free` settings left out."""
-        config = without(manifest["config"], free)
+    def _differences(self, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+        """Return a line for each difference to another manifest, whose config is `config`."""
         return differences(
             {"stage": manifest["stage"], "config": config, "inputs": manifest["inputs"]},
             {"stage": self.stage, "config": self.config, "inputs": dict(self.inputs)},

@@ -44,6 +44,8 @@ class LoadedPredictor:
         """
         if isinstance(pictures, str | os.PathLike | bytes | Image.Image):
             raise UserError("give a list of pictures, such as predict([picture])")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; allowed: 1 or more")
         answers = [Answers(np.empty((0, DIMENSIONS), np.float32))]
         pixels = self._read(pictures)
         while batch := list(itertools.islice(pixels, batch_size)):

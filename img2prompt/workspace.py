@@ -13,19 +13,20 @@ Attributes and methods return URIs; `open_*` return the finished artifacts. A st
 URI of its output, so it runs in any folder.
 """
 
-import re
 from dataclasses import dataclass
 
 from img2prompt.artifact import CONFIG, METRICS, Artifact
 from img2prompt.errors import UserError
 from img2prompt.storage import absolute, join
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _OWN = (
     *("index", "clean", "targets", "groups", "shards", "features", "runs", "samples", "tower"),
     *("prepare.json", CONFIG, METRICS),
 )
 """Names under `--out` that no result may take."""
+
+BUILT_IN_PREDICTORS = (NEIGHBOURS, MEAN) = ("neighbours", "mean")
+"""Predictors that need no training run, so no run may have their names."""
 
 
 class Stage:
@@ -110,9 +111,9 @@ class Workspace:
         Raises:
             UserError: the name is not allowed; so do all methods that take a name.
         """
-        parts = name.split("/")
-        if len(parts) > 2 or not all(map(_NAME.fullmatch, parts)):
-            raise UserError(f"run {name!r}: {_ALLOWED}; or two such names, as in grid/head")
+        _check_name("run", name)
+        if name in BUILT_IN_PREDICTORS:
+            raise UserError(f"run {name!r} has the name of a built-in predictor: give it another")
         return join(self.runs, name)
 
     def evaluation(self, name: str) -> str:
@@ -128,8 +129,9 @@ class Workspace:
         return self._result(name)
 
     def _result(self, name: str) -> str:
-        if not _NAME.fullmatch(name) or name in _OWN:
-            raise UserError(f"name {name!r}: {_ALLOWED}, and none of {', '.join(_OWN)}")
+        _check_name("result", name)
+        if name.partition("/")[0] in _OWN:
+            raise UserError(f"result {name!r}: allowed are names other than {', '.join(_OWN)}")
         return join(self.out, name)
 
     def open_index(self) -> Artifact:
@@ -158,8 +160,21 @@ class Workspace:
     def open_run(self, name: str) -> Artifact:
         return Artifact.load(self.run(name), Stage.TRAIN)
 
+    def check_predictor(self, name: str) -> None:
+        """Check that the finished folders are there which a predictor answers from."""
+        if name not in BUILT_IN_PREDICTORS:
+            self.open_run(name)
+        elif name == NEIGHBOURS:
+            self.open_features()
 
-_ALLOWED = "allowed are letters, digits, '.', '_' and '-', and no '.' at the start"
+
+def _check_name(kind: str, name: str) -> None:
+    """Refuse (UserError) a name that would leave its folder or be hidden in it."""
+    if not name.isprintable() or any(not part or part[0] == "." for part in name.split("/")):
+        raise UserError(
+            f"{kind} {name!r}: allowed are printable names, none empty or with '.' at the start; "
+            "'/' makes folders, as in grid/head"
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def job() -> None:
         ["system", "mean cosine", "95 % interval", "pictures"],
         evaluate.summary(result.evaluation),
     )
+    print(f"report of the scores: {result.evaluation.path(evaluate.REPORT)}")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ def job() -> None:
     options = cli.parse(__doc__, presets.EVALUATE)
     config, workspace = options.config, options.workspace
     folder = workspace.evaluation(config.name)
-    runs = {name: workspace.open_run(name) for name in config.runs}
+    for name in config.runs:
+        workspace.check_predictor(name)
     embedded = workspace.open_features()
 
     from img2prompt.distributed import cluster
     from img2prompt.predict import evaluate
-    from img2prompt.predictors.trained import TrainedRun
+    from img2prompt.predictors.build import choose_predictor
     from img2prompt.prepare.run import PreparedData
 
+    predictors = [choose_predictor(name, workspace, config.neighbours) for name in config.runs]
     prepared = PreparedData.load(options.out)
-    predictors = [TrainedRun(run, name=name) for name, run in runs.items()]
     with cluster.connect():
         evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
@@ -24,6 +25,7 @@ def job() -> None:
         ["system", "mean cosine", "95 % interval", "pictures"],
         evaluate.summary(evaluation),
     )
+    print(f"report of the scores: {evaluation.path(evaluate.REPORT)}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ from img2prompt import cli, presets
 def job() -> None:
     options = cli.parse(__doc__, presets.EXPORT)
     config, workspace = options.config, options.workspace
-    folder, shards = workspace.export(config.name), workspace.open_shards()
+    folder = workspace.export(config.name)
+    run, shards = workspace.open_run(config.run), workspace.open_shards()
 
     from img2prompt.predict import export
-    from img2prompt.predictors.build import choose_predictor
+    from img2prompt.predictors.trained import TrainedRun
 
-    predictor = choose_predictor(config.run, workspace)
-    exported = export.run(config, predictor, shards, folder)
+    exported = export.run(config, TrainedRun(run, name=config.run), shards, folder)
     cli.show(f"{config.run} in {exported.uri}", ["file"], [[name] for name in exported.names()])
 
 

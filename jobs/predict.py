@@ -7,6 +7,7 @@ def job() -> None:
     options = cli.parse(__doc__, presets.PREDICT)
     config, workspace = options.config, options.workspace
     folder = workspace.predictions(config.name)
+    workspace.check_predictor(config.run)
 
     from img2prompt.distributed import cluster
     from img2prompt.predict import predict

@@ -9,13 +9,14 @@ def job() -> None:
     folder = workspace.run(config.name)
     shards = workspace.open_shards()
     features = workspace.open_features() if config.plan.frozen_tower else None
+    groups = workspace.open_groups() if config.optim.solver == "ridge" else None
     start = workspace.open_run(config.start_from) if config.start_from else None
 
     from img2prompt.distributed import cluster
     from img2prompt.train import run as train
     from img2prompt.train.job import TrainInputs
 
-    inputs = TrainInputs(shards, features, start)
+    inputs = TrainInputs(shards, features, start, groups)
     with cluster.connect(dashboard=True, download=config.tower.download):
         run = train.run(config, inputs, folder, resume_anyway=options.resume_anyway)
     cli.show(f"{config.name} in {run.uri}", ["", "value"], [[k, v] for k, v in run.counts.items()])

@@ -68,14 +68,26 @@ def local_nodes(*options: str) -> Iterator[dict[str, str]]:
 
 
 def kill(address: str, title_part: str) -> None:
-    """SIGKILL the newest process with `title_part` in its title on the cluster's newest node."""
+    """SIGKILL the newest process with `title_part` in its title on the cluster's newest node.
+
+    Between two tasks a worker has another title, so the process is looked for a few times.
+    """
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if pid := _process(address, title_part):
+            os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no process with {title_part!r} in its title on the nodes of {address}")
+
+
+def _process(address: str, title_part: str) -> int:
+    """Return the id of such a process, 0 if there is none."""
     command = ["ps", "-ww", "-eo", "pid=,sid=,args=", "--sort=-start_time"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
     nodes = [sid for _, sid, title in rows if f"start --block --address {address}" in title]
-    for node in nodes:
-        for pid, sid, title in rows:
-            if sid == node and title_part in title:
-                os.kill(int(pid), signal.SIGKILL)
-                return
-    raise AssertionError(f"no process with {title_part!r} on {nodes} in:\n{listed}")
+    pids = (
+        pid for node in nodes for pid, sid, title in rows if sid == node and title_part in title
+    )
+    return int(next(pids, 0))

@@ -251,6 +251,18 @@ def test_free_settings_may_change_and_are_not_part_of_the_artifact(folder: str) 
     assert opened(workers=7).finished() == made
 
 
+def test_settings_that_were_added_since_count_as_their_defaults(folder: str) -> None:
+    """A folder of an earlier version resumes, and is refused for values other than the defaults."""
+    Draft.open(folder, "made", FeaturesConfig(), {}).write_bytes("x", b"x")
+    manifest = json.loads(read_bytes(join(folder, "manifest.json")))
+    del manifest["config"]["views"], manifest["config"]["tower"]["resize_positions"]
+    write_bytes(join(folder, "manifest.json"), json.dumps(manifest).encode())
+    assert "x" in Draft.open(folder, "made", FeaturesConfig(), {}).receipts()
+    flipped = FeaturesConfig(views=("plain", "flip"))
+    with pytest.raises(UserError, match=r"config\.views: saved \['plain'\], requested"):
+        Draft.open(folder, "made", flipped, {})
+
+
 def test_a_renewable_unfinished_folder_starts_over_with_other_inputs(
     folder: str,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from img2prompt.config.ranges import FINITE, allowed, annotation_at, field_types, problems
+from img2prompt.config.ranges import allowed, annotation_at, field_types, problems
 from img2prompt.errors import UserError
 
 OUT_OF_RANGE = {
@@ -32,7 +32,7 @@ class Config:
     `__post_init__` of a subclass, which calls this one first.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     section: ClassVar[str] = ""
     """Name of this config as a field of others, and of its options: `optim` in `optim.lr`."""
@@ -96,8 +96,6 @@ def _explain(kind: type[Config], error: ErrorDetails) -> str:
     name, value = ".".join(map(str, error["loc"])), error["input"]
     if error["type"] in OUT_OF_RANGE:
         return f"{name} is {value!r}; allowed: {allowed(annotation_at(kind, error['loc']))}"
-    if error["type"] == "finite_number":
-        return f"{name} is {value!r}; allowed: {FINITE}"
     if error["type"] == "value_error":  # raised by a `__post_init__`, with the field's name in it
         return f"{name}: {error['ctx']['error']}".removeprefix(": ")
     return f"{name or 'file'}: {error['msg']} (got {value!r:.80})"
@@ -128,6 +126,17 @@ def dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         is_section = isinstance(value, Mapping)
         settings |= dotted(value, f"{above}{key}.") if is_section else {above + key: value}
     return settings
+
+
+def completed(kind: type[Config], tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a saved tree with the defaults of settings that were added after it was written.
+
+    A tree that is no valid config today is returned as it is.
+    """
+    try:
+        return json.loads(kind.from_json(json.dumps(tree)).to_json())
+    except UserError:
+        return tree
 
 
 def differences(saved: Any, requested: Any, name: str = "") -> list[str]:

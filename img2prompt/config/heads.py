@@ -39,6 +39,8 @@ class HeadsConfig(Config):
         rates = (base.plan.lora_rate, base.plan.nfz_rate)
         check(frozen, "base.plan", rates, "a probe, with rates 0 and no embeddings trained")
         check(base.engine.kind == "plain", "base.engine.kind", base.engine.kind, "plain")
+        solver = base.optim.solver
+        check(solver == "adamw", "base.optim.solver", solver, "adamw: heads learn in epochs")
         check(
             not base.start_from,
             "base.start_from",

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from img2prompt.config.base import Config, check
+from img2prompt.config.base import Config
 from img2prompt.config.ranges import NonNegativeInt, PositiveInt
+from img2prompt.config.views import View, check_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,19 +17,21 @@ class EvaluateConfig(Config):
     name: str = "evaluation"
     """Folder name of the result."""
     runs: tuple[str, ...] = ("probe", "lora")
+    """Predictors that are scored: training runs under `runs/`, or `neighbours` or `mean`. The mean
+    training vector and the nearest neighbours are scored in any case, as baselines."""
     split: Literal["val", "test"] = "test"
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by the nearest-neighbour baseline."""
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     """Resamples of prompts behind each 95 % interval."""
     batch_size: PositiveInt = 64
-    views: tuple[Literal["plain", "flip"], ...] = ("plain",)
+    views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_views(self.views)
+        check_views(self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +52,14 @@ class PredictConfig(Config):
     prompts: str = ""
     """Text file, one prompt a line, to search for readable prompts; empty: training prompts."""
     batch_size: PositiveInt = 64
-    views: tuple[Literal["plain", "flip"], ...] = ("plain",)
+    views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     encoder: str = ""
     """Folder of the all-MiniLM-L6-v2 model for `prompts`; empty: the installed package."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_views(self.views)
+        check_views(self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,3 @@ class ExportConfig(Config):
     """Folder name of the result."""
     run: str = "lora"
     """Training run under `runs/` that is exported."""
-
-
-def _check_views(views: tuple[str, ...]) -> None:
-    good = len(views) > 0 and len(set(views)) == len(views)
-    check(good, "views", views, "one or more of plain and flip, each once")

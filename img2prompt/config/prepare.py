@@ -15,6 +15,7 @@ from img2prompt.config.ranges import (
 )
 from img2prompt.config.sources import PictureSource, SceneSource
 from img2prompt.config.tower import TowerConfig
+from img2prompt.config.views import View, check_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +141,10 @@ class FeaturesConfig(Config):
     """Number type of matrix products; `auto`: bf16 where the GPU or CPU has it, else fp32."""
     workers: NonNegativeInt = 0
     """Embedding actors; 0: one per GPU, or half of the CPUs where there is no GPU."""
-    views: tuple[Literal["plain", "flip"], ...] = ("plain",)
+    views: tuple[View, ...] = ("plain",)
     """Versions of each picture that the tower embeds, in one pass. Heads learn from all views, and
     are scored on the plain one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        good = self.views[:1] == ("plain",) and len(set(self.views)) == len(self.views)
-        check(good, "views", self.views, "plain, or plain and flip")
+        check_views(self.views, first="plain")

@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 FractionBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
-FINITE = "a finite number"
+NUMBER = "a number"
 
 _FITS: Mapping[str, Callable[[Any, Any], bool]] = {
     "ge": operator.ge,
@@ -55,8 +55,8 @@ def problems(name: str, value: Any, annotation: Any) -> Iterator[str]:
     bounds = _bounds(annotation)
     if not all(_FITS[key](value, bound) for key, bound in bounds.items()):
         yield f"{name} is {value!r}; allowed: {allowed(annotation)}"
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield f"{name} is {value!r}; allowed: {FINITE}"
+    elif isinstance(value, float) and math.isnan(value):
+        yield f"{name} is {value!r}; allowed: {NUMBER}"
     plain = _without_range(annotation)
     if get_origin(plain) is tuple:
         for number, item in enumerate(value):
@@ -96,12 +96,14 @@ def _declarations(annotation: Any) -> list[FieldInfo]:
 def _bounds(annotation: Any) -> dict[str, float]:
     """Declared bounds by their names in `Field`."""
     constraints = [each for info in _declarations(annotation) for each in info.metadata]
-    return {
+    bounds = {
         key: getattr(constraint, key)
         for constraint in constraints
         for key in _FITS
         if hasattr(constraint, key)
     }
+    assert len(bounds) >= len(constraints), f"{annotation} declares more than {', '.join(_FITS)}"
+    return bounds
 
 
 def _without_range(annotation: Any) -> Any:

@@ -15,7 +15,7 @@ class RecipeConfig(Config):
     """`cosine`: one minus the mean cosine between prediction and target."""
     flip: Fraction = 0.0
     """Probability that a training picture is mirrored, drawn for each picture in each epoch. Not
-    for a probe, which reads cached features: give it mirrored ones by `features.views`."""
+    for a probe, which reads cached features: `features.views` adds mirrored ones to its rows."""
     ema_decay: FractionBelowOne = 0.0
     """Decay of an exponential moving average of the learned weights, such as 0.999; 0: none. The
     average is validated beside the weights themselves, and the better of both is published. Not

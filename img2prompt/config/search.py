@@ -21,7 +21,10 @@ from img2prompt.config.ranges import (
 from img2prompt.config.train import TrainConfig
 from img2prompt.errors import UserError
 
-FIXED = ("name", "seed", "start_from", "tower.", "engine.", "optim.epochs", "optim.share")
+FIXED = (
+    *("name", "seed", "start_from", "tower.", "engine.", "optim.epochs", "optim.share"),
+    *("optim.solver", "optim.ridge_"),
+)
 OWN = ("plan.lora_rate", "plan.nfz_rate", "head.width")
 """Fields of a TrainConfig that cannot be a further axis: FIXED are the same in all trials, OWN have
 options of their own."""
@@ -98,6 +101,8 @@ class SearchConfig(Config):
         super().__post_init__()
         rising = list(self.shares) == sorted({*self.shares}) and self.shares[-1:] == (1.0,)
         check(rising, "shares", self.shares, "shares above 0 that rise to 1.0")
+        solver = self.base.optim.solver
+        check(solver == "adamw", "base.optim.solver", solver, "adamw: trials learn in epochs")
         for name, values in self.values.items():
             for value in values:  # report an invalid value before any trial runs
                 self.base.replace({name: value})

@@ -18,6 +18,10 @@ from img2prompt.config.ranges import (
 from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.tower import TowerConfig
 
+RidgeStrength = Annotated[float, Field(ge=1e-6)]
+"""Smaller ones would amplify rounding errors where features depend on each other."""
+STRENGTHS = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(Config):
@@ -59,7 +63,7 @@ class HeadConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Config):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warm-up and cosine decay, or a linear probe in closed form."""
 
     section = "optim"
 
@@ -78,6 +82,20 @@ class OptimConfig(Config):
     share: PositiveFraction = 1.0
     """Share of the training rows that are used. A larger share contains the rows of a smaller one.
     A search tries settings on a share of the rows."""
+    solver: Literal["adamw", "ridge"] = "adamw"
+    """`ridge`: solve a linear probe in closed form, by ridge regression on standardised features.
+    Of the settings here and of the engine only `ridge_strengths` and `ridge_folds` then matter."""
+    ridge_strengths: Annotated[tuple[RidgeStrength, ...], Field(min_length=1)] = STRENGTHS
+    """Penalties to try on the squared weights of standardised features, beside the mean squared
+    error. The one with the best mean cosine on held-out folds is published."""
+    ridge_folds: Annotated[int, Field(ge=2)] = 5
+    """Parts of the training rows, each held out once. Similar prompts share one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        strengths = self.ridge_strengths
+        distinct = len(set(strengths)) == len(strengths)
+        check(distinct, "optim.ridge_strengths", strengths, "each strength once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,3 +208,21 @@ class TrainConfig(Config):
             self.recipe.ema_decay,
             "0 with engine.zero_stage 3, which leaves each worker only a part of every weight",
         )
+        if self.optim.solver == "ridge":
+            self._check_ridge()
+
+    def _check_ridge(self) -> None:
+        """Raise a UserError for a setting that has no effect on a probe in closed form."""
+        rates = (self.plan.lora_rate, self.plan.nfz_rate)
+        probe = "a probe with optim.solver ridge: rates 0 and no embeddings trained"
+        check(self.plan.frozen_tower, "plan", rates, probe)
+        for name, value, allowed in (
+            ("head.width", self.head.width, 0),
+            ("head.dropout", self.head.dropout, 0),
+            ("recipe.ema_decay", self.recipe.ema_decay, 0),
+            ("optim.share", self.optim.share, 1),
+            ("start_from", self.start_from, ""),
+            ("engine.mlflow", self.engine.mlflow, ""),
+        ):
+            words = "empty" if allowed == "" else allowed
+            check(value == allowed, name, value, f"{words} with optim.solver ridge")

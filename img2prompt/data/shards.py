@@ -167,6 +167,40 @@ class ShardRows:
         return opened
 
 
+@dataclass(frozen=True)
+class FeatureFile:
+    """Rows of one file of cached features: all rows of its shard, once for each view."""
+
+    features: np.ndarray
+    """float16 (B, D), finite."""
+    targets: np.ndarray
+    """float32 (B, 384)."""
+    prompt_ids: list[str]
+    plain: np.ndarray
+    """bool (B,): True for rows of the view "plain"."""
+
+
+def read_feature_file(features: Artifact, shards: Artifact, name: str) -> FeatureFile:
+    """Read the features of one shard, with its targets.
+
+    Raises:
+        UserError: a feature is not finite; names its row.
+    """
+    table = features.read_table(name)
+    answers = shards.read_table(name, columns=["id", "prompt_id", "target"])
+    row_of_id = {row_id: row for row, row_id in enumerate(answers["id"].to_pylist())}
+    ids, values = table["id"].to_pylist(), matrix(table["feature"])
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"{features.path(name)} has a non-finite feature in row {bad[0]}, picture "
+            f"{ids[bad[0]]!r}: make the features again with --precision fp32"
+        )
+    answers = answers.take(pa.array([row_of_id[row_id] for row_id in ids]))
+    plain = np.array([view == "plain" for view in table["view"].to_pylist()])
+    return FeatureFile(values, matrix(answers["target"]), answers["prompt_id"].to_pylist(), plain)
+
+
 class FeatureRows:
     """Rows of one split with cached features instead of pixels, all in memory (2 KB at D=1024).
 
@@ -185,12 +219,14 @@ class FeatureRows:
         self.features = matrix(table["feature"])
         order = [row_of_id[row_id] for row_id in self.ids]
         self.targets = matrix(answers["target"])[order]
-        self.prompt_ids = answers["prompt_id"].take(pa.array(order)).to_pylist()
+        self._prompt_ids = answers["prompt_id"].take(pa.array(order)).combine_chunks()
         self.group_sizes = np.array([len(self.ids)], np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def fetch(self, rows: np.ndarray) -> Batch:
-        ids, prompt_ids = ([of[row] for row in rows] for of in (self.ids, self.prompt_ids))
-        return Batch(ids, self.features[rows], self.targets[rows], prompt_ids)
+        prompt_ids = self._prompt_ids.take(pa.array(rows)).to_pylist()
+        return Batch(
+            [self.ids[row] for row in rows], self.features[rows], self.targets[rows], prompt_ids
+        )

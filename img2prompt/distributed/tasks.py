@@ -1,12 +1,16 @@
 """Thousands of Ray tasks, a few at a time."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
 
+from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 AHEAD = 2
 """Tasks submitted for each worker: one that runs and one whose input has already arrived."""
@@ -27,6 +31,27 @@ def run_bounded(tasks: Iterable[ray.ObjectRef], workers: float) -> Iterator[Any]
             yield _take_first(pending)
     while pending:
         yield _take_first(pending)
+
+
+def map_in_order(function: Callable[[A], R], items: Iterable[A]) -> Iterator[R]:
+    """Call `function` in a Ray task for each item and yield the results in the items' order.
+
+    `function`, with the data that it holds, is sent once to each machine.
+    """
+    shared = ray.put(function)
+    started = (_call.remote(shared, number, item) for number, item in enumerate(items))
+    early: dict[int, R] = {}
+    upcoming = 0
+    for number, result in run_bounded(started, cluster.resources().cpus):
+        early[number] = result
+        while upcoming in early:
+            yield early.pop(upcoming)
+            upcoming += 1
+
+
+@ray.remote
+def _call(function: Callable[[A], R], number: int, item: A) -> tuple[int, R]:
+    return number, function(item)
 
 
 def _take_first(pending: list[ray.ObjectRef]) -> Any:

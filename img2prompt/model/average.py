@@ -1,7 +1,7 @@
 """Averages of weights over training, and running a model with them.
 
-An average of the weights of many steps predicts better than the last step's, which is noisy at
-rates that are still high (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
+An average of the weights of many steps is less noisy than the last step's at rates that are still
+high (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
 averaging"). The exponential moving average is that of timm's `ModelEmaV3`, with the polynomial
 warm-up of Shamir & Zhang (arXiv 1212.1824), so that a short run is not dominated by its start.
 """

@@ -47,9 +47,12 @@ class Cost:
         """Bytes of AdamW's two moments."""
         return 2 * FLOAT * self.learned
 
-    def memory(self, rows: int, workers: int = 1, zero_stage: int = 0) -> dict[str, int]:
+    def memory(
+        self, rows: int, workers: int = 1, zero_stage: int = 0, averages: int = 0
+    ) -> dict[str, int]:
         """Bytes in one of `workers` by purpose, when it takes `rows` pictures at once.
 
+        `averages`: averages of the learned weights; validating one takes a second copy of them.
         ZeRO (arXiv 1910.02054) divides the optimiser's state among the workers from stage 1 on,
         gradients from 2, weights in 3.
         """
@@ -58,12 +61,13 @@ class Cost:
             "weights": self.weights // parts[2],
             "gradients": self.gradients // parts[1],
             "optimiser": self.optimizer // parts[0],
+            **({"averaged weights": FLOAT * self.learned * (averages + 1)} if averages else {}),
             f"activations of {rows} rows": rows * self.activations,
         }
 
-    def describe(self, rows: int, workers: int = 1, zero_stage: int = 0) -> str:
+    def describe(self, rows: int, workers: int = 1, zero_stage: int = 0, averages: int = 0) -> str:
         """One line with parameters, FLOP, and the memory of one worker."""
-        memory = self.memory(rows, workers, zero_stage)
+        memory = self.memory(rows, workers, zero_stage, averages)
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in memory.items())
         both = self.forward + self.backward
         return (

@@ -13,18 +13,23 @@ Module = TypeVar("Module", bound=nn.Module)
 def prepare_for_inference(
     module: Module, tower: nn.Module | None, device: torch.device, precision: str = "auto"
 ) -> Module:
-    """Move a module to a device, in evaluation mode; on a GPU it is compiled.
+    """Move a module to a device, in evaluation mode.
 
     `tower`, the module itself or a part of it, gets the type that `precision` asks for; autocast
     would cast its weights again for each batch. All else, such as a head, stays in float32.
-    A compiled module expects batches of one shape.
     """
     module.to(device).eval()
     if tower is not None:
         tower.to(compute_dtype(precision, device))
+    return module
+
+
+def compile_for_batches(module: nn.Module, device: torch.device) -> None:
+    """Compile a module on a GPU, for many batches of one shape; every other shape compiles again.
+
+    Activations such as CLIP's QuickGELU are several memory-bound kernels unless they are fused.
+    Fusing needs a C compiler; a machine without one runs the plain model.
+    """
     if device.type == "cuda":
-        # CLIP's QuickGELU is several memory-bound kernels unless they are fused. Fusing needs a C
-        # compiler; a machine without one runs the plain model.
         torch._dynamo.config.suppress_errors = True
         module.compile(dynamic=False)
-    return module

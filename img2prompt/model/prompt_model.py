@@ -12,7 +12,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.heads.regression import build_head
 from img2prompt.model.plan import apply_plan
 from img2prompt.model.towers.base import Tower
-from img2prompt.model.towers.build import open_tower
+from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.storage import read_bytes
 
 WEIGHTS = "model.safetensors"
@@ -87,6 +87,15 @@ def load_head(model: nn.Module, run: Artifact) -> None:
     parts = (learned_state(model), "tower."), (read_learned_state(run), "head.")
     state = {n: t for tensors, part in parts for n, t in tensors.items() if n.startswith(part)}
     load_learned_state(model, state, run.uri)
+
+
+def load_probe(run: Artifact) -> PromptModel:
+    """Load a finished probe as a model from features to vectors, without its tower."""
+    config = TrainConfig.from_json(json.dumps(run.config), where=run.uri)
+    width = read_shape(config.tower).width
+    model = build_prompt_model(None, width, config.plan, config.head, config.seed)
+    load_learned_state(model, read_learned_state(run), run.uri)
+    return model.eval()
 
 
 def load_prompt_model(run: Artifact) -> PromptModel:

@@ -23,7 +23,7 @@ class AnswerColumns:
     def __init__(
         self, specs: Sequence[PredictorSpec], views: Sequence[str], device: torch.device
     ) -> None:
-        self._predictors = {spec.name: spec.load(device) for spec in specs}
+        self._predictors = {spec.name: spec.load(device, compiled=True) for spec in specs}
         self._views = [VIEWS[view] for view in views]
 
     def __call__(self, pixels: Tensor) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Score predictors on a held-out split, beside two baselines.
 
 shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine with a 95 % interval,
-over all pictures and by source) and `scores.parquet` (each picture's cosine for each predictor).
+over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor) and
+`report.html` (both as tables and charts).
 
-Predictors that can answer from the cached features do so. All others share one stream of pictures
-through actors that hold all of them.
+Predictors that can answer from the cached features do so. The others see the pictures, a few of
+them in one pass through actors that hold them.
 """
 
 import dataclasses
@@ -23,16 +24,27 @@ from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval
-from img2prompt.predictors.base import PredictorSpec, average_views
+from img2prompt.predictors.base import (
+    Answers,
+    Predictor,
+    PredictorSpec,
+    average_views,
+    concatenate,
+)
 from img2prompt.predictors.cached import has_views, read_view
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.run import PreparedData
+from img2prompt.report.evaluation import Results, page, ranking
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
+REPORT = "report.html"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
+PREDICTORS_AT_ONCE = 2
+"""Predictors that an actor holds: more read the pictures fewer times, and take more memory."""
+FEATURES_AT_ONCE = 8192
 PICTURE_COLUMNS = ("id", "source", "group")
 """Columns of SCORES beside those of the predictors."""
 
@@ -60,7 +72,7 @@ def run(
         "features": features.fingerprint,
         **{f"{k} {spec.name}": v for spec in predictors for k, v in spec.fingerprints().items()},
     }
-    check = functools.partial(_check, config, shards, features, systems)
+    check = functools.partial(_check, config, shards, features, baselines, predictors)
     draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
@@ -72,7 +84,9 @@ def run(
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
-    return draft.publish(split=config.split, systems=_summaries(config, pictures, scores))
+    summaries = _summaries(config, pictures, scores)
+    draft.write_bytes(REPORT, _report(config, pictures, scores, summaries).encode())
+    return draft.publish(split=config.split, systems=summaries)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -86,15 +100,18 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _check(
-    config: EvaluateConfig, shards: Artifact, features: Artifact, systems: Sequence[PredictorSpec]
+    config: EvaluateConfig,
+    shards: Artifact,
+    features: Artifact,
+    baselines: Sequence[PredictorSpec],
+    predictors: Sequence[PredictorSpec],
 ) -> None:
     """Refuse (UserError) what was made from other shards, or cannot be loaded."""
     features.require_input("shards", shards)
-    baselines = (MEAN, NEIGHBOURS)
-    for spec in systems:
-        # Baselines on cached features do not need the tower that made them.
-        if spec.name not in baselines or not _uses_cache(config, features, spec):
-            spec.check(shards)
+    # Baselines on cached features do not need the tower that made them.
+    streamed = [spec for spec in baselines if not _uses_cache(config, features, spec)]
+    for spec in (*streamed, *predictors):
+        spec.check(shards)
 
 
 def _uses_cache(config: EvaluateConfig, features: Artifact, spec: PredictorSpec) -> bool:
@@ -128,21 +145,29 @@ def _from_features(
     for spec in systems:
         head = spec.load_head(torch.device("cpu"))
         with torch.inference_mode():
-            vectors[spec.name] = average_views([head.predict(rows) for rows in views]).vectors
+            answers = [_in_blocks(head, rows) for rows in views]
+        vectors[spec.name] = average_views(answers).vectors
     return vectors
+
+
+def _in_blocks(head: Predictor, rows: torch.Tensor) -> Answers:
+    """Answer for features (N, D) a block at a time: a wide head needs memory for each row."""
+    return concatenate([head.predict(block) for block in rows.split(FEATURES_AT_ONCE)])
 
 
 def _from_pictures(
     config: EvaluateConfig, shards: Artifact, systems: Sequence[PredictorSpec], ids: list[str]
 ) -> dict[str, np.ndarray]:
-    """Answer from the pictures, which pass once through actors that hold all these predictors."""
-    if not systems:
-        return {}
-    make_model = functools.partial(AnswerColumns, systems, config.views)
-    pool = Pool(make_model=make_model, batch_size=config.batch_size)
-    table = forward_split(shards, config.split, pool)
-    assert table["id"].to_pylist() == ids
-    return {spec.name: read_answers(table, spec.name).vectors for spec in systems}
+    """Answer from the pictures, in one pass for each few predictors, which an actor holds."""
+    vectors: dict[str, np.ndarray] = {}
+    for start in range(0, len(systems), PREDICTORS_AT_ONCE):
+        held = systems[start : start + PREDICTORS_AT_ONCE]
+        make_model = functools.partial(AnswerColumns, held, config.views)
+        pool = Pool(make_model=make_model, batch_size=config.batch_size)
+        table = forward_split(shards, config.split, pool)
+        assert table["id"].to_pylist() == ids
+        vectors |= {spec.name: read_answers(table, spec.name).vectors for spec in held}
+    return vectors
 
 
 def _pictures(prepared: PreparedData, split: str) -> pa.Table:
@@ -171,6 +196,30 @@ def _summaries(
         }
         for name, values in scores.items()
     }
+
+
+def _report(
+    config: EvaluateConfig,
+    pictures: pa.Table,
+    scores: dict[str, np.ndarray],
+    summaries: dict[str, dict],
+) -> str:
+    """Return the page of the evaluation.
+
+    Differences of systems get intervals of their own: all systems answer for the same pictures,
+    so a difference is more certain than the two scores.
+    """
+    clusters = pictures["group"].to_numpy()
+    best = ranking(summaries)[0]
+    leads = {
+        name: dataclasses.asdict(
+            mean_cosine_interval(scores[best] - values, clusters, config.bootstrap, config.seed)
+        )
+        for name, values in scores.items()
+        if name != best
+    }
+    groups = len(np.unique(clusters))
+    return page(Results(config.split, groups, MEAN, summaries, leads, scores))
 
 
 def summary(evaluation: Artifact) -> list[list[object]]:

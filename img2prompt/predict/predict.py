@@ -65,7 +65,6 @@ def run(
     prompts = read_prompts(config.prompts) if config.prompts else []
     inputs = {
         **predictor.fingerprints(),
-        "shards": prepared.shards.fingerprint,
         "pictures": fingerprint_of(listing),
         "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
     }

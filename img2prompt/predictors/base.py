@@ -71,8 +71,11 @@ class PredictorSpec(ABC):
         """Refuse early what would fail in an actor, or was made from other shards (UserError)."""
 
     @abstractmethod
-    def load(self, device: torch.device) -> Predictor:
-        """Load a predictor of pictures onto a device."""
+    def load(self, device: torch.device, *, compiled: bool = False) -> Predictor:
+        """Load a predictor of pictures onto a device.
+
+        `compiled`: many batches of one shape will follow, so a GPU may compile the model.
+        """
 
     def reads_features(self, features: Artifact) -> bool:
         """Return True when these cached features of a picture can replace the picture."""

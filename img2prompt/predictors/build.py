@@ -1,16 +1,9 @@
-"""From the name in `--run` to a predictor."""
+"""From the name in `--run` or `--runs` to a predictor. A new predictor gets its name here."""
 
-from img2prompt.errors import UserError
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.mean import MeanVector
-from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun
-from img2prompt.storage import exists
-from img2prompt.workspace import Workspace
-
-MEAN, NEIGHBOURS = "mean", "neighbours"
-BUILT_IN = (NEIGHBOURS, MEAN)
-"""Names of predictors that need no training run."""
+from img2prompt.workspace import MEAN, NEIGHBOURS, Workspace
 
 
 def choose_predictor(name: str, workspace: Workspace, neighbours: int = 5) -> PredictorSpec:
@@ -18,16 +11,13 @@ def choose_predictor(name: str, workspace: Workspace, neighbours: int = 5) -> Pr
 
     `neighbours`: training pictures that NEIGHBOURS averages.
 
-    Raises UserError when the run, shards or features are missing, and when a run has the name of
-    a built-in predictor.
+    Raises UserError when the run, shards or features are missing.
     """
-    if name not in BUILT_IN:
-        return TrainedRun(workspace.open_run(name), name=name)
-    if exists(folder := workspace.run(name)):
-        raise UserError(
-            f"{name!r} is both the run in {folder} and a built-in predictor: rename that folder"
-        )
     if name == MEAN:
-        return MeanVector(workspace.open_shards(), name=MEAN)
-    shards = workspace.open_shards()
-    return NearestNeighbours(workspace.open_features(), shards, neighbours, name=NEIGHBOURS)
+        return MeanVector(workspace.open_shards(), name=name)
+    if name == NEIGHBOURS:
+        from img2prompt.predictors.neighbours import NearestNeighbours  # needs faiss
+
+        features, shards = workspace.open_features(), workspace.open_shards()
+        return NearestNeighbours(features, shards, neighbours, name=name)
+    return TrainedRun(workspace.open_run(name), name=name)

@@ -19,12 +19,12 @@ class MeanVector(PredictorSpec):
     shards: Artifact
 
     def fingerprints(self) -> Mapping[str, str]:
-        return {}
+        return {"shards": self.shards.fingerprint}
 
     def check(self, shards: Artifact) -> None:
         assert shards.fingerprint == self.shards.fingerprint
 
-    def load(self, device: torch.device) -> Predictor:
+    def load(self, device: torch.device, *, compiled: bool = False) -> Predictor:
         return ConstantPredictor(mean_target(self.shards))
 
     def reads_features(self, features: Artifact) -> bool:

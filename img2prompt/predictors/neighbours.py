@@ -15,7 +15,7 @@ from torch import Tensor
 
 from img2prompt.artifact import Artifact
 from img2prompt.data.vectors import matrix, unit_rows
-from img2prompt.model.inference import prepare_for_inference
+from img2prompt.model.inference import compile_for_batches, prepare_for_inference
 from img2prompt.predictors.base import Answers, Predictor, PredictorSpec, TowerPredictor
 from img2prompt.predictors.cached import load_frozen_tower, read_view
 
@@ -68,9 +68,11 @@ class NearestNeighbours(PredictorSpec):
         self.features.require_input("shards", shards)
         load_frozen_tower(self.features)
 
-    def load(self, device: torch.device) -> Predictor:
+    def load(self, device: torch.device, *, compiled: bool = False) -> Predictor:
         tower = load_frozen_tower(self.features)
         prepare_for_inference(tower, tower, device, self.features.config["precision"])
+        if compiled:
+            compile_for_batches(tower, device)
         return TowerPredictor(tower, self.load_head(device))
 
     def reads_features(self, features: Artifact) -> bool:

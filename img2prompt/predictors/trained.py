@@ -8,8 +8,8 @@ import torch
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
-from img2prompt.model.inference import prepare_for_inference
-from img2prompt.model.prompt_model import load_prompt_model
+from img2prompt.model.inference import compile_for_batches, prepare_for_inference
+from img2prompt.model.prompt_model import load_probe, load_prompt_model
 from img2prompt.predictors.base import ModulePredictor, Predictor, PredictorSpec
 
 
@@ -26,9 +26,12 @@ class TrainedRun(PredictorSpec):
         self.run.require_input("shards", shards)
         load_prompt_model(self.run)
 
-    def load(self, device: torch.device) -> Predictor:
+    def load(self, device: torch.device, *, compiled: bool = False) -> Predictor:
         model = load_prompt_model(self.run)
-        return ModulePredictor(prepare_for_inference(model, model.tower, device))
+        prepare_for_inference(model, model.tower, device)
+        if compiled:
+            compile_for_batches(model, device)
+        return ModulePredictor(model)
 
     def reads_features(self, features: Artifact) -> bool:
         config = TrainConfig.from_json(json.dumps(self.run.config), where=self.run.uri)
@@ -36,4 +39,4 @@ class TrainedRun(PredictorSpec):
         return config.plan.frozen_tower and same_tower
 
     def load_head(self, device: torch.device) -> Predictor:
-        return ModulePredictor(load_prompt_model(self.run).head.to(device))
+        return ModulePredictor(load_probe(self.run).to(device))

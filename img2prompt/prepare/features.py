@@ -6,6 +6,7 @@ yet. `timings.json` reports where the time of the last run went.
 """
 
 import functools
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,9 @@ from img2prompt.data.vectors import vector_column
 from img2prompt.distributed.actors import Pool, actor_count, forward_shards, to_matrix
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
-from img2prompt.model.inference import prepare_for_inference
-from img2prompt.model.towers.build import open_tower
+from img2prompt.model.inference import compile_for_batches, prepare_for_inference
+from img2prompt.model.towers.build import checkpoint_stamp, open_tower
+from img2prompt.model.towers.weights import STAMP
 from img2prompt.model.views import ViewVectors
 from img2prompt.workspace import Stage
 
@@ -58,6 +60,8 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
             draft.write_table(name, _one_row_a_view(rows_of_views, config.views))
         progress.add(len(rows_of_views))
     times.keep(draft)
+    stamp = {"stamp": checkpoint_stamp(config.tower)}
+    draft.write_bytes(STAMP, json.dumps(stamp).encode(), rows=0)
     rows = sum(receipt.rows for receipt in draft.receipts().values())
     return draft.publish(pictures=rows // len(config.views), rows=rows)
 
@@ -65,6 +69,7 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
 def _load_tower(config: FeaturesConfig, device: torch.device) -> ViewVectors:
     tower = open_tower(config.tower)
     prepare_for_inference(tower, tower, device, config.precision)
+    compile_for_batches(tower, device)
     return ViewVectors(tower, config.views)
 
 

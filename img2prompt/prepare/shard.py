@@ -197,8 +197,10 @@ def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
         if not first.all():
             again = table.filter(pa.array(~first)).to_pylist()
             copies[name] = {row["id"]: row["digest"] for row in again}
+    firsts = _first_pictures(draft, names, copies)
+    copies = _without_firsts(copies, firsts)
     if COPIES not in done:
-        draft.write_table(COPIES, rejected_table(_rejected_copies(draft, names, copies)))
+        draft.write_table(COPIES, rejected_table(_rejected_copies(copies, firsts)))
     rows = {name: done[f"digests/{name}"].rows - len(again) for name, again in copies.items()}
     progress = Progress("shards with copies", total=sum(rows.values()))
     remove = ray.remote(_remove_copies).options(num_cpus=1)
@@ -220,19 +222,37 @@ def _remove_copies(draft: Draft, name: str, copies: set[str], config: ShardConfi
     return kept.true_count
 
 
-def _rejected_copies(
+def _first_pictures(
     draft: Draft, names: Sequence[str], copies: Mapping[str, Mapping[str, str]]
-) -> Iterator[Rejected]:
-    """Return a rejected row for each copy, which names the picture that is kept."""
+) -> dict[str, str]:
+    """Return the id of the first picture with each digest of the copies."""
     wanted = {digest for again in copies.values() for digest in again.values()}
-    kept: dict[str, str] = {}
+    firsts: dict[str, str] = {}
     for name in names if copies else ():
         for row in draft.read_table(f"digests/{name}").to_pylist():
             if row["digest"] in wanted:
-                kept.setdefault(row["digest"], row["id"])
+                firsts.setdefault(row["digest"], row["id"])
+    return firsts
+
+
+def _without_firsts(
+    copies: Mapping[str, Mapping[str, str]], firsts: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Leave out pictures that are no copies: their digests only share a hash with another one."""
+    real = {
+        name: {row_id: digest for row_id, digest in again.items() if firsts[digest] != row_id}
+        for name, again in copies.items()
+    }
+    return {name: again for name, again in real.items() if again}
+
+
+def _rejected_copies(
+    copies: Mapping[str, Mapping[str, str]], firsts: Mapping[str, str]
+) -> Iterator[Rejected]:
+    """Return a rejected row for each copy, which names the picture that is kept."""
     for again in copies.values():
         for row_id, digest in again.items():
-            yield Rejected(row_id, f"repeated picture: it has the bytes of {kept[digest]}")
+            yield Rejected(row_id, f"repeated picture: it has the bytes of {firsts[digest]}")
 
 
 def _publish(draft: Draft) -> Artifact:

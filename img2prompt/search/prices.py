@@ -24,7 +24,7 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.search.space import Setting, Space
 from img2prompt.storage import exists, join, open_uri, read_bytes
-from img2prompt.train.estimate import estimate, share_of_memory
+from img2prompt.train.estimate import average_count, estimate, memory_arguments
 from img2prompt.train.preflight import worker_count
 from img2prompt.train.steplog import PEAKS, epochs_and_seconds
 
@@ -55,9 +55,9 @@ def price(config: TrainConfig, shape: TowerShape, counts: Mapping[str, Any]) -> 
         layers=layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate),
         learned=a_row.learned,
         flop=flop,
-        memory=sum(a_row.memory(*share_of_memory(config, workers)).values()),
+        memory=sum(a_row.memory(*memory_arguments(config, workers)).values()),
         rows=rows,
-        epoch=rows * flop + counts["val"] * a_row.forward,
+        epoch=rows * flop + counts["val"] * a_row.forward * (1 + average_count(config)),
     )
 
 

@@ -13,12 +13,12 @@ from img2prompt.errors import UserError
 from img2prompt.storage import delete_folder, exists, join, read_bytes, write_bytes
 from img2prompt.train import job as train_job
 from img2prompt.train import run as train
-from img2prompt.train.checkpoint import History
+from img2prompt.train.checkpoint import SCORE, History
 from img2prompt.train.job import TrainInputs
 from img2prompt.train.steplog import worker_seconds
 from img2prompt.workspace import RunFolder, Stage
 
-METRIC = "val_cosine"
+METRIC = SCORE
 STOPPED = "stopped.json"
 """File in the folder of a trial that was stopped early: the reason, and its epochs."""
 

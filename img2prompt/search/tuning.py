@@ -10,7 +10,7 @@ is limited to what fits the cluster; otherwise trials would wait for each other.
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -35,6 +35,7 @@ from img2prompt.search.trials import (
 from img2prompt.search.watch import SearchWatch
 from img2prompt.storage import absolute
 from img2prompt.train import run as train
+from img2prompt.train.checkpoint import SCORE
 from img2prompt.train.preflight import worker_count
 
 logger = logging.getLogger(__name__)
@@ -77,31 +78,10 @@ def run(
     Returns:
         Why trials failed, by name.
     """
-    pauses = pauses or {}
-
-    def trial(space: dict[str, Any]) -> None:
-        job, until = jobs[space["name"]], pauses.get(space["name"], 0)
-        for row in read_outcome(job).epochs:
-            tune.report(row)
-        if until:
-            train.advance(job.config, job.inputs, job.folder, until, [TuneReportCallback()])
-        else:
-            train.run(job.config, job.inputs, job.folder, [TuneReportCallback()])
-
     os.environ.update(TUNE)
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"cpu": DRIVER_CPUS}),
-        tune_config=tune.TuneConfig(
-            num_samples=-1,  # until the searcher has finished
-            search_alg=searcher,
-            scheduler=scheduler,
-            max_concurrent_trials=max_concurrent,
-            # Starting a trial in the process of the last one saves seconds of imports. But a trial
-            # that may be stopped needs a process of its own: its workers exit with it.
-            reuse_actors=not scheduler.may_stop,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
-        ),
+        tune.with_resources(_trial_function(jobs, pauses or {}), {"cpu": DRIVER_CPUS}),
+        tune_config=_tune_config(searcher, scheduler, max_concurrent),
         run_config=tune.RunConfig(
             name=TABLES,
             storage_path=absolute(folder),
@@ -117,8 +97,45 @@ def run(
     return _failures(results)
 
 
+def _trial_function(
+    jobs: Mapping[str, TrialJob], pauses: Mapping[str, int]
+) -> Callable[[dict[str, Any]], None]:
+    """Return the function that Tune runs for each trial: report its old epochs, then train."""
+
+    def run_trial(space: dict[str, Any]) -> None:
+        job, until = jobs[space["name"]], pauses.get(space["name"], 0)
+        for row in read_outcome(job).epochs:
+            tune.report(row)
+        if until:
+            train.advance(job.config, job.inputs, job.folder, until, [TuneReportCallback()])
+        else:
+            train.run(job.config, job.inputs, job.folder, [TuneReportCallback()])
+
+    return run_trial
+
+
+def _tune_config(
+    searcher: ListSearcher, scheduler: SearchScheduler, max_concurrent: int
+) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        num_samples=-1,  # until the searcher has finished
+        search_alg=searcher,
+        scheduler=scheduler,
+        max_concurrent_trials=max_concurrent,
+        # Starting a trial in the process of the last one saves seconds of imports. But a trial that
+        # may be stopped needs a process of its own: its workers exit with it.
+        reuse_actors=not scheduler.may_stop,
+        trial_name_creator=_name,
+        trial_dirname_creator=_name,
+    )
+
+
 def _name(trial: Trial) -> str:
     return trial.config["name"]
+
+
+def _score_columns(result: Mapping[str, Any]) -> list[str]:
+    return [name for name in result if name.startswith(SCORE)]
 
 
 class _StopRecorder(tune.Callback):
@@ -134,7 +151,8 @@ class _StopRecorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        row = {key: result[key] for key in ("epoch", "train_loss", "val_cosine", "rows_per_second")}
+        columns = ("epoch", "train_loss", "rows_per_second", *_score_columns(result))
+        row = {name: result[name] for name in columns}
         self._epochs.setdefault(_name(trial), {})[row["epoch"]] = row
         for name in [n for n, at in self._stopped_at.items() if time.monotonic() > at + RELEASE_S]:
             delete_checkpoints_if_stopped(self._jobs[name])

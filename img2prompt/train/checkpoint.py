@@ -30,10 +30,12 @@ from img2prompt.storage import delete_folder, join, open_uri, read_bytes, write_
 logger = logging.getLogger(__name__)
 
 History = list[dict[str, Any]]
-"""A row an epoch: epoch, train_loss, val_cosine, rows_per_second, and a val_cosine/NAME for each
-other set of weights that the recipe validates."""
+"""A row an epoch: epoch, train_loss, val_cosine and rows_per_second. Where the recipe validates
+several sets of weights, val_cosine is the best of them and val_cosine/NAME that of each set."""
 
 SCORE = "val_cosine"
+RAW = "raw"
+"""Name of the model's own weights among the sets of weights that a recipe validates."""
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 RECIPE = "recipe.safetensors"
@@ -186,28 +188,24 @@ class CheckpointStore:
                 delete_folder(join(self.uri, name))
 
 
-def score_name(weights: str) -> str:
-    """Return the history's column for a set of weights; an empty name: the model's own."""
-    return f"{SCORE}/{weights}" if weights else SCORE
+def score_columns(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the history's columns for the scores of an epoch, by set of weights.
 
-
-def best_score(row: Mapping[str, Any]) -> tuple[float, str]:
-    """Return the best validation cosine of an epoch and the weights that have it.
-
-    The name is empty for the model's own weights, which win a tie.
+    SCORE is the best of them. With several sets, each has a column of its own too.
     """
-    scores = {
-        name.removeprefix(SCORE).removeprefix("/"): value
-        for name, value in row.items()
-        if name.startswith(SCORE)
-    }
-    best = max(scores, key=lambda name: scores[name])
-    return scores[best], best
+    each = {f"{SCORE}/{name}": score for name, score in scores.items()}
+    return {SCORE: max(scores.values()), **(each if len(each) > 1 else {})}
+
+
+def best_weights(row: Mapping[str, Any]) -> str:
+    """Return the name of the weights with the best score of an epoch, the first of equals."""
+    scores = {name: score for name, score in row.items() if name.startswith(f"{SCORE}/")}
+    return max(scores, key=lambda name: scores[name]).removeprefix(f"{SCORE}/") if scores else RAW
 
 
 def best_row(history: History) -> dict[str, Any]:
     """Return the row of the epoch with the best validation cosine, the first of equals."""
-    return max(history, key=lambda row: best_score(row)[0])
+    return max(history, key=lambda row: row[SCORE])
 
 
 def best_name(history: History) -> str:

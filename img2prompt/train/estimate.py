@@ -9,6 +9,7 @@ from img2prompt.model.run_cost import cost
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.train.batches import rows_at_once
 from img2prompt.train.preflight import has_gpus
+from img2prompt.train.recipe import build_recipe
 
 
 def estimate(config: TrainConfig, shape: TowerShape) -> Cost:
@@ -22,10 +23,15 @@ def row_cost(config: TrainConfig, shape: TowerShape, *, half: bool) -> Cost:
     return cost(shape, config.plan, config.head, half=half, cached=cached)
 
 
-def share_of_memory(config: TrainConfig, workers: int) -> tuple[int, int, int]:
-    """Return the arguments of `Cost.memory`: rows at once, workers and ZeRO stage."""
+def memory_arguments(config: TrainConfig, workers: int) -> tuple[int, int, int, int]:
+    """Return the arguments of `Cost.memory`: rows at once, workers, ZeRO stage and averages."""
     zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
-    return rows_at_once(config, workers), workers, zero_stage
+    return rows_at_once(config, workers), workers, zero_stage, average_count(config)
+
+
+def average_count(config: TrainConfig) -> int:
+    """Return how many averages of its weights a run keeps and validates."""
+    return len(build_recipe(config).averages)
 
 
 def _in_half(engine: EngineConfig) -> bool:

@@ -28,7 +28,7 @@ from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder, join, read_bytes
 from img2prompt.train import preflight
 from img2prompt.train import run as train
-from img2prompt.train.checkpoint import best_row, best_score
+from img2prompt.train.checkpoint import SCORE, best_row
 from img2prompt.train.estimate import estimate
 from img2prompt.train.heads_together import HeadOutcome, train_heads
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
@@ -130,7 +130,7 @@ def _row(head: TrainConfig, outcome: HeadOutcome, learned: int) -> dict[str, Any
         "seed": head.seed,
         "end": "failed" if outcome.reason else "finished",
         "reason": outcome.reason,
-        "best": best and best_score(best)[0],
+        "best": best and best[SCORE],
         "best_epoch": best and best["epoch"],
         "learned": learned,
         "seconds": outcome.seconds,

@@ -25,7 +25,6 @@ from img2prompt.model.prompt_model import build_prompt_model, load_learned_state
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import Rows, WorkerRank, prefetch, to_device, total_steps
 from img2prompt.train.checkpoint import (
-    SCORE,
     Checkpoint,
     CheckpointStore,
     DamagedError,
@@ -193,7 +192,7 @@ def _epoch(heads: Sequence[LearningHead], rows: tuple[Rows, Rows], watchdog: Han
     for head, own in zip(heads, scores, strict=True):
         head.end_epoch(own, steps * size / (head.seconds + reading))
     best, name = max(
-        (own[SCORE], head.loop.config.name) for own, head in zip(scores, heads, strict=True)
+        (max(own.values()), head.loop.config.name) for own, head in zip(scores, heads, strict=True)
     )
     logger.info(
         "heads: epoch %d of %d; %d heads learn, best val cosine %.4f (%s), %.0f rows/s",
@@ -209,7 +208,7 @@ def _epoch(heads: Sequence[LearningHead], rows: tuple[Rows, Rows], watchdog: Han
 def _validate(
     heads: Sequence[LearningHead], val: Rows, watchdog: HangWatchdog
 ) -> list[dict[str, float]]:
-    """Return each head's scores by the history's columns; the rows are read once for all."""
+    """Return each head's scores by the name of its weights; the rows are read once for all."""
     size = heads[0].loop.config.optim.batch_size
     models = [head.loop.candidates() for head in heads]
     candidates = [candidate for own in models for candidate in own.values()]

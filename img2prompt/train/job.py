@@ -21,6 +21,8 @@ class TrainInputs:
     """Cached features: needed by a probe, unused by a fine-tune."""
     start: Artifact | None = None
     """Finished run whose head this run starts from."""
+    groups: Artifact | None = None
+    """Similarity groups of the prompts: needed by a probe in closed form."""
 
 
 @dataclass(frozen=True)

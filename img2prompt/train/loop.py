@@ -27,7 +27,7 @@ from img2prompt.train.batches import (
     sum_over_workers,
     to_device,
 )
-from img2prompt.train.checkpoint import Position, score_name
+from img2prompt.train.checkpoint import RAW, Position, best_weights, score_columns
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.health import NonFiniteLossError, PreemptedError, StopRequestedError, Vote
 from img2prompt.train.recipe import Recipe
@@ -88,23 +88,26 @@ class Loop:
         scores = validate(list(models.values()), self.val, self.worker, size, self.beat)
         after = self.end_epoch(done, dict(zip(models, scores, strict=True)), rate)
         if self.worker.rank == 0:
-            self._log_epoch(after.history[-1], models)
+            self._log_epoch(after.history[-1])
         return after
 
     def candidates(self) -> dict[str, Candidate]:
-        """Return the models to validate, by the history's column for their score."""
-        sets = {"": {}, **self.recipe.weights_to_validate()}
-        return {score_name(name): Candidate(self.engine, sets[name]) for name in sets}
+        """Return the models to validate, by the name of their weights."""
+        sets = {RAW: {}, **self.recipe.weights_to_validate()}
+        return {name: Candidate(self.engine, weights) for name, weights in sets.items()}
 
     def end_epoch(
         self, done: Position, scores: Mapping[str, float], rows_per_second: float
     ) -> Position:
-        """Return the position after an epoch whose last step is `done`, with its history row."""
+        """Return the position after an epoch whose last step is `done`, with its history row.
+
+        `scores` are validation cosines by the name of the weights.
+        """
         epoch = done.epoch + 1
         row = {
             "epoch": epoch,
             "train_loss": done.loss_sum / done.rows if done.rows else float("nan"),
-            **scores,
+            **score_columns(scores),
             "rows_per_second": rows_per_second,
         }
         self.log.epoch(row, epoch * self._steps_per_epoch)
@@ -216,14 +219,15 @@ class Loop:
         if self.worker.rank == 0:
             logger.warning("%s; batch skipped, %d of %d", problem, position.skipped + 1, allowed)
 
-    def _log_epoch(self, row: Mapping[str, Any], columns: Mapping[str, Candidate]) -> None:
+    def _log_epoch(self, row: Mapping[str, Any]) -> None:
         logger.info(
-            "%s: epoch %d of %d, train loss %.4f, %s, %.0f rows/s",
+            "%s: epoch %d of %d, train loss %.4f, val cosine %.4f (%s weights), %.0f rows/s",
             self.config.name,
             row["epoch"],
             self.config.optim.epochs,
             row["train_loss"],
-            ", ".join(f"{column.replace('_', ' ')} {row[column]:.4f}" for column in columns),
+            row["val_cosine"],
+            best_weights(row),
             row["rows_per_second"],
         )
 

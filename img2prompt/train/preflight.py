@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from img2prompt.artifact import CONFIG, MANIFEST
-from img2prompt.config.base import differences, without
+from img2prompt.artifact import CONFIG, MANIFEST, Artifact
+from img2prompt.config.base import completed, differences, without
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import rows_in_share
 from img2prompt.data.shards import check_size
@@ -18,7 +18,8 @@ from img2prompt.model.plan import layer_plan
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import build_prompt_model, load_head, load_learned_state
 from img2prompt.model.towers.base import TowerShape
-from img2prompt.model.towers.build import FRESH, open_tower
+from img2prompt.model.towers.build import checkpoint_stamp, open_tower
+from img2prompt.model.towers.weights import FRESH, STAMP
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
@@ -59,17 +60,26 @@ def fingerprints(config: TrainConfig, inputs: TrainInputs) -> dict[str, str]:
 
 
 def _tower_fingerprint(config: TrainConfig, inputs: TrainInputs) -> str:
-    """Fingerprint of the tower's weights.
+    """Return the fingerprint of the tower's weights.
 
-    Cached features know that of the tower which made them, so a probe with the same settings does
-    not load it. A fresh tower also depends on the seed, which features do not record.
+    Cached features have that of the tower which made them, so a probe with the same settings and
+    unchanged files does not load it. A fresh tower also depends on the seed, which features do not
+    record.
     """
     features = inputs.features
     if features is not None and config.plan.frozen_tower and config.tower.weights != FRESH:
         settings = json.loads(config.tower.to_json())
-        if without(features.config["tower"], DOWNLOAD) == without(settings, DOWNLOAD):
+        same = without(features.config["tower"], DOWNLOAD) == without(settings, DOWNLOAD)
+        if same and _stamp_of(features) == checkpoint_stamp(config.tower):
             return features.inputs["tower"]
     return open_tower(config.tower, config.seed).base_fingerprint
+
+
+def _stamp_of(features: Artifact) -> str:
+    """Return the stamp of the checkpoint that made the features; empty if it was not saved."""
+    if STAMP not in features.files:
+        return ""
+    return json.loads(read_bytes(features.path(STAMP)))["stamp"]
 
 
 def worker_count(config: TrainConfig) -> int:
@@ -92,13 +102,7 @@ def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: st
     `shape` and `tower` are the shape of its tower and the fingerprint of its weights.
     """
     layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
-    workers = worker_count(config)
-    least = config.engine.min_workers or workers
-    cluster.require(gpus=least) if has_gpus() else cluster.require(cpus=least)
-    check_batch(config, workers)
-    require_mlflow(config.engine.mlflow)
-    if not has_gpus():
-        compute_dtype(config.engine.precision, torch.device("cpu"))
+    _check_groups(inputs) if config.optim.solver == "ridge" else _check_steps(config, inputs)
     if config.plan.frozen_tower and inputs.features is None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
     for made in filter(None, [inputs.features, inputs.start]):
@@ -114,10 +118,28 @@ def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: st
             "make features with the same --tower settings, in another --out"
         )
     check_size(inputs.shards, shape.size)
-    total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
     if inputs.start is not None:
         head = build_prompt_model(None, shape.width, config.plan, config.head, config.seed)
         load_head(head, inputs.start)
+
+
+def _check_steps(config: TrainConfig, inputs: TrainInputs) -> None:
+    """Check workers and batches of a run that learns in steps."""
+    workers = worker_count(config)
+    least = config.engine.min_workers or workers
+    cluster.require(gpus=least) if has_gpus() else cluster.require(cpus=least)
+    check_batch(config, workers)
+    require_mlflow(config.engine.mlflow)
+    if not has_gpus():
+        compute_dtype(config.engine.precision, torch.device("cpu"))
+    total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
+
+
+def _check_groups(inputs: TrainInputs) -> None:
+    """Check that a probe in closed form has the similarity groups of its shards."""
+    if inputs.groups is None:
+        raise UserError("optim.solver ridge holds out similarity groups: give the groups folder")
+    inputs.shards.require_input("groups", inputs.groups)
 
 
 def check_resumable(
@@ -127,17 +149,17 @@ def check_resumable(
     last = store.newest()
     if last is None:
         return
-    saved = json.loads(read_bytes(join(out, CONFIG)))
-    size, recipe = saved["optim"]["batch_size"], saved["recipe"]
+    saved = TrainConfig.from_json(read_bytes(join(out, CONFIG)).decode(), where=join(out, CONFIG))
+    size, recipe = saved.optim.batch_size, saved.recipe
     if config.optim.batch_size != size:
         raise UserError(
             f"optim.batch_size is {config.optim.batch_size}; allowed for the run in {out}: {size}, "
             "as it counts its position in batches"
         )
-    if config.recipe.to_dict() != recipe:
+    if config.recipe != recipe:
         raise UserError(
-            f"recipe is {config.recipe.to_dict()}; allowed for the run in {out}: {recipe}, as its "
-            "checkpoints keep the state of that recipe"
+            f"recipe is {config.recipe}; allowed for the run in {out}: {recipe}, as its "
+            "checkpoints contain the state of that recipe"
         )
     load_learned_state(build_model(config, inputs), dict(last.engine.model), store.uri)
 
@@ -151,7 +173,7 @@ def adopt_config(config: TrainConfig, made_from: Mapping[str, str], out: str) ->
         return
     manifest = json.loads(read_bytes(join(out, MANIFEST)))
     new = without(json.loads(config.to_json()), FREE)
-    lines = differences(without(manifest["config"], FREE), new, "config")
+    lines = differences(without(completed(TrainConfig, manifest["config"]), FREE), new, "config")
     if manifest["done"] or not lines:
         return
     if (manifest["stage"], manifest["inputs"]) != (Stage.TRAIN, made_from):

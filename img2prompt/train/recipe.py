@@ -14,7 +14,7 @@ from img2prompt.model.augment import flip
 from img2prompt.model.average import WeightAverage
 from img2prompt.model.loss import cosine_loss
 from img2prompt.train.batches import DeviceBatch
-from img2prompt.train.checkpoint import Checkpoint, Position
+from img2prompt.train.checkpoint import RAW, Checkpoint, Position
 from img2prompt.train.engines.base import Engine, copy_of
 
 Augment = Callable[[DeviceBatch, Position], DeviceBatch]
@@ -88,8 +88,8 @@ def build_recipe(config: TrainConfig) -> Recipe:
 def validated_weights(
     config: TrainConfig, checkpoint: Checkpoint, name: str
 ) -> Mapping[str, Tensor]:
-    """Return a checkpoint's weights: the set `name` of its recipe; empty: the model's own."""
-    if not name:
+    """Return a checkpoint's weights by name: RAW, or a set that its recipe validates."""
+    if name == RAW:
         return checkpoint.engine.model
     recipe = build_recipe(config)
     recipe.load(checkpoint.recipe)

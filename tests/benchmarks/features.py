@@ -62,7 +62,7 @@ from img2prompt.distributed.actors import (
     to_matrix,
 )
 from img2prompt.draft import Draft
-from img2prompt.model.inference import prepare_for_inference
+from img2prompt.model.inference import compile_for_batches, prepare_for_inference
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.towers.build import open_tower
 from img2prompt.model.views import ViewVectors
@@ -204,7 +204,9 @@ def timed(tower: TowerConfig, precision: str, zero: float) -> ModelMaker:
 
     def make(device: torch.device) -> ViewVectors:
         model = Timed()
-        return ViewVectors(prepare_for_inference(model, model.tower, device, precision), ["plain"])
+        prepare_for_inference(model, model.tower, device, precision)
+        compile_for_batches(model, device)
+        return ViewVectors(model, ["plain"])
 
     return make
 

@@ -76,7 +76,7 @@ def undisturbed(start, tmp_path_factory) -> Path:
 def test_prepare_survives_worker_driver_and_node(exports, start, undisturbed, tmp_path) -> None:
     job = start(*PREPARE, "--out", str(tmp_path))
     wait_for(receipts(tmp_path / "shards", "train"), job)
-    kill(exports["RAY_ADDRESS"], "ray::_make")
+    kill(exports["RAY_ADDRESS"], "ray::_write_shard")
     job.kill()
     job.wait()
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "shards" / "train").glob("*.parquet")}

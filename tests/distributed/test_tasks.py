@@ -1,7 +1,9 @@
+import time
+
 import pytest
 import ray
 
-from img2prompt.distributed.tasks import AHEAD, run_bounded
+from img2prompt.distributed.tasks import AHEAD, map_in_order, run_bounded
 from img2prompt.errors import UserError
 
 pytestmark = pytest.mark.ray
@@ -43,3 +45,12 @@ def test_a_user_error_of_a_task_is_raised_without_rays_traceback(cluster) -> Non
 
 def test_no_tasks_give_no_results(cluster) -> None:
     assert list(run_bounded([], workers=1)) == []
+
+
+def test_a_map_yields_results_in_the_order_of_its_items(cluster) -> None:
+    def late_first(number: int) -> int:
+        time.sleep(0.3 if number % 4 == 0 else 0)
+        return 2 * number
+
+    assert list(map_in_order(late_first, range(12))) == list(range(0, 24, 2))
+    assert list(map_in_order(late_first, [])) == []

@@ -15,6 +15,7 @@ from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun
+from img2prompt.storage import read_bytes
 from img2prompt.workspace import Stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -167,6 +168,13 @@ def test_the_table_names_systems_and_sources(chained, systems) -> None:
     lora = systems["lora"]["all"]
     interval = f"{lora['low']:.4f} to {lora['high']:.4f}"
     assert table[9] == ["lora", lora["mean"], interval, lora["rows"]]
+
+
+def test_the_report_names_every_system(chained, systems) -> None:
+    evaluation = chained.made.evaluation
+    assert evaluate.REPORT in evaluation.files
+    html = read_bytes(evaluation.path(evaluate.REPORT)).decode()
+    assert all(f"<bdi>{name}</bdi>" in html for name in systems)
 
 
 def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> None:

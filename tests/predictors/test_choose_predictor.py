@@ -22,13 +22,6 @@ def test_names_of_runs_and_built_in_predictors(tmp_path: Path, tiny_tower: str) 
     assert choose_predictor("neighbours", Workspace(out), neighbours=7) == expected
 
 
-@pytest.mark.parametrize("name", ["mean", "neighbours"])
-def test_a_run_with_the_name_of_a_built_in_predictor_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "runs" / name).mkdir(parents=True)
-    with pytest.raises(UserError, match=f"'{name}' is both the run in .* and a built-in predictor"):
-        choose_predictor(name, Workspace(str(tmp_path)))
-
-
 def test_missing_runs_shards_and_features_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="runs/lora holds no finished train"):
         choose_predictor("lora", Workspace(str(tmp_path)))

@@ -20,6 +20,7 @@ from img2prompt.distributed import actors
 from img2prompt.distributed.progress import TIMINGS
 from img2prompt.errors import UserError
 from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.weights import STAMP
 from img2prompt.prepare import features
 from img2prompt.storage import read_bytes
 from img2prompt.workspace import Stage
@@ -34,6 +35,7 @@ from img2prompt.distributed import cluster
 from img2prompt.artifact import Artifact
 from img2prompt.draft import Draft
 from img2prompt.config.prepare import FeaturesConfig
+from img2prompt.model.towers.weights import STAMP
 from img2prompt.prepare import features
 
 write = Draft.write_table
@@ -86,7 +88,7 @@ def test_features_equal_the_towers_to_float16(
 def test_rows_are_those_of_the_shards_in_their_order(prepared, embedded) -> None:
     names = [name for split in SPLITS for name in prepared.shards.names(f"{split}/")]
     assert len(names) > 8
-    assert embedded.names() == sorted([*names, TIMINGS])
+    assert embedded.names() == sorted([*names, STAMP, TIMINGS])
     for name in names:
         table, ids = embedded.read_table(name), prepared.shards.read_table(name)["id"].to_pylist()
         assert table["id"].to_pylist() == ids * 2

@@ -13,7 +13,7 @@ from img2prompt.report.html import render_page
 def test_templates_are_part_of_the_package() -> None:
     folder = resources.files("img2prompt.report") / "templates"
     names = {file.name for file in folder.iterdir()}
-    assert {"base.html", "macros.html", "search"} <= names
+    assert {"base.html", "evaluation.html", "macros.html", "search"} <= names
     assert (folder / "search" / "page.html").is_file()
 
 

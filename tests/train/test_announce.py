@@ -10,6 +10,7 @@ from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.draft import Draft
 from img2prompt.model.towers.build import read_shape
+from img2prompt.train import estimate
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
 
@@ -22,7 +23,7 @@ def announced(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     caplog.set_level(logging.INFO)
 
     def announce(config: TrainConfig, gpus: bool = False) -> str:
-        monkeypatch.setattr(train, "has_gpus", lambda: gpus)
+        monkeypatch.setattr(estimate, "has_gpus", lambda: gpus)
         caplog.clear()
         train._announce(config, read_shape(config.tower), inputs, workers=2)
         return caplog.messages[-1]

@@ -1,6 +1,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,11 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def config(seed: int) -> TrainConfig:
     return TrainConfig(name="run", seed=seed)
+
+
+def saved(seed: int) -> dict[str, Any]:
+    """The config as it is read from a file, with lists for tuples."""
+    return json.loads(config(seed).to_json())
 
 
 def opened(out: str, seed: int, made_from: dict[str, str] = MADE_FROM) -> Draft:
@@ -50,7 +56,7 @@ def test_an_unfinished_run_resumes_with_another_config_and_keeps_both(
     assert made.config["seed"] == 3
     assert made.names() == ["changes/000.json", "changes/001.json", "x"]
     kept = [json.loads(read_bytes(made.path(name))) for name in made.names("changes/")]
-    assert [change["config"] for change in kept] == [config(1).to_dict(), config(2).to_dict()]
+    assert [change["config"] for change in kept] == [saved(1), saved(2)]
     assert kept[1]["differences"] == ["config.seed: saved 2, requested 3"]
 
 

@@ -21,7 +21,13 @@ from img2prompt.model.loss import cosine_loss
 from img2prompt.model.prompt_model import WEIGHTS, learned_state
 from img2prompt.storage import read_bytes
 from img2prompt.train.batches import DeviceBatch, WorkerRank, split_batch, to_device
-from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, Position, best_score
+from img2prompt.train.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    Position,
+    best_weights,
+    score_columns,
+)
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.engines.plain import PlainEngine
 from img2prompt.train.recipe import Recipe, build_recipe, cosine
@@ -80,13 +86,14 @@ def test_averaged_weights_are_validated_beside_the_raw_ones(
         recipe = build_recipe(config)
         recipe.load(checkpoint.recipe)
         for name, weights in (
-            ("val_cosine", checkpoint.engine.model),
+            ("val_cosine/raw", checkpoint.engine.model),
             ("val_cosine/ema", recipe.weights_to_validate()["ema"]),
         ):
             engine.module.load_state_dict(dict(weights), strict=False)
             (score,) = validate([Candidate(engine)], VAL, WorkerRank(), batch_size=21)
             assert score == pytest.approx(row[name], abs=1e-6)
-        assert row["val_cosine"] != row["val_cosine/ema"]
+        assert row["val_cosine/raw"] != row["val_cosine/ema"]
+        assert row["val_cosine"] == max(row["val_cosine/raw"], row["val_cosine/ema"])
 
 
 def test_validating_an_average_does_not_change_training(
@@ -94,9 +101,8 @@ def test_validating_an_average_does_not_change_training(
 ) -> None:
     plain = run_loop(config.replace({"recipe.ema_decay": 0.0}), TRAIN, VAL)
     for ours, theirs in zip(whole.reported, plain.reported, strict=True):
-        assert {name: ours[name] for name in ("train_loss", "val_cosine")} == {
-            name: theirs[name] for name in ("train_loss", "val_cosine")
-        }
+        assert ours["train_loss"] == theirs["train_loss"]
+        assert ours["val_cosine/raw"] == theirs["val_cosine"]
     assert_close(whole.saved[-1].engine.model, plain.saved[-1].engine.model, atol=0)
     assert plain.saved[-1].recipe == {}
 
@@ -112,7 +118,7 @@ def test_a_resumed_run_continues_its_recipe_exactly(
     assert start is not None
     rest = run_loop(config, TRAIN, VAL, start=start)
     for ours, theirs in zip(rest.reported, whole.reported[start.position.epoch :], strict=True):
-        columns = ("epoch", "train_loss", "val_cosine", "val_cosine/ema")
+        columns = ("epoch", "train_loss", "val_cosine/raw", "val_cosine/ema")
         assert [ours[name] for name in columns] == [theirs[name] for name in columns]
     for tensors, expected in (
         (rest.saved[-1].recipe, whole.saved[-1].recipe),
@@ -186,7 +192,7 @@ def test_a_new_technique_needs_no_change_of_the_loop(tiny_tower: str) -> None:
 
     config = config_of(tiny_tower, engine__micro_batch=4)
     run = run_loop(config, TRAIN, VAL, recipe=recipe, log=Lines())
-    columns = ["val_cosine", "val_cosine/fast", "val_cosine/slow"]
+    columns = ["val_cosine", "val_cosine/raw", "val_cosine/fast", "val_cosine/slow"]
     assert [name for name in run.reported[-1] if name.startswith("val_cosine")] == columns
     assert seen <= {f"prompt-{row}" for row in range(53)}
     assert len(seen) > 40
@@ -212,7 +218,7 @@ def test_the_better_of_raw_and_averaged_weights_is_published(
     config: TrainConfig, whole: Trained, tmp_path: Path, scores: tuple[float, float]
 ) -> None:
     last = whole.saved[-1]
-    row = {"epoch": 3, "val_cosine": scores[0], "val_cosine/ema": scores[1]}
+    row = {"epoch": 3, **score_columns({"raw": scores[0], "ema": scores[1]})}
     position = replace(last.position, history=[row])
     store = CheckpointStore(str(tmp_path / "checkpoints"))
     store.write(Checkpoint(position, last.engine, last.recipe))
@@ -229,9 +235,12 @@ def test_the_better_of_raw_and_averaged_weights_is_published(
 
 
 def test_the_best_score_of_an_epoch_may_be_that_of_an_average() -> None:
-    assert best_score({"epoch": 1, "val_cosine": 0.3}) == (0.3, "")
-    assert best_score({"val_cosine": 0.3, "val_cosine/ema": 0.4}) == (0.4, "ema")
-    assert best_score({"val_cosine": 0.3, "val_cosine/ema": 0.3}) == (0.3, "")
+    assert score_columns({"raw": 0.3}) == {"val_cosine": 0.3}
+    assert best_weights({"epoch": 1, "val_cosine": 0.3}) == "raw"
+    row = score_columns({"raw": 0.3, "ema": 0.4})
+    assert row == {"val_cosine": 0.4, "val_cosine/raw": 0.3, "val_cosine/ema": 0.4}
+    assert best_weights(row) == "ema"
+    assert best_weights(score_columns({"raw": 0.3, "ema": 0.3})) == "raw"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """How often the driver and a worker of a run read the weights of its tower."""
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from tiny import ALONE, CPU, FINETUNE, config_of
 
 from img2prompt.artifact import Artifact
@@ -13,7 +16,8 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.draft import Draft
 from img2prompt.model.towers import weights
-from img2prompt.model.towers.build import open_tower, read_shape
+from img2prompt.model.towers.build import checkpoint_stamp, open_tower, read_shape
+from img2prompt.model.towers.weights import STAMP
 from img2prompt.prepare.features import FREE
 from img2prompt.train import preflight, ray_worker
 from img2prompt.train import run as train
@@ -36,14 +40,16 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         return number
 
     monkeypatch.setattr(weights, "_read_files", counted)
-    monkeypatch.setattr(train, "has_gpus", lambda: False)
+    monkeypatch.setattr("img2prompt.train.estimate.has_gpus", lambda: False)
     return count
 
 
 def features_of(folder: Path, tower: TowerConfig) -> Artifact:
     inputs = {"tower": open_tower(tower).base_fingerprint}
     config = FeaturesConfig(tower=tower)
-    return Draft.open(str(folder / "features"), "features", config, inputs, free=FREE).publish()
+    draft = Draft.open(str(folder / "features"), "features", config, inputs, free=FREE)
+    draft.write_bytes(STAMP, json.dumps({"stamp": checkpoint_stamp(tower)}).encode())
+    return draft.publish()
 
 
 @pytest.fixture
@@ -76,6 +82,27 @@ def test_a_probe_reads_no_weights(
     start_worker(probe, inputs, tmp_path)
     assert loads() == 0
     assert made_from["tower"] == open_tower(probe.tower).base_fingerprint
+
+
+def test_a_probe_notices_that_the_checkpoint_has_changed(
+    loads, inputs: TrainInputs, tiny_tower: str, tmp_path: Path
+) -> None:
+    """A copy of the files is read to compare; other weights are refused."""
+    folder = tmp_path / "tower"
+    shutil.copytree(tiny_tower, folder)
+    tower = TowerConfig(weights=str(folder))
+    features = features_of(tmp_path / "again", tower)
+    probe, changed = config_of(str(folder), PlanConfig()), TrainInputs(inputs.shards, features)
+    loads()
+    before = preflight.fingerprints(probe, changed)["tower"]
+    assert loads() == 0
+    (folder / "model.safetensors").touch()
+    assert preflight.fingerprints(probe, changed)["tower"] == before
+    assert loads() == 1
+    file = folder / "model.safetensors"
+    tensors = {name: tensor + 1 for name, tensor in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    assert preflight.fingerprints(probe, changed)["tower"] != before
 
 
 def test_a_fine_tune_reads_them_once_in_each_process(

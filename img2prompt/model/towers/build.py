@@ -1,19 +1,20 @@
 """Open the tower that a config names, or only its shape. A new family is one entry in FAMILIES."""
 
+import hashlib
+import json
+from importlib.metadata import version
 from pathlib import Path
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower, TowerShape
 from img2prompt.model.towers.clip import ClipTower
-from img2prompt.model.towers.efficientnet_lite import LITE2, EfficientNetLiteTower
+from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
 from img2prompt.model.towers.siglip import SiglipTower
-from img2prompt.model.towers.weights import CONFIG, find_checkpoint, find_config, read_json
+from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config, read_json
 
 FAMILIES: tuple[type[Tower], ...] = (ClipTower, SiglipTower, EfficientNetLiteTower)
 
-FRESH = "fresh"
-"""Value of `tower.weights` for an untrained tower of the demo's shape."""
 DEMO_SHAPE = {
     "hidden_size": 160,
     "intermediate_size": 640,
@@ -51,6 +52,21 @@ def read_shape(config: TowerConfig) -> TowerShape:
         return EfficientNetLiteTower.packaged_shape(config)
     folder = find_config(config)
     return _family(folder).read_shape(folder, config)
+
+
+def checkpoint_stamp(config: TowerConfig) -> str:
+    """Identify a checkpoint by the names, sizes and times of its files, without reading them.
+
+    Equal stamps are the same weights; another stamp may be a copy of them.
+    """
+    if config.weights == FRESH:
+        return FRESH
+    if config.weights == LITE2:
+        return f"{LITE2} {version(PACKAGE)}"
+    folder = find_checkpoint(config)
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    stamp = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+    return hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
 
 
 def _family(folder: Path) -> type[Tower]:

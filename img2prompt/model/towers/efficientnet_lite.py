@@ -162,7 +162,7 @@ class EfficientNetLiteTower(Tower):
         names = {name: _published(name) for name in vision.state_dict()}
         shapes = {names[name]: tuple(t.shape) for name, t in vision.state_dict().items()}
         stored = read_tensors(source, shapes, (*CLASSIFIER, *_counters(names)))
-        # The packaged tensors are transposed views of TensorFlow's; DeepSpeed needs contiguous ones.
+        # The packaged tensors are transposed views; DeepSpeed needs contiguous ones.
         tensors = {name: stored[names[name]].contiguous() for name in names}
         vision.load_state_dict(tensors, assign=True)
         vision.requires_grad_(True)

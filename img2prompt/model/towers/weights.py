@@ -30,6 +30,10 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; each may also be split, with a `.index.json` beside it."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+STAMP = "tower.json"
+"""File beside features with the stamp of the checkpoint that made them."""
+FRESH = "fresh"
+"""Value of `tower.weights` for an untrained tower of the demo's shape."""
 
 
 def read_tensors(source: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:

@@ -11,17 +11,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from img2prompt.report.search.chart_style import (
-    BEST,
-    FAILED,
-    FINISHED,
-    SCALE,
-    STOPPED,
-    below,
-    describe,
-    figure,
-    plain,
-)
+from img2prompt.report.chart_style import BEST, below, figure, plain
 from img2prompt.report.search.surface import is_number, varying
 from img2prompt.report.search.trial_rows import (
     TrialRow,
@@ -34,6 +24,7 @@ from img2prompt.report.search.trial_rows import (
     score_at,
     scored,
 )
+from img2prompt.report.search.trial_style import FAILED, FINISHED, SCALE, STOPPED, describe
 from img2prompt.report.search.wording import level, si
 
 if TYPE_CHECKING:

@@ -6,19 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from img2prompt.report.search.chart_style import (
-    BEST,
-    FINISHED,
-    SCALE,
-    STOPPED,
-    below,
-    describe,
-    figure,
-    plain,
-)
+from img2prompt.report.chart_style import BEST, below, error_bars, figure, plain
 from img2prompt.report.search.comparisons import Band, EqualCost, WidthEffect
 from img2prompt.report.search.effects import Estimate, Importance
 from img2prompt.report.search.trial_rows import TrialRow, by_setting, lora_share, mean_score
+from img2prompt.report.search.trial_style import FINISHED, SCALE, STOPPED, describe
 from img2prompt.report.search.wording import term_name, width_name
 
 if TYPE_CHECKING:
@@ -40,14 +32,12 @@ def intervals(
         y=list(names),
         mode="markers",
         marker={"size": 10, "color": color},
-        error_x={
-            "type": "data",
-            "array": [e.high - e.value for e in estimates],
-            "arrayminus": [e.value - e.low for e in estimates],
-            "color": color,
-            "thickness": 2,
-            "width": 5,
-        },
+        error_x=error_bars(
+            [e.value for e in estimates],
+            [e.low for e in estimates],
+            [e.high for e in estimates],
+            color,
+        ),
         customdata=[[e.low, e.high] for e in estimates],
         hovertemplate=f"%{{y}}: %{{x:{digits}}} (%{{customdata[0]:{digits}}} to "
         f"%{{customdata[1]:{digits}}})<extra></extra>",

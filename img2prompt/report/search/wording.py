@@ -5,6 +5,7 @@ from typing import Any
 
 from img2prompt.report.search.effects import Estimate
 from img2prompt.report.search.trial_rows import TrialRow
+from img2prompt.report.wording import percent, plural
 
 CLEAR, LIKELY = 0.95, 0.8
 """Probabilities from which a winner is called so."""
@@ -28,20 +29,6 @@ def term_name(names: Sequence[str]) -> str:
 def width_name(width: int) -> str:
     """Return the name of a head of that width; 0 is a head without a hidden layer."""
     return f"{width:,} units" if width else "linear"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return the count with its noun: "1 epoch", "2 epochs"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def percent(share: float) -> str:
-    """Return a share in whole percent, never as certain or impossible."""
-    if share > 0.995:
-        return "over 99\N{NO-BREAK SPACE}%"
-    if 0 <= share < 0.005:
-        return "under 1\N{NO-BREAK SPACE}%"
-    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def certainty(probability: float) -> str:

@@ -1,6 +1,6 @@
-"""What runs the backward pass and the step: plain torch on one worker, or DeepSpeed on many.
+"""Build the engine of a run: plain torch on one worker, or DeepSpeed on many.
 
-Both keep float32 weights and compute in a shorter type where asked, by autocast.
+Both keep float32 weights and compute in a shorter type by autocast, if the config says so.
 """
 
 import torch
@@ -14,16 +14,16 @@ from img2prompt.train.engines.plain import PlainEngine
 
 
 def compiles(config: EngineConfig, device: torch.device) -> bool:
-    """Whether the tower's layers are compiled."""
+    """Return True if the tower's layers are to be compiled."""
     if config.compile == "auto":
         return device.type == "cuda" and (config.kind == "plain" or config.zero_stage < 3)
     return config.compile == "on"
 
 
 def compile_layers(module: nn.Module) -> None:
-    """Let torch.compile fuse each layer of the tower for itself; layers that are alike share it.
+    """Compile each layer of the tower by itself; layers of one shape share the compiled code.
 
-    A machine without a C compiler, which the fusing needs, goes on with the plain layers.
+    Fusing needs a C compiler; a machine without one runs the plain layers.
     """
     torch._dynamo.config.suppress_errors = True
     # Frozen, LoRA and trained layers, with and without gradients, and a last batch of fewer rows.
@@ -37,7 +37,7 @@ def compile_layers(module: nn.Module) -> None:
 def build_engine(
     module: nn.Module, config: TrainConfig, steps: int, device: torch.device
 ) -> Engine:
-    """The engine that the config asks for; `steps` is the length of the whole run."""
+    """Build the engine that the config names; `steps` is the length of the whole run."""
     dtype = compute_dtype(config.engine.precision, device)
     if dtype != torch.float32:
         shorten_frozen(module, dtype)

@@ -1,49 +1,11 @@
 """Graphs as ComfyUI's nodes link up, by the names of their real inputs."""
 
-import json
 from typing import Any
 
 import pytest
+from comfyui_graphs import node, prompt_of, read, sampled, sampler, text
 
-from img2prompt.data.sources.metadata import comfyui
 from img2prompt.data.sources.metadata.base import NoPrompt
-
-LIST = 6  # LiteGraph's shape of an output that is a list
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def sampled(positive: Any = ("p", 0), **nodes: dict[str, Any]) -> dict[str, Any]:
-    """Save <- decode <- one sampler with this positive input, beside other nodes."""
-    graph = {
-        "save": node("SaveImage", images=("decode", 0)),
-        "decode": node("VAEDecode", samples=("k", 0), vae=("model", 2)),
-        "k": sampler(positive),
-        "model": node("CheckpointLoaderSimple", ckpt_name="sd.safetensors"),
-        "empty": node("EmptyLatentImage", width=8, height=8),
-        "n": text("ugly, bad, " * 30),
-    }
-    return graph | nodes
-
-
-def sampler(positive: Any, latent: Any = ("empty", 0), **changes: Any) -> dict[str, Any]:
-    inputs = {"seed": 5, "steps": 20, "cfg": 7.5, "sampler_name": "euler", "negative": ("n", 0)}
-    return node("KSampler", positive=positive, latent_image=latent, **inputs | changes)
-
-
-def text(value: Any) -> dict[str, Any]:
-    return node("CLIPTextEncode", text=value, clip=("model", 1))
-
-
-def read(graph: dict[str, Any], workflow: Any = None) -> Any:
-    return comfyui.read({"prompt": json.dumps(graph), "workflow": json.dumps(workflow or {})})
-
-
-def prompt_of(graph: dict[str, Any]) -> str:
-    return read(graph).prompt
-
 
 ENCODERS = [
     text("a fox"),
@@ -128,53 +90,6 @@ def test_guiders_noise_and_sigmas_apart() -> None:
     assert read(graph).prompt == "a fox, a dog"
 
 
-STRINGS = [
-    node("Text Multiline", text="a red fox"),
-    node("PrimitiveStringMultiline", value="a red fox"),
-    node("String Literal", string="a red fox"),
-    node("StringConcatenate", string_a="a red", string_b=("fox", 0), delimiter=" "),
-    node("CR Text Concatenate", text1="a ", text2="red ", text3=("fox", 0), separator=""),
-    node(
-        "Text Concatenate",
-        delimiter=" ",
-        clean_whitespace="true",
-        text_a="a red",
-        text_b=("fox", 0),
-    ),
-    node("ImpactWildcardProcessor", wildcard_text="a __c__", populated_text="a red fox", seed=3),
-    node("ShowText|pysssss", text=("whole", 0), text_0="an older text"),
-    node("Reroute", **{"": ("whole", 0)}),
-]
-
-
-@pytest.mark.parametrize("string", STRINGS, ids=lambda string: string["class_type"])
-def test_text_given_by_a_link(string: dict[str, Any]) -> None:
-    nodes = {"fox": node("Text", text="fox"), "whole": node("Text", text="a red fox")}
-    assert prompt_of(sampled(p=text(("t", 0)), t=string, **nodes)) == "a red fox"
-
-
-COMPUTED = [
-    node("Florence2Run", image=("i", 0), text_input="", task="caption"),
-    node("OllamaGenerate", prompt="Improve: a fox", model="llama"),
-    node("StringReplace", string="a fox", find="fox", replace="dog"),
-    node("SDXLPromptStyler", text_positive="a fox", text_negative="", style="noir"),
-]
-
-
-@pytest.mark.parametrize("computed", COMPUTED, ids=lambda computed: computed["class_type"])
-def test_text_that_is_not_written_is_refused(computed: dict[str, Any]) -> None:
-    with pytest.raises(NoPrompt, match=r"computed prompt: node t \(\w+\) makes a text from"):
-        read(sampled(p=text(("t", 0)), t=computed))
-
-
-def test_a_list_of_texts_is_refused() -> None:
-    graph = sampled(p=text(("t", 0)), t=node("CR Text Cycler", text="a fox\na dog", repeats=1))
-    outputs = [{"name": "STRING", "shape": LIST}, {"name": "show_text"}]
-    with pytest.raises(NoPrompt, match=r"node t \(CR Text Cycler\) returns a list"):
-        read(graph, {"nodes": [{"id": "t", "outputs": outputs}]})
-    assert read(graph, {"nodes": [{"id": "t", "outputs": outputs[1:]}]}).prompt == "a fox\na dog"
-
-
 def test_the_sampler_of_the_saved_picture_is_taken() -> None:
     graph = sampled(
         p=text("a fox"),
@@ -237,14 +152,6 @@ def test_detailers_and_pipes() -> None:
     assert (metadata.prompt, metadata.negative) == ("a fox", "a dog")
     loader = node("Efficient Loader", positive="a fox", negative="a dog", ckpt_name="x")
     assert prompt_of(sampled(("loader", 1), loader=loader)) == "a fox"
-
-
-def test_a_switch_between_different_texts_is_refused() -> None:
-    switch = node("ImpactSwitch", select=("x", 0), input1=("fox", 0), input2=("dog", 0))
-    with pytest.raises(NoPrompt, match=r"undecided prompt: node p \(ImpactSwitch\)"):
-        read(sampled(p=switch, **A_FOX))
-    switch["inputs"]["input2"] = ("fox", 0)
-    assert prompt_of(sampled(p=switch, **A_FOX)) == "a fox"
 
 
 @pytest.mark.parametrize(

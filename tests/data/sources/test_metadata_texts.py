@@ -154,3 +154,46 @@ def test_odd_utf_16() -> None:
     sink = BytesIO()
     Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=exif.tobytes())
     assert read_metadata(sink).prompt.startswith("a cat")
+
+
+SCRIPTS = [
+    "一只红狐狸",
+    "кошка на снегу",
+    "แมวในหิมะ",
+    "ድመት በበረዶ",
+    "赤い狐、雪の中",
+    "a red fox",
+    "fox",
+    "🦊 一",
+]
+CODECS = {"<": "utf-16-le", ">": "utf-16-be"}
+
+
+def comment_of(text: str, file_order: str, codec: str) -> str:
+    """Write an EXIF comment in UTF-16 without a mark, and read it."""
+    exif = Image.Exif()
+    exif.endian = file_order
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode(codec)
+    sink = BytesIO()
+    data = exif.tobytes()
+    assert data[6:8] == {"<": b"II", ">": b"MM"}[file_order]
+    Image.new("RGB", (8, 8)).save(sink, "JPEG", exif=data)
+    return read_texts(sink)[0]["UserComment"]
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_comment_in_the_byte_order_of_its_file(text: str, order: str) -> None:
+    assert comment_of(text, order, CODECS[order]) == text
+
+
+@pytest.mark.parametrize("text", ["a red fox", "一只红狐狸, Steps: 20", "кошка, best quality"])
+def test_a_comment_in_the_other_byte_order(text: str) -> None:
+    assert comment_of(text, "<", CODECS[">"]) == text
+    assert comment_of(text, ">", CODECS["<"]) == text
+
+
+def test_chinese_that_is_half_ascii_when_swapped() -> None:
+    text = "一" * 3 + "个丁七万丈三上下不与丑专且世丘业东丝丢两严丧个" + "狐狸" * 20
+    for order, codec in CODECS.items():
+        assert comment_of(text, order, codec) == text

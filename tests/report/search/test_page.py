@@ -1,18 +1,14 @@
 """The page of a search: its text, its charts, escaping, and drawing in a browser."""
 
-import json
-import os
 import re
-import shutil
-import subprocess
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from planted import failed, on_shares, row, search, settings, stop
+from report_pages import HOSTILE, browse, figures, words
 
 from img2prompt.report.search.page import page
 from img2prompt.report.search.trial_rows import TooFew
@@ -35,21 +31,6 @@ def twenty_settings() -> Rows:
     return [*stop(rows, 1, keep=30), failed(settings()[order[0]], "node <b>lost</b> & gone")]
 
 
-def figures(html: str) -> dict[str, Any]:
-    match = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.S)
-    assert match
-    return json.loads(match[1])
-
-
-def words(html: str) -> str:
-    """Return the text of the page as a reader sees it."""
-    parts: list[str] = []
-    parser = HTMLParser()
-    parser.handle_data = parts.append  # type: ignore[method-assign]
-    parser.feed(html[html.index("<body>") : html.index("</main>")])
-    return re.sub(r"\s+", " ", "".join(parts))
-
-
 def test_the_page_has_every_chart_and_every_trial() -> None:
     html = page(twenty_settings())
     assert set(figures(html)) == CHARTS
@@ -60,14 +41,6 @@ def test_the_page_has_every_chart_and_every_trial() -> None:
     assert re.search(r"(Clear|Likely|Undecided): its mean is 0\.\d{4} above the runner-up", said)
     assert "Clear effects: lora_rate" in said
     assert "after 1 epoch" in said
-
-
-HOSTILE = [
-    "</script><script>document.title='run'</script>",
-    "<img src=x onerror=document.title='run'>",
-    "\"quoted\" 'single' `back` &amp; & {{ 7 * 7 }} $plotly",
-    "\N{RIGHT-TO-LEFT OVERRIDE}olleh\N{RIGHT-TO-LEFT MARK} \N{HEBREW LETTER ALEF}",
-]
 
 
 def hostile_search() -> Rows:
@@ -150,24 +123,6 @@ def test_shares_of_the_rows_are_never_mixed() -> None:
 def test_no_score_no_page() -> None:
     with pytest.raises(TooFew, match="No trial has a score"):
         page([failed(settings()[0])])
-
-
-def browse(folder: Path, html: str) -> tuple[str, list[str]]:
-    """Return the elements of the page once it is drawn, and the messages of the console."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    (folder / "page.html").write_text(html)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
-    quiet = ["--disable-background-networking", "--no-first-run", f"--user-data-dir={folder}/u"]
-    run = subprocess.run(
-        [chromium, *options, *quiet, "--window-size=800,900", "--virtual-time-budget=4000",
-         "--enable-logging=stderr", "--dump-dom", str(folder / "page.html")],
-        capture_output=True, text=True, timeout=90, check=True,
-        env={**os.environ, "HOME": str(folder)},
-    )  # fmt: skip
-    said = [line for line in run.stderr.splitlines() if ":CONSOLE" in line]
-    return run.stdout, [line for line in said if "GL Driver Message" not in line]
 
 
 def test_the_page_draws_every_chart_without_the_network(tmp_path: Path) -> None:

@@ -7,6 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+DESCRIPTIONS = ("Description", "UserComment", "ImageDescription")
+"""Names of texts that describe a picture: a program's record, a prompt or a mere caption."""
+
+TEMPLATE = re.compile(r"\{[^{}|]*\|[^{}]*\}|__[\w/*.-]+__")
+"""Alternatives `{a|b}` and wildcards `__animal__`, from which extensions make a prompt."""
+
 _WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0+)?")
 
 
@@ -26,7 +32,7 @@ class Metadata:
     """As the program wrote it."""
     negative: str = ""
     generator: str = ""
-    """The program: automatic1111, comfyui, fooocus, invokeai, novelai, swarmui; or empty."""
+    """The program, in lower case (`automatic1111`, `comfyui`); empty when it is unknown."""
     seed: int | None = None
     """A signed 64-bit number; None also where the written one is larger."""
     steps: int | None = None

@@ -6,21 +6,15 @@ An input is a value or a link `[node id, output slot]`.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from img2prompt.data.sources.metadata.base import json_object
+from img2prompt.data.sources.metadata.workflow import Link, Workflow
 
 Inputs = Mapping[str, Any]
 
 _SAMPLER = frozenset(("seed", "noise_seed", "noise", "sampler", "sampler_name"))
 _LATENT = ("latent_image", "latent", "samples", "optional_latent")
-
-
-class Link(NamedTuple):
-    """An output of a node."""
-
-    node: str
-    slot: int
 
 
 def link_of(value: Any) -> Link | None:
@@ -31,11 +25,11 @@ def link_of(value: Any) -> Link | None:
 
 
 class Graph:
-    """Nodes by id. `lists` are the outputs that return a list of values, one picture from each."""
+    """Nodes by id, and what the drawing of the graph says of them."""
 
-    def __init__(self, nodes: Mapping[str, Mapping[str, Any]], lists: frozenset[Link]) -> None:
+    def __init__(self, nodes: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> None:
         self.nodes = nodes
-        self.lists = lists
+        self.workflow = workflow
 
     @classmethod
     def parse(cls, prompt: str, workflow: str) -> "Graph | None":
@@ -48,7 +42,7 @@ class Graph:
             and isinstance(node.get("class_type"), str)
             and isinstance(node.get("inputs"), dict)
         }
-        return cls(nodes, _lists(json_object(workflow) or {})) if nodes else None
+        return cls(nodes, Workflow.parse(workflow)) if nodes else None
 
     def inputs(self, node: str) -> Inputs:
         """Return a node's inputs; none when the graph lacks the node."""
@@ -59,9 +53,13 @@ class Graph:
         linked = {name: link_of(value) for name, value in self.inputs(node).items()}
         return {name: link for name, link in linked.items() if link}
 
+    def class_of(self, node: str) -> str:
+        """Return a node's class."""
+        return self.nodes[node]["class_type"]
+
     def label(self, node: str) -> str:
         """Return a node's id and class, for messages."""
-        return f"node {node} ({self.nodes[node]['class_type']})"
+        return f"node {node} ({self.class_of(node)})"
 
     def is_sampler(self, node: str) -> bool:
         """Return whether a node turns a latent into another one, guided by conditionings."""
@@ -76,16 +74,3 @@ class Graph:
         """Return the link of the latent that a sampler starts from."""
         links = self.links(node)
         return next((links[name] for name in _LATENT if name in links), None)
-
-
-def _lists(workflow: Mapping[str, Any]) -> frozenset[Link]:
-    """Return outputs drawn as a grid (LiteGraph's shape 6): ComfyUI's mark of OUTPUT_IS_LIST."""
-    nodes = workflow.get("nodes")
-    valid = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
-    return frozenset(
-        Link(str(node.get("id")), slot)
-        for node in valid
-        if isinstance(node.get("outputs"), list)
-        for slot, output in enumerate(node["outputs"])
-        if isinstance(output, dict) and output.get("shape") == 6
-    )

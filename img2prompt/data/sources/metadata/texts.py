@@ -14,6 +14,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image
 
 from img2prompt.data.images import FORMATS
+from img2prompt.data.sources.metadata.utf16 import decode_utf_16
 
 LARGEST = 8 << 20
 """Bytes of one text, after decompression; the largest known graphs have about one million."""
@@ -23,9 +24,14 @@ _XMP = "XML:com.adobe.xmp"
 _MOST = 64  # text chunks of one picture
 _TOGETHER = 2 * LARGEST  # characters, after which no further chunk is read
 _NAMED = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
-_DESCRIPTION = re.compile(
-    r"<dc:description>.{0,200}?<rdf:li[^>]{0,200}>([^<]*)</rdf:li>", re.DOTALL
-)
+_XMP_TEXTS = {
+    name: re.compile(pattern, re.DOTALL)
+    for name, pattern in {
+        "Description": r"<dc:description>.{0,200}?<rdf:li[^>]{0,200}>([^<]*)</rdf:li>",
+        "UserComment": r"<exif:UserComment>(?:.{0,200}?<rdf:li[^>]{0,200}>)?([^<]*)</",
+        "CreatorTool": r"xmp:CreatorTool(?:>|=[\"'])([^<\"']*)",
+    }.items()
+}
 
 Texts = dict[str, str]
 
@@ -49,7 +55,7 @@ def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
         return {}, [f"unreadable header ({error})"]
     except Exception as error:  # headers fail in many ways on foreign bytes
         return {}, [f"unreadable header ({error!r:.200})"]
-    return texts | _xmp_texts(xmp if isinstance(xmp, bytes) else b""), []
+    return _xmp_texts(xmp if isinstance(xmp, bytes) else b"") | texts, []
 
 
 def _png_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
@@ -133,8 +139,9 @@ def _decode(data: bytes) -> str:
 def _exif_texts(exif: Image.Exif) -> Texts:
     comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     values = {
-        "UserComment": _comment(comment) if isinstance(comment, bytes) else comment,
+        "UserComment": _comment(comment, exif.endian) if isinstance(comment, bytes) else comment,
         "ImageDescription": exif.get(ExifTags.Base.ImageDescription),
+        "Software": exif.get(ExifTags.Base.Software),
         # ComfyUI's WebP writer puts its JSON into the tags of a camera's maker and model.
         "Make": exif.get(ExifTags.Base.Make),
         "Model": exif.get(ExifTags.Base.Model),
@@ -158,33 +165,21 @@ def _reread(value: str) -> str:
         return value
 
 
-def _comment(data: bytes) -> str:
+def _comment(data: bytes, endian: str | None) -> str:
     """Decode an EXIF UserComment: 8 bytes name the character set, then comes the text."""
     charset, text = data[:8], data[8:]
     if charset == b"UNICODE\0":
-        return _utf_16(text)
+        return decode_utf_16(text, "big" if endian == ">" else "little")
     if charset in (b"ASCII\0\0\0", bytes(8)):
         return _decode(text)
     return _decode(data)
 
 
-def _utf_16(data: bytes) -> str:
-    """Decode UTF-16 by its mark, else by the position of its zero bytes, else as big-endian.
-
-    The standard leaves the byte order open: piexif (AUTOMATIC1111) writes big-endian, others the
-    order of the file; a few write UTF-8 here.
-    """
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    big, little = data[0::2].count(0), data[1::2].count(0)
-    if not big and not little:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-    return data.decode("utf-16-le" if little > big else "utf-16-be", "replace")
-
-
 def _xmp_texts(xmp: bytes) -> Texts:
-    match = _DESCRIPTION.search(xmp[:LARGEST].decode("utf-8", "replace"))
-    return {"Description": html.unescape(match[1])} if match and match[1].strip() else {}
+    text = xmp[:LARGEST].decode("utf-8", "replace")
+    matches = {name: pattern.search(text) for name, pattern in _XMP_TEXTS.items()}
+    return {
+        name: html.unescape(match[1])
+        for name, match in matches.items()
+        if match and match[1].strip()
+    }

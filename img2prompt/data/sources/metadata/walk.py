@@ -1,34 +1,33 @@
 """Follow a ComfyUI graph from a sampler back to the text of its prompt.
 
-Links are followed by the names of inputs, which hundreds of node packs share, and not by the names
-of nodes. The names are those of ComfyUI's own `nodes.py` and `comfy_extras/`, and of the packs
-that most pictures on the web use.
+Links between conditionings are followed by the names of inputs, which hundreds of node packs share:
+those of ComfyUI's own `nodes.py` and `comfy_extras/`, and of the packs that most pictures on the
+web use. A text counts only where its node is known to hold or to join it (`text_nodes`).
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
 from img2prompt.data.sources.metadata.base import NoPrompt
-from img2prompt.data.sources.metadata.graph import Graph, Inputs, Link, link_of
+from img2prompt.data.sources.metadata.graph import Graph, Inputs, link_of
+from img2prompt.data.sources.metadata.lora_manager import toggled_words, trigger_inputs
+from img2prompt.data.sources.metadata.switches import candidates
+from img2prompt.data.sources.metadata.text_nodes import (
+    DELIMITERS,
+    POPULATED,
+    TEXTS,
+    computes,
+    has_text,
+    joins_conditionings,
+    parts,
+    role_of,
+    shows,
+)
+from img2prompt.data.sources.metadata.workflow import Link
 
 Role = Literal["positive", "negative"]
 
-TEXTS = (
-    *("populated_text", "text", "prompt", "user_prompt", "t5xxl", "llama", "qwen25_7b", "mt5xl"),
-    *("text_g", "clip_g", "text_l", "clip_l", "bert", "string", "value", "wildcard_text"),
-)
-"""Inputs that hold a prompt. Where a node has several (SDXL, SD3, Flux), the first with a text
-counts: the encoder that reads most of it."""
-
-COMPUTED = {
-    *("action", "api_key", "end", "file", "file_path", "find", "image", "images", "llm", "model"),
-    *("max_length", "max_new_tokens", "max_tokens", "operation", "regex_pattern", "replace"),
-    *("start", "style", "system_prompt", "temperature", "text_positive"),
-}
-"""A text node with one of these computes another text, which the picture does not contain."""
-
-_PART = re.compile(r"(?:text|string|str|prompt)_?(?:[a-j]|\d{1,2})")
 _CONDITIONING = re.compile(r"cond(?:itioning)?(?:[_ ]?(?:to|from|[a-j]|\d{1,2}))?", re.IGNORECASE)
 _NOT_TEXT = re.compile(
     r"model|clip|vae|mask|image|pixels|latent|samples|stage_c|seed|steps|cfg|.*control_?net.*"
@@ -36,7 +35,6 @@ _NOT_TEXT = re.compile(
     re.IGNORECASE,
 )
 _ROLES: Mapping[int, Role] = {0: "positive", 1: "negative"}
-_DELIMITERS = ("delimiter", "separator")
 _DEEPEST = 60  # each link takes a few frames of Python's stack
 _LONGEST = 100_000
 
@@ -66,12 +64,13 @@ class Walk:
                 return ""
             texts = self._conditioning(guider._replace(slot=-1), by_slot=False)
         else:
-            texts = self._input(inputs.get(self.role), by_slot=True)
+            texts = self._input(sampler, self.role, by_slot=True)
         return ", ".join(text.strip().rstrip(",") for text in texts if text.strip(" ,\n"))
 
-    def _input(self, value: Any, by_slot: bool) -> list[str]:
+    def _input(self, node: str, name: str, by_slot: bool) -> list[str]:
+        value = self.graph.inputs(node).get(name)
         if isinstance(value, str):
-            return [value]
+            return [self._literal(node, value)]
         link = link_of(value)
         return self._conditioning(link, by_slot) if link else []
 
@@ -89,7 +88,7 @@ class Walk:
 
     def _texts_of_node(self, link: Link, by_slot: bool) -> list[str]:
         inputs, links = self.graph.inputs(link.node), self.graph.links(link.node)
-        if self.graph.nodes[link.node]["class_type"] == "ConditioningZeroOut":
+        if self.graph.class_of(link.node) == "ConditioningZeroOut":
             return []
         if "positive" in inputs or self.role in inputs:
             both = "positive" in links and "negative" in links
@@ -97,10 +96,15 @@ class Walk:
             passes = (
                 both and by_slot and link.slot in (0, 1) and not self.graph.is_sampler(link.node)
             )
-            return self._input(inputs.get(_ROLES[link.slot] if passes else self.role), True)
+            return self._input(link.node, _ROLES[link.slot] if passes else self.role, True)
+        if (names := candidates(self.graph, link.node)) is not None:
+            branches = [self._input(link.node, name, True) for name in names]
+            return self._only(link, [text for branch in branches for text in branch])
         chained = [self._conditioning(links[name], True) for name in links if _is_cond(name)]
         texts = [text for branch in chained for text in branch]
-        if any(name in inputs for name in TEXTS) or _parts(inputs):
+        if sum(map(bool, chained)) > 1 and not joins_conditionings(self.graph.class_of(link.node)):
+            texts = self._only(link, texts)
+        if has_text(self.graph, link.node):
             return [*texts, self._text_of_node(link)]
         return texts or self._passed(link, links)
 
@@ -123,40 +127,82 @@ class Walk:
             )
         return distinct
 
-    def _text(self, value: Any) -> str:
+    def _text(self, node: str, name: str) -> str:
         """Return the value of a text input, or the text behind its link."""
+        value = self.graph.inputs(node).get(name)
         if isinstance(value, str):
-            return value
+            return self._literal(node, value)
         link = link_of(value)
         return self._linked_text(link) if link else ""
+
+    def _literal(self, node: str, text: str) -> str:
+        return self._computed(node) if computes(self.graph.class_of(node), text) else text
+
+    def _computed(self, node: str) -> NoReturn:
+        raise NoPrompt(
+            f"computed prompt: {self.graph.label(node)} is not known to hold a literal text, and "
+            "the picture does not say what it makes of its inputs"
+        )
 
     def _linked_text(self, link: Link) -> str:
         if link.node not in self.graph.nodes or link.node in self._open:
             return ""
-        label = self.graph.label(link.node)
-        if link in self.graph.lists:
-            raise NoPrompt(
-                f"undecided prompt: {label} returns a list of texts, and the picture does not say "
-                "which of them made it"
-            )
-        if computed := COMPUTED & self.graph.inputs(link.node).keys():
-            raise NoPrompt(f"computed prompt: {label} makes a text from {sorted(computed)}")
         if link not in self._written:
             self._enter(link)
-            self._written[link] = self._text_of_node(link)
+            shown = shows(self.graph.class_of(link.node))
+            self._written[link] = self._shown(link) if shown else self._text_of_node(link)
             self._open.discard(link.node)
         return self._written[link]
 
+    def _shown(self, link: Link) -> str:
+        """Return the text behind a display node, else the one that it wrote into the drawing."""
+        opened = set(self._open)
+        try:
+            text, reason = self._passed_text(link), None
+        except NoPrompt as error:
+            self._open = opened
+            text, reason = "", error
+        text = text or self.graph.workflow.shown.get(link.node, "")
+        if reason and not text:
+            raise reason
+        return text
+
     def _text_of_node(self, link: Link) -> str:
         inputs = self.graph.inputs(link.node)
-        for name in TEXTS:
-            if name in inputs and (text := self._text(inputs[name])).strip():
-                return self._limit(text)
-        if parts := _parts(inputs):
-            texts = [self._text(inputs[name]) for name in parts]
-            delimiter = next((inputs[name] for name in _DELIMITERS if name in inputs), "")
+        if (names := candidates(self.graph, link.node)) is not None:
+            return "".join(self._only(link, [self._text(link.node, name) for name in names]))
+        if link in self.graph.workflow.lists:
+            raise NoPrompt(
+                f"undecided prompt: {self.graph.label(link.node)} returns a list of texts, and the "
+                "picture does not say which of them made it"
+            )
+        words = toggled_words(self.graph.class_of(link.node), inputs)
+        if words is not None:
+            return self._limit(words)
+        if isinstance(populated := inputs.get(POPULATED), str) and populated.strip():
+            return self._limit(populated)
+        role = role_of(self.graph.class_of(link.node), inputs)
+        if role == "joins":
+            delimiter = next((inputs[name] for name in DELIMITERS if name in inputs), "")
             glue = delimiter.replace("\\n", "\n") if isinstance(delimiter, str) else ""
+            texts = [self._text(link.node, name) for name in parts(inputs)]
             return self._limit(glue.join(text for text in texts if text))
+        if role == "passes":
+            return self._passed_text(link)
+        if role == "computes":
+            self._computed(link.node)
+        return self._own_text(link.node, inputs)
+
+    def _own_text(self, node: str, inputs: Inputs) -> str:
+        """Return the text of a node that holds or encodes one, after any trigger words."""
+        texts = (self._text(node, name) for name in TEXTS if name in inputs)
+        own = next((text for text in texts if text.strip()), "")
+        before = [
+            self._text(node, name) for name in trigger_inputs(self.graph.class_of(node), inputs)
+        ]
+        return self._limit(", ".join(text for text in (*before, own) if text.strip()) or own)
+
+    def _passed_text(self, link: Link) -> str:
         links = self.graph.links(link.node).items()
         texts = [self._linked_text(to) for name, to in links if not _NOT_TEXT.fullmatch(name)]
         return "".join(self._only(link, texts))
@@ -174,7 +220,3 @@ class Walk:
 
 def _is_cond(name: str) -> bool:
     return _CONDITIONING.fullmatch(name) is not None
-
-
-def _parts(inputs: Inputs) -> list[str]:
-    return [name for name in inputs if _PART.fullmatch(name)]
