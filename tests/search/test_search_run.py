@@ -48,9 +48,9 @@ from pathlib import Path
 from img2prompt.distributed import cluster
 from img2prompt.artifact import Artifact
 from img2prompt.config.search import SearchConfig
-from img2prompt.prepare import shard
 from img2prompt.search import run as search
 from img2prompt.train.job import TrainInputs
+from img2prompt.workspace import Stage
 
 if __name__ == "__main__":
     config, shards, out = sys.argv[1:]
