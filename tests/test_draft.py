@@ -164,7 +164,7 @@ def test_a_kill_at_the_start_allows_another_config(folder: str, ending: str) -> 
 
 FULL_DISK = """
 import resource, signal, sys
-from img2prompt.draft import RECEIPTS, Draft
+from img2prompt.draft import Draft
 from img2prompt.config.prepare import TargetsConfig
 from img2prompt.errors import UserError
 

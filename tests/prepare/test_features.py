@@ -35,7 +35,6 @@ from img2prompt.distributed import cluster
 from img2prompt.artifact import Artifact
 from img2prompt.draft import Draft
 from img2prompt.config.prepare import FeaturesConfig
-from img2prompt.model.towers.weights import STAMP
 from img2prompt.prepare import features
 
 write = Draft.write_table
