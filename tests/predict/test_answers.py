@@ -50,7 +50,7 @@ class LeftPixels(PredictorSpec):
 
     def fingerprints(self): ...
     def check(self, shards): ...
-    def load(self, device: torch.device) -> "LeftPixels":
+    def load(self, device: torch.device, *, compiled: bool = False) -> "LeftPixels":
         return self
 
     def predict(self, inputs: torch.Tensor) -> Answers:

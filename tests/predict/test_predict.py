@@ -314,7 +314,7 @@ def make_brightness() -> PredictorSpec:
 
         def check(self, shards: Artifact) -> None: ...
 
-        def load(self, device: torch.device) -> "Brightness":
+        def load(self, device: torch.device, *, compiled: bool = False) -> "Brightness":
             return self
 
         def predict(self, inputs: torch.Tensor) -> Answers:

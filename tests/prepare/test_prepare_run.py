@@ -69,8 +69,11 @@ def test_a_second_run_finds_everything_finished(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clean.min_words": 2}, r"clean holds another run.*\n.*config\.min_words: 1 there, 2"),
-        ({"group.seed": 1}, r"groups holds another run.*\n.*config\.seed: 0 there, 1"),
+        (
+            {"clean.min_words": 2},
+            r"clean holds another run.*\n.*config\.min_words: saved 1, requested 2",
+        ),
+        ({"group.seed": 1}, r"groups holds another run.*\n.*config\.seed: saved 0, requested 1"),
         (
             {"shard.encoding": "jpeg"},
             r"shards holds another run.*\n.*saved 'png', requested 'jpeg'",

@@ -362,7 +362,7 @@ def refuse_to_resume_anyway(longer: TrainConfig, inputs: TrainInputs, out: str) 
     with pytest.raises(UserError, match=r"does not fit this config:(\n.*)*missing head\.0\.weight"):
         train.run(longer.replace({"head.width": 8}), inputs, out, resume_anyway=True)
     with pytest.raises(
-        UserError, match=r"recipe is .*0\.9.*; allowed for the run in .*'ema_decay': 0"
+        UserError, match=r"recipe is .*0\.9.*; allowed for the run in .*ema_decay=0"
     ):
         train.run(longer.replace({"recipe.ema_decay": 0.9}), inputs, out, resume_anyway=True)
     with pytest.raises(UserError, match=r"optim\.batch_size is 16; allowed for the run in .*: 32"):
