@@ -59,8 +59,8 @@ class Config:
         try:
             return _adapter(cls).validate_json(text)
         except ValidationError as error:
-            errors = [each for each in error.errors() if not _is_aftermath(each)]
-            lines = "".join(f"\n  {_explain(cls, each)}" for each in errors)
+            errors = [detail for detail in error.errors() if not _is_aftermath(detail)]
+            lines = "".join(f"\n  {_explain(cls, detail)}" for detail in errors)
             raise UserError(f"{where} is not a valid {cls.__name__}:{lines}") from None
 
     def replace(self, changes: Mapping[str, Any]) -> Self:

@@ -95,7 +95,7 @@ def _declarations(annotation: Any) -> list[FieldInfo]:
 
 def _bounds(annotation: Any) -> dict[str, float]:
     """Declared bounds by their names in `Field`."""
-    constraints = [each for info in _declarations(annotation) for each in info.metadata]
+    constraints = [bound for info in _declarations(annotation) for bound in info.metadata]
     bounds = {
         key: getattr(constraint, key)
         for constraint in constraints

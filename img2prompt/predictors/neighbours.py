@@ -119,10 +119,10 @@ class NeighbourPredictor:
         return np.einsum("qk,qkd->qd", weights, self._targets[rows])
 
 
-def _index(vectors: np.ndarray, what: str) -> faiss.IndexFlatIP:
-    """Build an exact index of rows (N, D) at unit length; `what` names them in errors."""
+def _index(vectors: np.ndarray, name: str) -> faiss.IndexFlatIP:
+    """Build an exact index of rows (N, D) at unit length; `name` names them in errors."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     for start in range(0, len(vectors), _ROWS_AT_ONCE):
         part = vectors[start : start + _ROWS_AT_ONCE]
-        index.add(unit_rows(part, f"{what}[{start}:]").astype(np.float32))
+        index.add(unit_rows(part, f"{name}[{start}:]").astype(np.float32))
     return index

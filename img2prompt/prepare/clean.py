@@ -90,7 +90,7 @@ class _Judge:
         self._config = config
         words = BlockedWords(blocked, config.blocked_words) if config.blocked_words else None
         languages = LanguageFilter(config.languages) if config.languages else None
-        self._filters = [found for found in (words, languages) if found]
+        self._filters = [rule for rule in (words, languages) if rule]
         self._text_reason = lru_cache(_PROMPTS_KEPT)(self._judge_text)
         self._pictures = HashedMap()
 
@@ -110,7 +110,7 @@ class _Judge:
         ]
 
     def _judge_text(self, prompt: str) -> str | None:
-        reasons = (found.reason(prompt) for found in self._filters)
+        reasons = (rule.reason(prompt) for rule in self._filters)
         return reject_reason(prompt, self._config) or next(filter(None, reasons), None)
 
     def _reject_repeats(

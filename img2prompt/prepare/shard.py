@@ -195,18 +195,18 @@ def _reject_copies(draft: Draft, config: ShardConfig, cpus: float) -> None:
         table = draft.read_table(f"digests/{name}")
         first = seen.add(table["digest"].to_pylist())
         if not first.all():
-            again = table.filter(pa.array(~first)).to_pylist()
-            copies[name] = {row["id"]: row["digest"] for row in again}
+            rows = table.filter(pa.array(~first)).to_pylist()
+            copies[name] = {row["id"]: row["digest"] for row in rows}
     firsts = _first_pictures(draft, names, copies)
     copies = _without_firsts(copies, firsts)
     if COPIES not in done:
         draft.write_table(COPIES, rejected_table(_rejected_copies(copies, firsts)))
-    rows = {name: done[f"digests/{name}"].rows - len(again) for name, again in copies.items()}
+    rows = {name: done[f"digests/{name}"].rows - len(ids) for name, ids in copies.items()}
     progress = Progress("shards with copies", total=sum(rows.values()))
     remove = ray.remote(_remove_copies).options(num_cpus=1)
     started = (
-        remove.remote(draft, name, set(again), config)
-        for name, again in copies.items()
+        remove.remote(draft, name, set(ids), config)
+        for name, ids in copies.items()
         if done[name].rows != rows[name]
     )
     for kept in run_bounded(started, cpus):
@@ -226,7 +226,7 @@ def _first_pictures(
     draft: Draft, names: Sequence[str], copies: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
     """Return the id of the first picture with each digest of the copies."""
-    wanted = {digest for again in copies.values() for digest in again.values()}
+    wanted = {digest for ids in copies.values() for digest in ids.values()}
     firsts: dict[str, str] = {}
     for name in names if copies else ():
         for row in draft.read_table(f"digests/{name}").to_pylist():
@@ -240,18 +240,18 @@ def _without_firsts(
 ) -> dict[str, dict[str, str]]:
     """Leave out pictures that are no copies: their digests only share a hash with another one."""
     real = {
-        name: {row_id: digest for row_id, digest in again.items() if firsts[digest] != row_id}
-        for name, again in copies.items()
+        name: {row_id: digest for row_id, digest in ids.items() if firsts[digest] != row_id}
+        for name, ids in copies.items()
     }
-    return {name: again for name, again in real.items() if again}
+    return {name: ids for name, ids in real.items() if ids}
 
 
 def _rejected_copies(
     copies: Mapping[str, Mapping[str, str]], firsts: Mapping[str, str]
 ) -> Iterator[Rejected]:
     """Return a rejected row for each copy, which names the picture that is kept."""
-    for again in copies.values():
-        for row_id, digest in again.items():
+    for ids in copies.values():
+        for row_id, digest in ids.items():
             yield Rejected(row_id, f"repeated picture: it has the bytes of {firsts[digest]}")
 
 

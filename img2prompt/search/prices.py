@@ -145,15 +145,15 @@ def within_memory(
         UserError: no setting fits.
     """
     limit = 1e9 * config.max_memory_gb or float("inf")
-    fitting = [setting for setting, each in prices.items() if each.memory <= limit]
+    fitting = [setting for setting, cost in prices.items() if cost.memory <= limit]
     left_out = {
-        setting.name: f"needs {each.memory / 1e9:.3g} GB a worker, max_memory_gb is "
+        setting.name: f"needs {cost.memory / 1e9:.3g} GB a worker, max_memory_gb is "
         f"{config.max_memory_gb:g}"
-        for setting, each in prices.items()
-        if each.memory > limit
+        for setting, cost in prices.items()
+        if cost.memory > limit
     }
     if not fitting:
-        least = min(each.memory for each in prices.values())
+        least = min(cost.memory for cost in prices.values())
         raise UserError(
             f"max_memory_gb is {config.max_memory_gb:g}; allowed: {least / 1e9:.3g} or more, which "
             "the smallest setting needs. base.engine.micro_batch and base.engine.recompute need "
@@ -169,13 +169,13 @@ def total_flop(config: SearchConfig, prices: Mapping[Setting, Price]) -> float:
     be tried are not known.
     """
     epochs = config.base.optim.epochs
-    each = sum(p.epoch for p in prices.values()) / len(prices)
+    epoch = sum(p.epoch for p in prices.values()) / len(prices)
     count = len(prices) if config.searcher == "grid" else min(config.trials, len(prices))
     total = 0.0
     for number, share in enumerate(config.shares):
         tried = -(-count // config.reduction**number)
-        total += share * each * _epochs_of(config, tried, epochs)
-    return total + min(config.top, count) * (config.seeds - 1) * each * epochs
+        total += share * epoch * _epochs_of(config, tried, epochs)
+    return total + min(config.top, count) * (config.seeds - 1) * epoch * epochs
 
 
 def _epochs_of(config: SearchConfig, tried: int, epochs: int) -> int:

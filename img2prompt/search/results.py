@@ -55,13 +55,13 @@ def trial_row(
         "memory": price.memory,
         "share": job.config.optim.share,
         "rows": sum(len(ended.epochs) * cost.rows for _, ended, cost in runs),
-        "seconds": sum(worker_seconds_of(each) for each, _, _ in runs),
+        "seconds": sum(worker_seconds_of(run) for run, _, _ in runs),
         "end": "failed" if failure else end,
         "reason": failure or ("" if end == "finished" else outcome.reason or dropped or LIMIT),
         "best": None if failure else outcome.best,
         "epochs": outcome.epochs,
         "runs": [
-            {"share": each.config.optim.share, "epochs": ended.epochs} for each, ended, _ in runs
+            {"share": run.config.optim.share, "epochs": ended.epochs} for run, ended, _ in runs
         ],
     }
 

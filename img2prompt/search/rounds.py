@@ -135,7 +135,8 @@ class SearchRounds:
 
     def _best_settings(self, settings: Sequence[Setting], share: float) -> list[Setting]:
         """Return the settings that have a score on this share, the best first."""
-        scores = [(read_outcome(self.trial(each, share).job).best, each) for each in settings]
+        jobs = [(self.trial(setting, share).job, setting) for setting in settings]
+        scores = [(read_outcome(job).best, setting) for job, setting in jobs]
         scored = [(score, setting) for score, setting in scores if score is not None]
         return [setting for _, setting in sorted(scored, key=lambda pair: -pair[0])]
 
@@ -157,7 +158,7 @@ class SearchRounds:
         """Return what an epoch of a setting counts in epochs of the most expensive setting."""
         if self.config.compare == "epochs":
             return 1.0
-        return self.costs[setting].epoch / max(each.epoch for each in self.costs.values())
+        return self.costs[setting].epoch / max(cost.epoch for cost in self.costs.values())
 
     def _pause(self, setting: Setting) -> int:
         """Return the epochs after which a trial pauses to be compared."""

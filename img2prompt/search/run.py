@@ -66,8 +66,8 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
 
 def _fingerprints(config: SearchConfig, inputs: TrainInputs) -> dict[str, str]:
     tower = open_tower(config.base.tower, config.base.seed).base_fingerprint
-    found = {"tower": tower, "shards": inputs.shards.fingerprint}
-    return found | ({"features": inputs.features.fingerprint} if inputs.features else {})
+    prints = {"tower": tower, "shards": inputs.shards.fingerprint}
+    return prints | ({"features": inputs.features.fingerprint} if inputs.features else {})
 
 
 def _may_resume(config: SearchConfig, finished: Artifact) -> bool:

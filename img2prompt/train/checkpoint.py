@@ -193,8 +193,8 @@ def score_columns(scores: Mapping[str, float]) -> dict[str, float]:
 
     SCORE is the best of them. With several sets, each has a column of its own too.
     """
-    each = {f"{SCORE}/{name}": score for name, score in scores.items()}
-    return {SCORE: max(scores.values()), **(each if len(each) > 1 else {})}
+    columns = {f"{SCORE}/{name}": score for name, score in scores.items()}
+    return {SCORE: max(scores.values()), **(columns if len(columns) > 1 else {})}
 
 
 def best_weights(row: Mapping[str, Any]) -> str:

@@ -124,7 +124,7 @@ def folds_of_prompts(groups: Artifact, most: int) -> dict[str, int]:
     prompts = prompts.filter((pc.field("split") == "train") & pc.field("kept"))
     labels, number, sizes = np.unique(prompts["group"], return_inverse=True, return_counts=True)
     fold = np.empty(len(labels), np.int64)
-    loads = [(0, each) for each in range(min(most, len(labels)))]
+    loads = [(0, number) for number in range(min(most, len(labels)))]
     for group in np.argsort(-sizes, kind="stable"):
         load, smallest = heapq.heappop(loads)
         fold[group] = smallest
@@ -148,7 +148,7 @@ def _sums_of_files(data: FoldedFeatures, files: Files) -> list[RidgeSums]:
             sums[number] = block if known is None else known + block
             empty = empty or block - block
     assert empty is not None, "every file has rows"
-    return [each if each is not None else empty for each in sums]
+    return [fold if fold is not None else empty for fold in sums]
 
 
 def _cosines(

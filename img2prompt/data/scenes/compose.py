@@ -50,12 +50,12 @@ class Scene:
     @property
     def prompt(self) -> str:
         """Prompt in the form `<style> of <subjects> <background>`."""
-        what = self.subject.words
+        words = self.subject.words
         if self.other:
-            what = f"{what} {vocabulary.RELATIONS[self.relation]} {self.other.words}"
+            words = f"{words} {vocabulary.RELATIONS[self.relation]} {self.other.words}"
         elif self.subject.count > 1:
-            what = f"{what} {vocabulary.ARRANGEMENTS[self.arrangement]}"
-        styled = vocabulary.STYLES[self.style].format(what)
+            words = f"{words} {vocabulary.ARRANGEMENTS[self.arrangement]}"
+        styled = vocabulary.STYLES[self.style].format(words)
         return f"{styled} {vocabulary.BACKGROUNDS[self.background]}"
 
 

@@ -61,9 +61,9 @@ def detect(path: str, names: Iterable[str]) -> Format[PictureSource]:
     if len(fitting) == 1:
         return fitting[0]
     could_be = " or ".join(known.name for known in fitting)
-    what = f"could be {could_be}" if fitting else "fits no known format"
+    reason = f"could be {could_be}" if fitting else "fits no known format"
     lines = [f"  {known.name}: {known.needs}" for known in fitting or formats.FORMATS]
     raise UserError(
-        f"{path} {what}. It contains {layout.summary()}. Name the format with --sources.N.format "
+        f"{path} {reason}. It contains {layout.summary()}. Name the format with --sources.N.format "
         "FORMAT (N: the source's position in the list, from 0):\n" + "\n".join(lines)
     )

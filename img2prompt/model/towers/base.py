@@ -27,7 +27,6 @@ RGB = tuple[float, float, float]
 class TowerShape(ABC):
     """Sizes of a tower, known without its weights; a family adds its own."""
 
-    family: str
     depth: int
     """Number of layers."""
     width: int

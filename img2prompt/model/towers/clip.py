@@ -8,8 +8,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from img2prompt.model.towers.vit import VisionConfig, VitTower, side_of
-from img2prompt.model.towers.vit_shape import VitShape
+from img2prompt.model.towers.vit import VitTower
 
 
 class ClipTower(VitTower):
@@ -23,23 +22,10 @@ class ClipTower(VitTower):
     model_class = CLIPVisionModel
     processor_class = CLIPImageProcessorPil
     other_tensors = ("logit_scale", "text_projection.weight", "visual_projection.weight")
-
-    @classmethod
-    def shape_of(cls, config: VisionConfig) -> VitShape:
-        return VitShape(
-            family=cls.family,
-            depth=config.num_hidden_layers,
-            width=config.hidden_size,
-            mlp=config.intermediate_size,
-            heads=config.num_attention_heads,
-            activation=config.hidden_act,
-            size=side_of(config.image_size),
-            patch=side_of(config.patch_size),
-            class_token=True,
-            patch_bias=False,
-            input_norm=True,
-            pooling="class token",
-        )
+    class_token = True
+    patch_bias = False
+    input_norm = True
+    pooling = "class token"
 
     @property
     def embeddings(self) -> list[nn.Module]:

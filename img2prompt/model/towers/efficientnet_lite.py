@@ -83,7 +83,6 @@ class EfficientNetLiteTower(Tower):
         """Sizes of the tower that a config describes."""
         blocks = tuple(scaled_blocks(config.width_coefficient, config.depth_coefficient))
         return EfficientNetLiteShape(
-            family=cls.family,
             depth=len(blocks),
             width=HEAD,
             size=config.image_size,

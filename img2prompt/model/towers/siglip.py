@@ -11,8 +11,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from img2prompt.errors import UserError
-from img2prompt.model.towers.vit import VisionConfig, VitTower, side_of
-from img2prompt.model.towers.vit_shape import VitShape
+from img2prompt.model.towers.vit import VisionConfig, VitTower
 from img2prompt.model.towers.weights import CONFIG
 
 
@@ -27,23 +26,10 @@ class SiglipTower(VitTower):
     model_class = SiglipVisionModel
     processor_class = SiglipImageProcessorPil
     other_tensors = ("logit_scale", "logit_bias")
-
-    @classmethod
-    def shape_of(cls, config: VisionConfig) -> VitShape:
-        return VitShape(
-            family=cls.family,
-            depth=config.num_hidden_layers,
-            width=config.hidden_size,
-            mlp=config.intermediate_size,
-            heads=config.num_attention_heads,
-            activation=config.hidden_act,
-            size=side_of(config.image_size),
-            patch=side_of(config.patch_size),
-            class_token=False,
-            patch_bias=True,
-            input_norm=False,
-            pooling="attention",
-        )
+    class_token = False
+    patch_bias = True
+    input_norm = False
+    pooling = "attention"
 
     @classmethod
     def read_config(cls, folder: Path) -> VisionConfig:

@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower
-from img2prompt.model.towers.vit_shape import VitShape
+from img2prompt.model.towers.vit_shape import Pooling, VitShape
 from img2prompt.model.towers.weights import (
     CONFIG,
     POSITIONS,
@@ -41,6 +41,11 @@ class VitTower(Tower):
     model_class: ClassVar[type[VisionModel]]
     other_tensors: ClassVar[tuple[str, ...]]
     """Tensors of a whole model that are no part of the tower, beside those of its text side."""
+    class_token: ClassVar[bool]
+    patch_bias: ClassVar[bool]
+    input_norm: ClassVar[bool]
+    pooling: ClassVar[Pooling]
+    """Fields of `VitShape` that are the same for all towers of a family."""
 
     def __init__(self, vision: VisionModel) -> None:
         super().__init__()
@@ -50,8 +55,20 @@ class VitTower(Tower):
 
     @classmethod
     def shape_of(cls, config: VisionConfig) -> VitShape:
-        """Sizes of the tower that a vision config describes."""
-        raise NotImplementedError
+        """Return the sizes of the tower that a vision config describes."""
+        return VitShape(
+            depth=config.num_hidden_layers,
+            width=config.hidden_size,
+            mlp=config.intermediate_size,
+            heads=config.num_attention_heads,
+            activation=config.hidden_act,
+            size=side_of(config.image_size),
+            patch=side_of(config.patch_size),
+            class_token=cls.class_token,
+            patch_bias=cls.patch_bias,
+            input_norm=cls.input_norm,
+            pooling=cls.pooling,
+        )
 
     @classmethod
     def fresh(cls, fields: Mapping[str, Any], seed: int) -> Self:
