@@ -44,8 +44,12 @@ DECODERS = 16
 """Most threads that decode pictures for one GPU. A CPU worker has one: its cores are in use."""
 
 
-def train_worker(job: TrainJob) -> None:
-    """Train one worker's part, starting from the newest checkpoint."""
+def train_worker(job: TrainJob) -> str:
+    """Train one worker's part, starting from the newest checkpoint.
+
+    Returns where the run is saved if it was asked to stop, else "". Not an error, of which Ray
+    Train would print tracebacks.
+    """
     quieten_worker_reports()
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     worker = WorkerRank(context.get_world_rank(), context.get_world_size())
@@ -55,8 +59,11 @@ def train_worker(job: TrainJob) -> None:
     decoders = 1 if device.type == "cpu" else min(cores, DECODERS)
     try:
         _train(job, worker, device, decoders)
+    except StopRequestedError as stop:
+        return str(stop)
     finally:
         ENDED.set()
+    return ""
 
 
 def _train(job: TrainJob, worker: WorkerRank, device: torch.device, decoders: int) -> None:

@@ -11,6 +11,7 @@ and no checkpoints; a killed one starts over.
 
 import json
 import logging
+import posixpath
 import time
 from typing import Any
 
@@ -34,7 +35,8 @@ from img2prompt.model.plan import layer_plan
 from img2prompt.model.prompt_model import WEIGHTS
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
-from img2prompt.storage import absolute, delete_folder
+from img2prompt.signals import run_until_stopped
+from img2prompt.storage import absolute, delete_folder, write_bytes
 from img2prompt.train.checkpoint import (
     SCORE,
     Checkpoint,
@@ -45,6 +47,7 @@ from img2prompt.train.checkpoint import (
     best_weights,
 )
 from img2prompt.train.estimate import estimate, memory_arguments
+from img2prompt.train.health import StopRequestedError
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import (
     FREE,
@@ -55,7 +58,7 @@ from img2prompt.train.preflight import (
     has_gpus,
     worker_count,
 )
-from img2prompt.train.ray_callbacks import own_callbacks, sigterm_requests_stop, to_user_error
+from img2prompt.train.ray_callbacks import own_callbacks, to_user_error
 from img2prompt.train.ray_worker import train_worker
 from img2prompt.train.recipe import validated_weights
 from img2prompt.train.ridge import solve_probe
@@ -126,12 +129,19 @@ def _open_draft(
 def _fit(
     config: TrainConfig, inputs: TrainInputs, out: str, callbacks: list[Any], until: int = 0
 ) -> None:
-    job = TrainJob(config, inputs, absolute(out), until)
-    try:
-        with sigterm_requests_stop(RunFolder(out).stop_request):
-            _trainer(job, callbacks).fit()
-    except TrainingFailedError as error:
-        raise to_user_error(error) from error
+    trainer = _trainer(TrainJob(config, inputs, absolute(out), until), callbacks)
+    stop_file = RunFolder(out).stop_request
+    delete_folder(posixpath.dirname(stop_file))
+
+    def fit() -> None:
+        try:
+            result: Any = trainer.fit()
+        except TrainingFailedError as error:
+            raise to_user_error(error) from error
+        if result.return_value:
+            raise StopRequestedError(result.return_value)
+
+    run_until_stopped(fit, save=lambda: write_bytes(stop_file, b""))
 
 
 def _solve(draft: Draft, config: TrainConfig, inputs: TrainInputs, began: float) -> Artifact:
@@ -147,9 +157,13 @@ def _solve(draft: Draft, config: TrainConfig, inputs: TrainInputs, began: float)
 
 def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
     """Return Ray Train's trainer. Workers write their own checkpoints, unseen by it."""
+
+    def work() -> Any:  # a str, which Ray Train returns although its annotations say None
+        return train_worker(job)
+
     use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
     return TorchTrainer(
-        lambda: train_worker(job),
+        work,
         scaling_config=ScalingConfig(
             num_workers=(engine.min_workers, most) if engine.min_workers else most,
             elastic_resize_monitor_interval_s=engine.resize_seconds,
