@@ -34,6 +34,7 @@ from img2prompt.data.sources.rows import (
     unread_picture,
 )
 from img2prompt.data.vectors import matrix, vector_column
+from img2prompt.distributed import metrics
 from img2prompt.distributed.actors import DECODE_CPUS, Pool
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
@@ -83,6 +84,7 @@ def run(
         nearest = nearest_csv(ids, vectors, index, config.nearest)
         draft.write_bytes(PROMPTS, nearest, rows=len(ids) * config.nearest)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
+    metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds)
 
 

@@ -24,6 +24,7 @@ from img2prompt.data.sources.rows import Rejected, Row, count_kinds, rejected_ta
 from img2prompt.data.text.blocked import BlockedWords
 from img2prompt.data.text.language import LanguageFilter
 from img2prompt.data.text.normalise import normalise, prompt_id, reject_reason
+from img2prompt.distributed import metrics
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.storage import read_bytes
@@ -69,6 +70,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
         rows += len(fit)
         kinds.update(count_kinds(rejected))
     logger.info("clean: %d rows, rejected %s", rows, dict(kinds))
+    metrics.count_rejected(Stage.CLEAN, kinds)
     if not rows:
         raise UserError(f"no row is fit: {dict(kinds)}; change the limits under --clean")
     return draft.publish(rows=rows, rejected=dict(kinds.most_common()))
