@@ -34,6 +34,7 @@ PRESETS = {
     "evaluate": presets.EVALUATE,
     "export": presets.EXPORT,
     "features": presets.FEATURES,
+    "plan": presets.PLANS,
     "predict": presets.PREDICT,
     "prepare": presets.PREPARE,
     "search": presets.SEARCH,
