@@ -9,7 +9,7 @@ with the prefix `vision_model.` (all of transformers 4, and towers with a projec
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,27 @@ FRESH = "fresh"
 """Value of `tower.weights` for an untrained tower of the demo's shape."""
 
 
-def read_tensors(source: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
+def read_tensors(
+    source: Path,
+    expected: Shapes,
+    others: Collection[str],
+    prefixes: Collection[str] = (PREFIX,),
+    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
     """Read the tensors named in `expected`, as float32 and under these names.
 
     `source` is a checkpoint folder, or one file of weights. Tensors of the text side and those
-    named in `others` are skipped.
+    named in `others` are skipped; a name that ends with a dot stands for all below it. All names
+    may begin with one of `prefixes`. `renamed` changes the names of older versions.
 
     Raises:
         UserError: the checkpoint has no readable weights, or tensors are missing, unknown or
             wrongly sized (all of them are listed).
     """
-    tensors = {
-        name: tensor for name, tensor in _read_files(source).items() if not _skipped(name, others)
-    }
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    read = _read_files(source, others).items()
+    tensors = renamed({name: tensor for name, tensor in read if not _skipped(name, others)})
+    used = (prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors))
+    prefix = next(used, "")
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_tensors(source, {prefix + name: shape for name, shape in expected.items()}, stored)
     return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
@@ -65,7 +72,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
+def resize_positions(
+    positions: Tensor, grid: int, class_token: bool, *, antialias: bool = False
+) -> Tensor:
     """Interpolate the position embeddings (G * G, D) of a grid to (grid * grid, D).
 
     With a class token, its row comes first and is kept. Bicubic, as transformers'
@@ -74,7 +83,7 @@ def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
     first, rest = positions[: int(class_token)], positions[int(class_token) :]
     old_grid = round(len(rest) ** 0.5)
     square = rest.T.reshape(1, -1, old_grid, old_grid)
-    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic")
+    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=antialias)
     return torch.cat([first, resized.flatten(2)[0].T])
 
 
@@ -139,11 +148,12 @@ def _from_hub(config: TowerConfig, patterns: Sequence[str]) -> Path:
     return Path(folder)
 
 
-def _read_files(source: Path) -> dict[str, Tensor]:
+def _read_files(source: Path, others: Collection[str] = ()) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in [source] if source.is_file() else _weight_files(source):
+        safe = path.suffix == ".safetensors"
         try:
-            tensors |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+            tensors |= _read_safetensors(path, others) if safe else _read_bin(path)
         except Exception as error:  # readers fail in many ways on foreign bytes
             raise UserError(f"{path} cannot be read as weights: {error}") from error
     return tensors
@@ -162,10 +172,10 @@ def _weight_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no weights; allowed: {', '.join(WEIGHT_FILES)}")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors but those of a text side, which may be larger than the tower."""
+def _read_safetensors(path: Path, others: Collection[str]) -> dict[str, Tensor]:
+    """All tensors but those of a text side and `others`, which may be larger than the tower."""
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if not _skipped(name)]  # noqa: SIM118
+        names = [name for name in file.keys() if not _skipped(name, others)]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}
 
 
@@ -178,7 +188,8 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 def _skipped(name: str, others: Collection[str] = ()) -> bool:
     """Whether a tensor is of the text side, an index that newer versions leave out, or named."""
-    return name in others or name.startswith("text_model.") or name.endswith(".position_ids")
+    folders = ("text_model.", *(other for other in others if other.endswith(".")))
+    return name in others or name.startswith(folders) or name.endswith(".position_ids")
 
 
 def _check_tensors(folder: Path, expected: Shapes, stored: Shapes) -> None:
