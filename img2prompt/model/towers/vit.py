@@ -15,13 +15,13 @@ from transformers.initialization import no_init_weights
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower
+from img2prompt.model.towers.json_files import read_json
 from img2prompt.model.towers.vit_shape import Pooling, VitShape
 from img2prompt.model.towers.weights import (
     CONFIG,
     POSITIONS,
     Shapes,
     fingerprint,
-    read_json,
     read_tensors,
     resize_positions,
 )
