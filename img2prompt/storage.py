@@ -73,6 +73,11 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
+def is_local(uri: str) -> bool:
+    """Return True for a folder of a disk, as opposed to an object store."""
+    return isinstance(open_uri(uri)[0], pafs.LocalFileSystem)
+
+
 def exists(uri: str) -> bool:
     fs, path = open_uri(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
@@ -119,6 +124,21 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     finally:
         if local:
             Path(aside).unlink(missing_ok=True)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a small file on a local disk unless it exists; return whether this call wrote it.
+
+    Of several processes that call this at once, one gets True. A reader may see part of the file.
+    """
+    path = Path(open_uri(uri)[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
 
 
 def delete_file(uri: str) -> None:

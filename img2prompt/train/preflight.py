@@ -179,6 +179,7 @@ def adopt_config(config: TrainConfig, made_from: Mapping[str, str], out: str) ->
     if (manifest["stage"], manifest["inputs"]) != (Stage.TRAIN, made_from):
         return
     draft = Draft(out, Stage.TRAIN, new, made_from)
+    draft.hold()
     before = json.loads(read_bytes(join(out, CONFIG)))
     if without(before, FREE) != new:  # equal if an earlier call was killed between these writes
         number = sum(name.startswith(CHANGES) for name in draft.receipts())

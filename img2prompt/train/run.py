@@ -102,7 +102,8 @@ def advance(
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
-    if not _open_draft(config, inputs, out).finished():
+    draft = _open_draft(config, inputs, out)  # which keeps other jobs out as long as it lives
+    if not draft.finished():
         _fit(config, inputs, out, callbacks or [], until=epochs)
 
 
