@@ -24,7 +24,7 @@ from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
 from img2prompt.train.job import TrainInputs, build_model
-from img2prompt.train.steplog import require_mlflow
+from img2prompt.train.mlflow_copy import require_mlflow
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
