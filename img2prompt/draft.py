@@ -119,6 +119,10 @@ class Draft:
         if lease := KEEPER.hold(self.uri):
             weakref.finalize(self, KEEPER.release, lease)
 
+    def require_lease(self) -> None:
+        """Raise a UserError if another job has taken over the folder."""
+        KEEPER.require(self.uri)
+
     def finished(self) -> Artifact | None:
         """Return the artifact if an earlier start published it."""
         manifest = read_manifest(self.uri)
@@ -147,7 +151,7 @@ class Draft:
         Raises:
             UserError: the disk is full, or another job has taken over the folder.
         """
-        KEEPER.require(self.uri)
+        self.require_lease()
         write_bytes(join(self.uri, name), data)
         receipt = Receipt(rows, digest_of(data))
         write_bytes(join(self.uri, RECEIPTS, name + ".json"), json.dumps(asdict(receipt)).encode())
@@ -171,7 +175,7 @@ class Draft:
         Raises:
             UserError: another job has taken over the folder.
         """
-        KEEPER.require(self.uri)
+        self.require_lease()
         write_bytes(join(self.uri, METRICS), json.dumps(counts, indent=2).encode())
         self._write_manifest(done=True, files=self.receipts(), counts=counts)
         delete_folder(join(self.uri, RECEIPTS))

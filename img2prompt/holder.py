@@ -4,13 +4,16 @@ import json
 import os
 import socket
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-UNREADABLE = "an unreadable lease"
-"""Job of a lease whose text is no lease."""
+from img2prompt.storage import exists, read_bytes
+
+TRIES, TRY_AGAIN_S = 5, 0.1
+"""Reads of a lease that may be written in the same moment, and the seconds between them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ def _start_of(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def unreadable() -> Holder:
-    """Describe the holder of a lease that cannot be read, which counts as one that has ended."""
-    return Holder("", UNREADABLE, "?", _machine(), -1, "-", "?")
+def read_holder(path: str) -> Holder | None:
+    """Read a lease; None if there is none. One that stays unreadable counts as that of nobody."""
+    for _ in range(TRIES):
+        try:
+            return Holder(**json.loads(read_bytes(path))) if exists(path) else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            time.sleep(TRY_AGAIN_S)
+    return Holder("", "an unreadable lease", "?", _machine(), -1, "-", "?")

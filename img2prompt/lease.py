@@ -20,15 +20,15 @@ import time
 from dataclasses import asdict, replace
 
 from img2prompt.errors import UserError
-from img2prompt.holder import Holder, this_process, time_now, unreadable
+from img2prompt.holder import Holder, read_holder, this_process, time_now
 from img2prompt.storage import (
+    absolute,
     create_bytes,
     delete_file,
     exists,
     is_local,
     join,
     open_uri,
-    read_bytes,
     write_bytes,
 )
 
@@ -138,20 +138,6 @@ class Lease:
         return json.dumps(asdict(replace(self._holder, renewed=time.time())), indent=2).encode()
 
 
-def read_holder(path: str) -> Holder | None:
-    """Read a lease; None if there is none. One that cannot be read counts as that of nobody."""
-    for _ in range(5):
-        try:
-            if not exists(path):
-                return None
-            return Holder(**json.loads(read_bytes(path)))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError):
-            time.sleep(SETTLE_S)  # it may be written in this moment
-    return unreadable()
-
-
 def _refusal(uri: str, holder: Holder | None) -> str:
     return (
         f"{uri} is being written by another job: {holder}. Wait until it ends, or stop it and run "
@@ -240,7 +226,8 @@ class LeaseKeeper:
 
 def _normal(uri: str) -> str:
     """Return one spelling of a folder: its path on a local disk, else its URI."""
-    return (open_uri(uri)[1] if is_local(uri) else uri).rstrip("/")
+    path = open_uri(uri)[1] if uri.startswith("file://") else absolute(uri)
+    return path.rstrip("/")
 
 
 def _is_inside(uri: str, folder: str) -> bool:

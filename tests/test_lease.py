@@ -21,8 +21,8 @@ from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import TargetsConfig
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
-from img2prompt.holder import Holder, this_process
-from img2prompt.lease import KEEPER, LEASE, WORKER, Lease, LeaseKeeper, read_holder
+from img2prompt.holder import Holder, read_holder, this_process
+from img2prompt.lease import KEEPER, LEASE, WORKER, Lease, LeaseKeeper
 from img2prompt.storage import create_bytes, delete_file, exists, join, write_bytes
 
 ROOT = Path(__file__).parents[1]

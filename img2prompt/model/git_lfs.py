@@ -1,6 +1,6 @@
 """Recognise Git LFS pointers: what a clone made without git-lfs has in place of large files.
 
-A pointer is a text file of three lines (git-lfs, `docs/spec.md`).
+A pointer is a text file of three lines, by the specification of git-lfs.
 """
 
 from pathlib import Path

@@ -188,6 +188,7 @@ def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: 
     The published weights are those with the best validation cosine of all epochs: the model's own,
     or another set that the recipe validates, which `metrics.json` names.
     """
+    draft.require_lease()
     last = store.newest()
     assert last is not None, "every epoch saves one"
     history = last.position.history
