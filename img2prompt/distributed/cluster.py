@@ -28,6 +28,7 @@ from img2prompt.distributed.machine import (
     ray_folder,
 )
 from img2prompt.errors import UserError
+from img2prompt.lease import WORKER
 from img2prompt.signals import handlers_kept
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def _address() -> str:
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Return the workers' runtime environment, without variables that the submitter set."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= TRAINING
+    variables |= TRAINING | {WORKER: "1"}
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     own = (submitted.get("runtime_env") or {}).get("env_vars") or {}
