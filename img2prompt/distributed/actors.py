@@ -138,13 +138,16 @@ def forward_shards(
     The rows have `id` and the model's columns. Files finish in any order. Only the rows of
     unfinished files are held. The seconds that the steps took are added to `times`.
     """
-    tasks = [task for name in names for task in _reading_tasks(shards, name)]
-    if not tasks:
+    count = sum(shards.files[name].rows for name in names)
+    if not count:
         return
+    # Enough tasks for all actors, each with at least a batch.
+    at_most = max(pool.batch_size, math.ceil(count / pool.actors(count)))
+    tasks = [task for name in names for task in _reading_tasks(shards, name, at_most)]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     read = functools.partial(_read, shards)
     rows = rows.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=DECODE_CPUS)
-    outputs = pool.forward(rows, sum(shards.files[name].rows for name in names))
+    outputs = pool.forward(rows, count)
     waiting: dict[str, list[pa.Table]] = {}
     for batch in outputs.iter_batches(batch_size=None, batch_format="pyarrow"):
         table = cast(pa.Table, batch)
@@ -157,11 +160,11 @@ def forward_shards(
                 yield name, complete.drop_columns(["name", "row", *STEP_COLUMNS])
 
 
-def _reading_tasks(shards: Artifact, name: str) -> list[dict[str, Any]]:
+def _reading_tasks(shards: Artifact, name: str, at_most: int) -> list[dict[str, Any]]:
     """Cut a file into reading tasks: rows `start` to before `stop`, by whole row groups."""
     in_group, rows = shards.config["rows_per_group"], shards.files[name].rows
-    group_bytes = in_group * 3 * shards.config["size"] ** 2
-    step = in_group * max(1, TASK_BYTES // group_bytes)
+    at_most = min(at_most, TASK_BYTES // (3 * shards.config["size"] ** 2))
+    step = in_group * max(1, at_most // in_group)
     return [
         {"name": name, "start": start, "stop": min(start + step, rows)}
         for start in range(0, rows, step)

@@ -18,7 +18,11 @@ import ray
 import ray.data
 from ray.exceptions import AuthenticationError
 
-from img2prompt.distributed.internals import apply_authentication_settings, session_folder
+from img2prompt.distributed.internals import (
+    apply_authentication_settings,
+    fatal_driver_logs,
+    session_folder,
+)
 from img2prompt.distributed.machine import (
     check_cluster,
     check_open_files,
@@ -87,6 +91,7 @@ def connect(
         session = _started(cpus, {**options, "include_dashboard": dashboard})
     with session:
         _quieten_ray_data()
+        _limit_ray_data()
         yield resources()
 
 
@@ -223,7 +228,7 @@ def _start(folder: str, options: Mapping[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         earlier = children()
         try:
-            with handlers_kept():
+            with handlers_kept(), fatal_driver_logs():
                 ray.init(address="local", **session_folder(folder), **options)
             return
         except Exception as error:
@@ -284,3 +289,18 @@ def _quieten_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
+
+
+def _limit_ray_data() -> None:
+    """Keep Ray Data from requesting more nodes than the cluster may grow to.
+
+    It requests what would speed a stage up, and the autoscaler then reports every few seconds that
+    no node type can fulfil the request.
+    """
+    limits = resources()
+    declared = any(name in os.environ for name in CEILINGS.values())
+    ray.data.DataContext.get_current().execution_options.resource_limits = (
+        ray.data.ExecutionResources.for_limits(cpu=limits.cpus, gpu=limits.gpus)
+        if declared
+        else ray.data.ExecutionResources.for_limits()
+    )
