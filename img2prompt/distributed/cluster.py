@@ -31,6 +31,7 @@ from img2prompt.distributed.machine import (
     python_folder,
     ray_folder,
 )
+from img2prompt.distributed.placement import LOG_FORMAT, OWN_CLUSTER
 from img2prompt.errors import UserError
 from img2prompt.lease import WORKER
 from img2prompt.signals import handlers_kept
@@ -140,8 +141,10 @@ def _process_setup() -> Callable[[], None]:
     running cluster can import this package only after this setup.
     """
 
+    log_format = LOG_FORMAT
+
     def set_up() -> None:
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(format=log_format)
         logging.getLogger("img2prompt").setLevel(logging.INFO)
         logging.getLogger("ray").setLevel(logging.WARNING)
         if ray.is_initialized():
@@ -255,6 +258,7 @@ def _local_environment() -> dict[str, str]:
     variables = {
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
         "RAY_ADDRESS": "",
+        OWN_CLUSTER: "" if os.environ.get("RAY_ADDRESS") else "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's limits are for idle machines.
         "RAY_gcs_server_port_wait_time_s": START_TIMEOUT_S,

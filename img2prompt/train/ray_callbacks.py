@@ -1,4 +1,4 @@
-"""The driver's reactions to errors of its workers and to resizes."""
+"""The driver's reactions to errors of its workers and resizes."""
 
 import logging
 from collections.abc import Iterable
