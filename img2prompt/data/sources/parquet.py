@@ -15,14 +15,17 @@ import pyarrow as pa
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
-from img2prompt.data.sources import files, listing
+from img2prompt.data.sources import files
 from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
 from img2prompt.data.sources.diffusiondb import TABLES
+from img2prompt.data.sources.folder import PICTURE_ENDS, file_names
+from img2prompt.data.sources.left_out import LeftOut, with_left_out
+from img2prompt.data.sources.listing import is_system_file
 from img2prompt.data.sources.metadata.base import whole
-from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.prefetch import with_sizes
 from img2prompt.data.sources.rows import (
+    FILE_COLUMNS,
     PROMPT_COLUMNS,
     SETTINGS,
     Rejected,
@@ -36,9 +39,16 @@ _ROWS_AT_ONCE = 16
 _SIZES = ("width", "height")
 
 
-def portions(source: PictureSource) -> Iterator[list[str]]:
+def portions(source: PictureSource) -> Iterator[list[Any]]:
     """Yield the names of the Parquet files, one by one; empty when the path is one."""
-    return in_portions(_tables(source.path), 1)
+    left_out = LeftOut(source.name, ".parquet, and the pictures that it names")
+    first = ""
+    for name in file_names(source.path, _is_read, left_out):
+        first = first or name
+        yield [name]
+    if first and _may_name_pictures(files.inside(source.path, first), source):
+        left_out.forget(PICTURE_ENDS)
+    yield from with_left_out([], left_out)
 
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
@@ -62,10 +72,19 @@ FORMAT = Format(
 )
 
 
-def _tables(path: str) -> Iterator[str]:
-    if listing.is_file(path):
-        return iter([""])
-    return (entry.name for entry in listing.walk(path) if entry.name.endswith(".parquet"))
+def _may_name_pictures(uri: str, source: PictureSource) -> bool:
+    """Return whether the pictures of a table may be files; a table that cannot be read has none."""
+    try:
+        with closing(Parquet(uri)) as opened:
+            schema = opened.table.schema_arrow
+    except (OSError, ValueError, *DAMAGES):
+        return False
+    name = source.file_column or _picture_column(schema)
+    return any(field.name == name and _holds_paths(field.type) for field in schema)
+
+
+def _is_read(name: str) -> bool:
+    return name.endswith(".parquet") and not is_system_file(name)
 
 
 def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
@@ -87,20 +106,32 @@ def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
 
 
 def _picture_column(schema: pa.Schema) -> str:
-    """Return the first column that can hold pictures, or an empty name."""
-    return next((field.name for field in schema if _holds_bytes(field.type)), "")
+    """Return the first column that can hold pictures, else one of file names, or an empty name."""
+    inside = (field.name for field in schema if _holds_bytes(field.type))
+    named = (
+        name
+        for name in FILE_COLUMNS
+        if name in schema.names and _holds_paths(schema.field(name).type)
+    )
+    return next(inside, "") or next(named, "")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return (
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
 
 
 def _holds_paths(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("path") >= 0 and _holds_paths(kind.field("path").type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):
+        return _holds_paths(kind.value_type)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _holds_pictures(schema: pa.Schema, name: str) -> bool:

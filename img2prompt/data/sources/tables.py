@@ -21,6 +21,7 @@ from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.portions import PORTION, in_portions
 from img2prompt.data.sources.prefetch import with_sizes
 from img2prompt.data.sources.rows import (
+    FILE_COLUMNS,
     PROMPT_COLUMNS,
     SETTINGS,
     Rejected,
@@ -29,8 +30,6 @@ from img2prompt.data.sources.rows import (
     undecodable,
 )
 from img2prompt.errors import UserError
-
-FILE_COLUMNS = ("file", "file_name", "filename", "image")
 
 _TEXTS = ("id", "source", "generator", "sampler")
 _BUFFER_BYTES = 1 << 20

@@ -37,8 +37,8 @@ def test_hugging_face_layout(location, monkeypatch) -> None:
             name, parquet_of(4, image=images_of(part), text=prompts_of(6), seed=range(6))
         )
     location.write("README.md", b"a data set")
-    rows, rejected = location.list(name="hf")
-    assert not rejected
+    rows, (left_out,) = location.list(name="hf")
+    assert left_out.reason.startswith("left out .md: 1 file, such as README.md; ")
     pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
     assert [row["prompt"] for row in rows] == prompts_of(6) * 2
     assert rows[5]["id"] == "hf/data/train-00000-of-00002.parquet/1/1"
