@@ -190,6 +190,15 @@ def read_bytes(uri: str) -> bytes:
         return file.readall()
 
 
+def is_existing(uri: str) -> bool:
+    """Return whether a file exists; False also for a name that no file can have."""
+    try:
+        fs, path = locate(uri)
+        return steadily(fs, lambda: fs.get_file_info(path)).is_file
+    except (OSError, ValueError):
+        return False
+
+
 def refuse_large(size: int) -> None:
     """Raise ValueError for a file or member of more than LARGEST_BYTES."""
     if size > LARGEST_BYTES:

@@ -8,7 +8,7 @@ from typing import Any
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files
-from img2prompt.data.sources.base import Format
+from img2prompt.data.sources.base import Format, Layout
 from img2prompt.data.sources.containers import HEADER_BYTES
 from img2prompt.data.sources.folder import PICTURE_ENDS, file_names, is_picture
 from img2prompt.data.sources.left_out import LeftOut, with_left_out
@@ -17,6 +17,7 @@ from img2prompt.data.sources.metadata.programs import PROGRAMS, read_metadata
 from img2prompt.data.sources.portions import PORTION, in_portions
 from img2prompt.data.sources.prefetch import in_order, probe
 from img2prompt.data.sources.rows import Rejected, Row, new_row, sized, unread_picture
+from img2prompt.data.sources.table_files import is_metadata
 
 
 def portions(source: PictureSource) -> Iterator[list[Any]]:
@@ -31,10 +32,15 @@ def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rej
     return in_order(lambda name: _row(name, source), names)
 
 
+def _fits(layout: Layout) -> bool:
+    has_table = any(map(is_metadata, layout.ending(".parquet")))
+    return bool(layout.ending(*PICTURE_ENDS)) and not has_table
+
+
 FORMAT = Format(
     "metadata",
     needs=f"pictures that contain their prompt ({', '.join(p.name for p in PROGRAMS)})",
-    fits=lambda layout: bool(layout.ending(*PICTURE_ENDS)),
+    fits=_fits,
     portions=portions,
     list_rows=list_rows,
 )

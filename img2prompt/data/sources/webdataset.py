@@ -15,6 +15,7 @@ from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import files
 from img2prompt.data.sources.base import Format
+from img2prompt.data.sources.captions import choose_caption
 from img2prompt.data.sources.folder import LARGEST_TEXT, decode_text, file_names
 from img2prompt.data.sources.left_out import LeftOut, with_left_out
 from img2prompt.data.sources.listing import is_system_file
@@ -109,7 +110,7 @@ class _SampleReader:
         names = [self.source.prompt_column] if self.source.prompt_column else PROMPT_COLUMNS
         for name in names:
             if name in content:
-                return content[name], settings
+                return choose_caption(content[name], self.source, sample.key), settings
         raise _NoText(
             f"no prompt: the sample contains {sorted(sample.ends)}, its JSON "
             f"{sorted(content)[:20]}; needed: {' or '.join(names)} in the JSON, or .txt "
