@@ -16,7 +16,7 @@ def job() -> None:
 
     predictor = choose_predictor(config.run, workspace, config.neighbours)
     prepared = PreparedData.load(options.out)
-    pictures, _ = predict.list_pictures(config.pictures)
+    pictures, _, _ = predict.list_pictures(config.pictures)
     with connected(predict.needs_cluster(len(pictures))):
         predictions = predict.run(config, predictor, prepared, folder)
     cli.show(

@@ -206,6 +206,15 @@ def content_digest(uri: str) -> str:
     return content.hexdigest()[:16]
 
 
+def is_existing(uri: str) -> bool:
+    """Return whether a file exists; False also for a name that no file can have."""
+    try:
+        fs, path = locate(uri)
+        return steadily(fs, lambda: fs.get_file_info(path)).is_file
+    except (OSError, ValueError):
+        return False
+
+
 def refuse_large(size: int) -> None:
     """Raise ValueError for a file or member of more than LARGEST_BYTES."""
     if size > LARGEST_BYTES:
