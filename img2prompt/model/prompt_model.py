@@ -12,6 +12,7 @@ from img2prompt.config.train import HeadConfig, PlanConfig, TrainConfig
 from img2prompt.errors import UserError
 from img2prompt.model.git_lfs import refuse_pointer_bytes
 from img2prompt.model.heads.regression import build_head
+from img2prompt.model.pissa import START, rebase
 from img2prompt.model.plan import apply_plan
 from img2prompt.model.tensor_checks import require_finite_weights, shortened
 from img2prompt.model.towers.base import Tower
@@ -55,14 +56,14 @@ def learned_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: learning parameters and BatchNorm's statistics."""
-    learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
-    head_buffers = {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name in learning | head_buffers
-    }
+    """Return the tensors that training changes: learning parameters and BatchNorm's statistics.
+
+    With PiSSA, also those that decide the base of a matrix (`pissa.START`); they do not change.
+    """
+    names = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    names |= {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
+    names |= {name for name, _ in model.named_buffers() if name.endswith(START)}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -83,6 +84,7 @@ def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -
     if problems:
         raise UserError(f"{where} does not fit this config:\n  " + "\n  ".join(problems))
     require_finite_weights(state, where)
+    rebase(model, state)
     model.load_state_dict(state, strict=False)
 
 

@@ -8,7 +8,7 @@ that have no receipt yet.
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.draft import Draft
+from img2prompt.model.inference import one_thread
 from img2prompt.model.text import PromptEncoder, Tokens, check_model, tokenise
 from img2prompt.workspace import Stage
 
@@ -56,7 +57,7 @@ class _Encoder:
         """
         tokens, seconds = tokenised
         began = time.perf_counter()
-        with _one_thread():
+        with one_thread():
             vectors = self._encoder.encode_tokens(tokens)
         taken = {"tokenise": seconds, "encode": time.perf_counter() - began}
         return name, vectors, tokens.cut, taken
@@ -154,17 +155,6 @@ def _encode_by_actors(folder: str, parts: dict[str, pa.Table], workers: int) -> 
     finally:
         for encoder in encoders:
             ray.kill(encoder)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread in torch, so that sums are equal to the last bit on any number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tokenise(prompts: list[str], folder: str) -> tuple[Tokens, float]:

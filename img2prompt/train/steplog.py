@@ -9,7 +9,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,11 +65,13 @@ class StepLog:
         device: torch.device | None = None,
         mlflow: str = "",
         settings: Mapping[str, Any] | None = None,
+        observe: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         """Open the log.
 
         `out` is the run's folder, empty to write nothing; `step` the number of steps done; `flop`
-        the forward and backward FLOP of one row; `settings` the parameters of the MLflow run.
+        the forward and backward FLOP of one row; `settings` the parameters of the MLflow run;
+        `observe` gets each line that is written.
         """
         self._workers = workers
         self._flop = flop
@@ -78,6 +80,7 @@ class StepLog:
         self._hours = self._lines.worker_hours if self._lines else 0.0
         self._board = _Board(out, step) if out else None
         self._mlflow = MlflowCopy(mlflow, name, settings or {}) if out and mlflow else None
+        self._observe = observe
         self._restart()
 
     def _restart(self) -> None:
@@ -141,6 +144,8 @@ class StepLog:
         self._board.write(numbers, line["step"])
         if self._mlflow is not None:
             self._mlflow.add(numbers, line["step"])
+        if self._observe is not None:
+            self._observe(line)
 
     def close(self) -> None:
         if self._board is not None:

@@ -240,7 +240,7 @@ def test_the_published_model_learns_165_8_of_356_0_million(monkeypatch) -> None:
     tower = 24 * layer + 3 * patch**2 * d + d + tokens * d + 2 * d + 2 * d
     assert (learned, tower + lora + head) == (165_830_016, 355_969_408)
 
-    monkeypatch.setattr("img2prompt.model.towers.vit.fingerprint", lambda tensors: "")
+    monkeypatch.setattr("img2prompt.model.towers.pretrained.fingerprint", lambda tensors: "")
     shape = {"image_size": 336, "patch_size": patch, "hidden_size": d, "intermediate_size": f}
     config = presets.lora_published()
     with torch.device("meta"):

@@ -48,7 +48,7 @@ def read_shape(config: TowerConfig) -> TowerShape:
         UserError: the checkpoint is absent, or of another family or resolution.
     """
     if config.weights == FRESH:
-        return ClipTower.shape_of(ClipTower.config_class(**DEMO_SHAPE))
+        return ClipTower.shape_of(ClipTower.config_class.from_dict(DEMO_SHAPE))
     if config.weights == LITE2:
         return EfficientNetLiteTower.packaged_shape(config)
     folder = find_config(config)

@@ -8,7 +8,7 @@ with the prefix `vision_model.` (all of transformers 4, and towers with a projec
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,18 +35,26 @@ FRESH = "fresh"
 """Value of `tower.weights` for an untrained tower of the demo's shape."""
 
 
-def read_tensors(source: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
+def read_tensors(
+    source: Path,
+    expected: Shapes,
+    others: Collection[str],
+    prefixes: Collection[str] = (PREFIX,),
+    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
     """Read the tensors named in `expected`, as float32 and under these names.
 
     `source` is a checkpoint folder, or one file of weights. Tensors of the text side and those
-    named in `others` are skipped.
+    named in `others` are skipped; a name that ends with a dot stands for all below it. All names
+    may begin with one of `prefixes`. `renamed` changes the names of older versions.
 
     Raises:
         UserError: the checkpoint has no readable weights, or tensors are missing, unknown or
             wrongly sized (the first of each kind are listed), or have non-finite values.
     """
-    tensors = read_weights(source, lambda name: _skipped(name, others))
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    tensors = renamed(read_weights(source, lambda name: _skipped(name, others)))
+    used = (prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors))
+    prefix = next(used, "")
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_tensors(source, {prefix + name: shape for name, shape in expected.items()}, stored)
     require_finite_weights(tensors, str(source))
@@ -63,7 +71,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
+def resize_positions(
+    positions: Tensor, grid: int, class_token: bool, *, antialias: bool = False
+) -> Tensor:
     """Interpolate the position embeddings (G * G, D) of a grid to (grid * grid, D).
 
     With a class token, its row comes first and is kept. Bicubic, as transformers'
@@ -72,7 +82,7 @@ def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
     first, rest = positions[: int(class_token)], positions[int(class_token) :]
     old_grid = round(len(rest) ** 0.5)
     square = rest.T.reshape(1, -1, old_grid, old_grid)
-    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic")
+    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=antialias)
     return torch.cat([first, resized.flatten(2)[0].T])
 
 
@@ -128,7 +138,8 @@ def _from_hub(config: TowerConfig, patterns: Sequence[str]) -> Path:
 
 def _skipped(name: str, others: Collection[str] = ()) -> bool:
     """Whether a tensor is of the text side, an index that newer versions leave out, or named."""
-    return name in others or name.startswith("text_model.") or name.endswith(".position_ids")
+    folders = ("text_model.", *(other for other in others if other.endswith(".")))
+    return name in others or name.startswith(folders) or name.endswith(".position_ids")
 
 
 def _check_tensors(source: Path, expected: Shapes, stored: Shapes) -> None:
