@@ -6,6 +6,7 @@ the caller, and the same call resumes.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ import torch
 from img2prompt.config.base import dotted
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import steps_per_epoch
+from img2prompt.distributed import metrics
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_learned_state
@@ -249,4 +251,5 @@ def _log(job: TrainJob, worker: WorkerRank, device: torch.device, done: int) -> 
         device=device,
         mlflow=config.engine.mlflow,
         settings=dotted(config.to_dict()),
+        observe=functools.partial(metrics.record_line, config.name),
     )
