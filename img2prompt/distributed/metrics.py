@@ -1,8 +1,7 @@
 """Metrics of img2prompt in Ray's Prometheus export, which `cluster/grafana.json` shows.
 
 Ray exports them on every node with the prefix `ray_`, beside its own. They are recorded where a
-process is connected to a cluster, and ignored elsewhere. The names are an interface: dashboards
-and alerts use them.
+cluster runs, and ignored elsewhere. The names are an interface: dashboards and alerts use them.
 """
 
 import functools
@@ -17,7 +16,6 @@ class Spec:
     """A metric's kind, description and labels."""
 
     kind: Literal["Counter", "Gauge"]
-    """Name of the class in `ray.util.metrics`."""
     description: str
     labels: tuple[str, ...]
 
@@ -58,27 +56,27 @@ GAUGES = {
 
 @functools.cache
 def _metric(name: str) -> Any:
-    import ray.util.metrics
+    from ray.util import metrics
 
     spec = METRICS[name]
-    return getattr(ray.util.metrics, spec.kind)(name, spec.description, spec.labels)
+    return getattr(metrics, spec.kind)(name, spec.description, spec.labels)
 
 
-def _is_connected() -> bool:
-    """Return True if this process has joined a cluster; Ray is not imported to find out."""
+def _has_cluster() -> bool:
+    """Return whether this process has joined a cluster; jobs without one never import Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
 
 def count(name: str, amount: float, **labels: str) -> None:
     """Add to a counter."""
-    if _is_connected() and amount:
+    if amount and _has_cluster():
         _metric(name).inc(amount, labels)
 
 
 def record(name: str, value: float | None, **labels: str) -> None:
     """Set a gauge; None leaves it as it is."""
-    if _is_connected() and value is not None:
+    if value is not None and _has_cluster():
         _metric(name).set(value, labels)
 
 

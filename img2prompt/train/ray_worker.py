@@ -1,11 +1,13 @@
 """A worker of a run under Ray Train."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import ray.train
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
+from img2prompt.distributed import metrics
 from img2prompt.distributed.internals import preemption_notice, quieten_worker_reports
 from img2prompt.train.batches import WorkerRank
 from img2prompt.train.health import ENDED
@@ -28,6 +30,9 @@ class RayWorker(WorkerContext):
 
     def report(self, row: dict[str, Any]) -> None:
         ray.train.report(row)
+
+    def observe(self, name: str, line: Mapping[str, Any]) -> None:
+        metrics.record_line(name, line)
 
     def from_first(self, value: T) -> T:
         return broadcast_from_rank_zero(value)

@@ -119,7 +119,7 @@ def advance(
 ) -> None:
     """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
     in_process = not needs_cluster(config, inputs, callbacks)
-    draft = _open_draft(config, inputs, out, in_process)  # keeps other jobs out as long as it lives
+    draft = _open_draft(config, inputs, out, in_process)  # it keeps other jobs out while it lives
     if not draft.finished():
         job = TrainJob(config, inputs, absolute(out), epochs, at_once)
         _fit(job, callbacks or [], in_process)

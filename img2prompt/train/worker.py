@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,6 @@ import torch
 from img2prompt.config.base import dotted
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import steps_per_epoch
-from img2prompt.distributed import metrics
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_learned_state
@@ -72,6 +71,10 @@ class WorkerContext(ABC):
         """Report an epoch's row of the history to the driver."""
 
     @abstractmethod
+    def observe(self, name: str, line: Mapping[str, Any]) -> None:
+        """Show a line of the metrics of the run `name` to those who watch the cluster."""
+
+    @abstractmethod
     def from_first(self, value: T) -> T:
         """Return the value of the worker of rank 0, on all workers."""
 
@@ -93,6 +96,9 @@ class OneWorker(WorkerContext):
 
     def report(self, row: dict[str, Any]) -> None:
         """Do nothing: the checkpoints contain the history."""
+
+    def observe(self, name: str, line: Mapping[str, Any]) -> None:
+        """Do nothing: there is no cluster."""
 
     def from_first(self, value: T) -> T:
         return value
@@ -146,7 +152,7 @@ def _train(job: TrainJob, context: WorkerContext, watchdog: HangWatchdog) -> Non
     stop_file = RunFolder(job.out).stop_request
     writer = CheckpointWriter(config, engine, recipe, context, store, stop_file)
     done = start.epoch * steps_per_epoch(len(train), config.optim.batch_size) + start.step
-    log = _log(job, worker, device, done)
+    log = _log(job, context, done)
     loop = Loop(
         config=config,
         engine=engine,
@@ -235,21 +241,21 @@ def _newest_checkpoint(store: CheckpointStore, context: WorkerContext) -> Checkp
     return store.read(name) if name and checkpoint is None else checkpoint
 
 
-def _log(job: TrainJob, worker: WorkerRank, device: torch.device, done: int) -> StepLog:
+def _log(job: TrainJob, context: WorkerContext, done: int) -> StepLog:
     """Return the log of the run; only that of the first worker writes."""
-    if worker.rank > 0:
+    if context.rank.rank > 0:
         return StepLog()
-    config = job.config
+    config, device = job.config, context.device
     half = compute_dtype(config.engine.precision, device) != torch.float32
     a_row = row_cost(config, read_shape(config.tower), half=half)
     return StepLog(
         job.out,
         config.name,
         step=done,
-        workers=worker.workers,
+        workers=context.rank.workers,
         flop=a_row.forward + a_row.backward,
         device=device,
         mlflow=config.engine.mlflow,
         settings=dotted(config.to_dict()),
-        observe=functools.partial(metrics.record_line, config.name),
+        observe=functools.partial(context.observe, config.name),
     )
