@@ -111,6 +111,16 @@ def test_a_learned_state_makes_the_same_model_again(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], t) for name, t in trained.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_non_finite_learned_weight_is_refused(value: float) -> None:
+    state = {name: tensor.clone() for name, tensor in learned_state(predictor()).items()}
+    state["head.3.bias"][:2] = value
+    with pytest.raises(
+        UserError, match=r"^runs/x: 2 of 384 values of tensor head\.3\.bias are non"
+    ):
+        load_learned_state(predictor(), state, "runs/x")
+
+
 def test_all_misfits_are_listed() -> None:
     state = dict(learned_state(predictor()))
     state.pop("head.3.bias")

@@ -14,8 +14,9 @@ from img2prompt.model.towers.convnext import ConvNextTower
 from img2prompt.model.towers.dinov2 import Dinov2RegistersTower, Dinov2Tower
 from img2prompt.model.towers.dinov3 import Dinov3Tower
 from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
+from img2prompt.model.towers.json_files import read_json
 from img2prompt.model.towers.siglip import SiglipTower
-from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config, read_json
+from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config
 
 FAMILIES: tuple[type[Tower], ...] = (
     ClipTower,

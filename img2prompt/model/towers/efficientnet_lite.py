@@ -28,7 +28,8 @@ from img2prompt.model.towers.efficientnet_lite_shape import (
     EfficientNetLiteShape,
     scaled_blocks,
 )
-from img2prompt.model.towers.weights import CONFIG, fingerprint, read_json, read_tensors
+from img2prompt.model.towers.json_files import read_json
+from img2prompt.model.towers.weights import CONFIG, fingerprint, read_tensors
 
 LITE2 = "efficientnet-lite2"
 """Value of `tower.weights` for the packaged tower."""

@@ -18,12 +18,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower, TowerShape
+from img2prompt.model.towers.json_files import read_json
 from img2prompt.model.towers.weights import (
     CONFIG,
     PREFIX,
     Shapes,
     fingerprint,
-    read_json,
     read_tensors,
 )
 
