@@ -27,7 +27,7 @@ from img2prompt.model.towers.block_cost import Matrix
 from img2prompt.model.towers.pretrained import side_of
 from img2prompt.model.towers.vit import VitTower
 from img2prompt.model.towers.vit_shape import mlp_matrices
-from img2prompt.model.towers.weights import CONFIG, WEIGHT_FILES
+from img2prompt.model.towers.weights import CONFIG
 
 POOL = ("query_tokens", "qformer.")
 """Beginnings of the names of what `pool` holds in a checkpoint."""
@@ -177,4 +177,4 @@ class Blip2Tower(VitTower):
             name.removeprefix("pool."): tensor.to(dtype).contiguous()
             for name, tensor in self.vision.state_dict().items()
         }
-        save_file(tensors, Path(folder) / WEIGHT_FILES[0], metadata={"format": "pt"})
+        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
