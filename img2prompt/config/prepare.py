@@ -38,6 +38,9 @@ class CleanConfig(Config):
     other scripts; symbols and emoji pass."""
     max_symbols: Fraction = 0.5
     """Largest share of visible characters that are not letters, marks or numbers; 1: any."""
+    max_unknown: Fraction = 0.5
+    """Largest share of a prompt's tokens that the prompt encoder does not know; 1: any. Text in a
+    script that it does not know (Thai, Khmer, Amharic) gets the vector of all such text."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes such as `en`; prompts certainly in another language are rejected, uncertain
     ones pass. Empty: any. Needs the extra `language`."""

@@ -65,7 +65,7 @@ def _metadata_below(path: str, ends: tuple[str, ...]) -> list[str]:
 
 
 @contextmanager
-def open_text(uri: str) -> Iterator[io.TextIOWrapper]:
+def opened_text(uri: str) -> Iterator[io.TextIOWrapper]:
     """Open a table as text, decompressed when its name ends with `.gz`.
 
     UTF-8 and UTF-16 are told apart by their first bytes. Bytes that are not UTF-8 become lone

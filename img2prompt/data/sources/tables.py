@@ -5,7 +5,6 @@ Ids are `<source name>/<id, else file>`: tables of several sources often count f
 of a folder's folders (`train/metadata.csv`) have `<source name>/<folder>/`.
 """
 
-import hashlib
 import io
 import logging
 import posixpath
@@ -15,6 +14,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from img2prompt.artifact import digest_of
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.hashed import HashedSet
 from img2prompt.data.sources import files, listing
@@ -32,7 +32,12 @@ from img2prompt.data.sources.rows import (
     new_row,
     undecodable,
 )
-from img2prompt.data.sources.table_files import find_tables, is_metadata, open_text, picture_folder
+from img2prompt.data.sources.table_files import (
+    find_tables,
+    is_metadata,
+    opened_text,
+    picture_folder,
+)
 from img2prompt.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -119,10 +124,8 @@ def list_rows(source: PictureSource, rows: Iterable[Row | Rejected]) -> Iterator
 
 def digest(table: Table, source: PictureSource) -> str:
     """Return 16 hex digits of the tables' bytes; UserError when there is none."""
-    content = hashlib.sha256()
-    for uri, folder in find_tables(source, table.ends):
-        content.update(f"{folder} {files.content_digest(uri)} ".encode())
-    return content.hexdigest()[:16]
+    digests = [files.content_digest(uri) for uri, _ in find_tables(source, table.ends)]
+    return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode())
 
 
 def _rows(table: Table, source: PictureSource) -> Iterator[Row | Rejected]:
@@ -189,7 +192,7 @@ class _TableReader:
             yield record if isinstance(record, Rejected) else self._row(*record)
 
     def _records(self) -> Iterator[Record | Rejected]:
-        with open_text(self._uri) as text:
+        with opened_text(self._uri) as text:
             needed = (self._columns.file, self._columns.prompt)
             try:
                 yield from self._table.read_records(text, self._named, needed)
