@@ -1,4 +1,6 @@
-"""Score runs on held-out pictures, beside the mean vector and nearest neighbours."""
+"""Score runs on held-out pictures, or by folds, beside the mean vector and nearest neighbours."""
+
+import contextlib
 
 from img2prompt import cli, presets
 
@@ -18,10 +20,10 @@ def job() -> None:
 
     predictors = [choose_predictor(name, workspace, config.neighbours) for name in config.runs]
     prepared = PreparedData.load(options.out)
-    with cluster.connect():
+    with contextlib.nullcontext() if config.folds else cluster.connect():
         evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
-        f"{config.split} pictures, in {evaluation.uri}",
+        f"{config.scored} pictures, in {evaluation.uri}",
         list(evaluate.SUMMARY),
         evaluate.summary(evaluation),
     )
