@@ -20,7 +20,7 @@ import torch
 from img2prompt.artifact import Artifact
 from img2prompt.config.predict import EvaluateConfig
 from img2prompt.data.shards import SPLITS
-from img2prompt.data.vectors import matrix
+from img2prompt.data.vectors import matrix, require_finite
 from img2prompt.distributed.actors import Pool, forward_split
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
@@ -134,11 +134,18 @@ def _predict(
     systems: Sequence[PredictorSpec],
     ids: list[str],
 ) -> dict[str, np.ndarray]:
-    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor."""
+    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor.
+
+    Raises:
+        UserError: an answer is non-finite.
+    """
     cached = [spec for spec in systems if _uses_cache(config, features, spec)]
     streamed = [spec for spec in systems if not _uses_cache(config, features, spec)]
     vectors = _from_features(config, features, cached, ids)
-    return vectors | _from_pictures(config, shards, streamed, ids)
+    vectors |= _from_pictures(config, shards, streamed, ids)
+    for name, answers in vectors.items():
+        require_finite(answers, ids, f"answers of {name}")
+    return vectors
 
 
 def _from_features(
