@@ -22,6 +22,7 @@ import ray.data
 from ray.exceptions import AuthenticationError
 
 from img2prompt.distributed.internals import apply_authentication_settings, session_folder
+from img2prompt.distributed.placement import LOG_FORMAT, OWN_CLUSTER
 from img2prompt.errors import UserError
 from img2prompt.lease import WORKER
 
@@ -125,8 +126,10 @@ def _process_setup() -> Callable[[], None]:
     running cluster can import this package only after this setup.
     """
 
+    log_format = LOG_FORMAT
+
     def set_up() -> None:
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(format=log_format)
         logging.getLogger("img2prompt").setLevel(logging.INFO)
         logging.getLogger("ray").setLevel(logging.WARNING)
         if ray.is_initialized():
@@ -212,6 +215,7 @@ def _local_environment() -> dict[str, str]:
     variables = {
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
         "RAY_ADDRESS": "",
+        OWN_CLUSTER: "" if os.environ.get("RAY_ADDRESS") else "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # This machine is not preemptible, and Ray's watcher logs an error when it starts.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

@@ -21,7 +21,7 @@ from img2prompt.predictors.cached import has_views, read_view
 from img2prompt.predictors.mean import ConstantPredictor, MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours, NeighbourPredictor
 from img2prompt.predictors.trained import TrainedRun
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.train.fold_probes import probes_by_fold
 from img2prompt.train.folds import FoldedFeatures, folds_of_prompts
 

@@ -4,9 +4,9 @@ shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine wit
 over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor) and
 `report.html` (both as tables and charts).
 
-Predictors that can answer from the cached features do so. The others see the pictures, a few of
-them in one pass through actors that hold them. By folds (`crossvalidate.py`), probes are trained
-anew and all pictures are scored.
+Predictors that can answer from the cached features do so. The others see the pictures, up to four
+of them in one pass: few pictures in this process, more through actors that hold the predictors. By
+folds (`crossvalidate.py`), probes are trained anew, and all pictures are scored from the cache.
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ from img2prompt.config.predict import EvaluateConfig
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.vectors import matrix, require_finite
 from img2prompt.distributed.actors import Pool, forward_split
+from img2prompt.distributed.forward import ModelMaker, forward_split_in_process
+from img2prompt.distributed.placement import few_pictures
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
@@ -37,7 +39,7 @@ from img2prompt.predictors.base import (
 from img2prompt.predictors.cached import has_views, read_view
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.report.evaluation import FEW_GROUPS, Results, page, ranking
 from img2prompt.workspace import Stage
 
@@ -45,8 +47,9 @@ SCORES = "scores.parquet"
 REPORT = "report.html"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
-PREDICTORS_AT_ONCE = 2
-"""Predictors that an actor holds: more read the pictures fewer times, and take more memory."""
+PREDICTORS_AT_ONCE = 4
+"""Most predictors that are held at once: more read the pictures fewer times, and take more memory
+(1.2 GB for a CLIP ViT-L/14 in float32)."""
 FEATURES_AT_ONCE = 8192
 PICTURE_COLUMNS = ("id", "source", "group")
 """Columns of SCORES beside those of the predictors."""
@@ -179,11 +182,27 @@ def _from_pictures(
     for start in range(0, len(systems), PREDICTORS_AT_ONCE):
         held = systems[start : start + PREDICTORS_AT_ONCE]
         make_model = functools.partial(AnswerColumns, held, config.views)
-        pool = Pool(make_model=make_model, batch_size=config.batch_size)
-        table = forward_split(shards, config.split, pool)
+        table = _forward(config, shards, make_model)
         assert table["id"].to_pylist() == ids
         vectors |= {spec.name: read_answers(table, spec.name).vectors for spec in held}
     return vectors
+
+
+def _forward(config: EvaluateConfig, shards: Artifact, make_model: ModelMaker) -> pa.Table:
+    """Return `id` and the model's columns for all pictures of the split, in the shards' order."""
+    if not needs_cluster(config, shards):
+        return forward_split_in_process(shards, config.split, make_model, config.batch_size)
+
+    pool = Pool(make_model=make_model, batch_size=config.batch_size)
+    return forward_split(shards, config.split, pool)
+
+
+def needs_cluster(config: EvaluateConfig, shards: Artifact) -> bool:
+    """Return True unless the split has few pictures, which are answered for in this process.
+
+    Folds are scored in this process in any case.
+    """
+    return config.folds == 0 and not few_pictures(shards.counts[config.split])
 
 
 def _pictures(prepared: PreparedData, splits: Sequence[str]) -> pa.Table:

@@ -12,6 +12,7 @@ import io
 import logging
 import posixpath
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import ray.data
 
 from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
@@ -35,7 +35,8 @@ from img2prompt.data.sources.rows import (
 )
 from img2prompt.data.vectors import finite_rows, matrix, vector_column
 from img2prompt.distributed import metrics
-from img2prompt.distributed.actors import DECODE_CPUS, Pool
+from img2prompt.distributed.forward import ModelMaker, forward_in_process
+from img2prompt.distributed.placement import few_pictures
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
@@ -43,7 +44,7 @@ from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.prompts import index_prompts, nearest_csv, read_prompts
 from img2prompt.predict.submission import check_id, write_submission
 from img2prompt.predictors.base import PredictorSpec
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import open_uri, read_bytes
 from img2prompt.workspace import Stage
 
@@ -150,15 +151,41 @@ def _predict_parts(
     progress = Progress("predict", total=len(ids))
     load = functools.partial(load_pictures, size=shards.config["size"], fit=shards.config["fit"])
     make_model = functools.partial(AnswerColumns, [predictor], config.views)
-    pool = Pool(make_model=make_model, batch_size=config.batch_size)
     done = draft.receipts()
     for number, start in enumerate(range(0, len(ids), PART)):
         part = ids[start : start + PART]
         if f"rejected-{number:05d}.parquet" not in done:
-            rows = ray.data.from_items([{"id": name, "uri": uris[name]} for name in part])
-            rows = rows.map_batches(load, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
-            _write_part(draft, number, _gather(pool.forward(rows, len(part)), predictor.name))
+            rows = [{"id": name, "uri": uris[name]} for name in part]
+            tables = _forward(config, make_model, load, rows, few=not needs_cluster(len(ids)))
+            _write_part(draft, number, _gather(tables, predictor.name))
         progress.add(len(part))
+
+
+def needs_cluster(pictures: int) -> bool:
+    """Return True unless so many pictures are few, and are answered for in this process."""
+    return not few_pictures(pictures)
+
+
+def _forward(
+    config: PredictConfig,
+    make_model: ModelMaker,
+    load: Callable[[dict[str, np.ndarray]], dict[str, Any]],
+    rows: list[dict[str, str]],
+    *,
+    few: bool,
+) -> Iterator[pa.Table]:
+    """Yield `id`, `reason` and answers of the pictures `rows` (id, uri), in any order."""
+    size = config.batch_size
+    if few:
+        batches = [_columns(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return forward_in_process(make_model, load, batches, size)
+    from img2prompt.distributed.actors import forward_rows
+
+    return forward_rows(rows, load, make_model, size)
+
+
+def _columns(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str, Any]:
@@ -173,13 +200,13 @@ def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str
     return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
 
 
-def _gather(rows: ray.data.Dataset, name: str) -> pa.Table:
+def _gather(batches: Iterable[pa.Table], name: str) -> pa.Table:
     """Return all rows, in the order of the ids, with the answers of the predictor `name`.
 
     A picture whose vector is non-finite gets a `reason`.
     """
     tables = []
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in batches:
         answers = read_answers(batch, name)
         reasons = np.array(batch["reason"], object)
         reasons[~finite_rows(answers.vectors) & (reasons == "")] = NONFINITE

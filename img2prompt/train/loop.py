@@ -1,6 +1,6 @@
 """The training loop of one worker: batches, loss, step, validation, and resuming anywhere.
 
-The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `ray_worker.py` provides them.
+The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `worker.py` provides them.
 """
 
 import logging

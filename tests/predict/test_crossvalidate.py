@@ -21,7 +21,7 @@ from img2prompt.predict.crossvalidate import CrossValidation, check_folds
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.train.fold_probes import probes_by_fold
 from img2prompt.train.folds import FoldedFeatures, folds_of_prompts
 from img2prompt.train.job import TrainInputs
