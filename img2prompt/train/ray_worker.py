@@ -20,10 +20,12 @@ T = TypeVar("T")
 class RayWorker(WorkerContext):
     """This process among the workers of a Ray Train run."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int) -> None:
+        """`at_once` runs share the machine, each with as many workers here as this one."""
         context, device = ray.train.get_context(), ray.train.torch.get_device()
         rank = WorkerRank(context.get_world_rank(), context.get_world_size())
-        cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+        workers = context.get_local_world_size() * at_once
+        cores = max(1, (os.cpu_count() or 1) // workers)
         super().__init__(rank, device, cores)
 
     def report(self, row: dict[str, Any]) -> None:
@@ -49,7 +51,7 @@ def run_ray_worker(job: TrainJob) -> str:
     """
     quieten_worker_reports()
     try:
-        train_worker(job, RayWorker())
+        train_worker(job, RayWorker(job.at_once))
     except StopRequestedError as stop:
         return str(stop)
     finally:

@@ -72,9 +72,12 @@ def run(
     out: str,
     callbacks: list[Any] | None = None,
     *,
+    at_once: int = 1,
     resume_anyway: bool = False,
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials.
+
+    `at_once` runs share each machine.
 
     An unfinished run in `out` with the same config resumes. With `resume_anyway` it also resumes
     with another config, if model, batch size, recipe and inputs are the same; the artifact keeps
@@ -87,7 +90,8 @@ def run(
     began = time.perf_counter()
     if config.optim.solver == "ridge":
         return _solve(draft, config, inputs, began)
-    _fit(TrainJob(config, inputs, absolute(out)), callbacks or [], in_process)
+    job = TrainJob(config, inputs, absolute(out), at_once=at_once)
+    _fit(job, callbacks or [], in_process)
     return publish(draft, config, checkpoints(out), time.perf_counter() - began)
 
 
@@ -111,12 +115,15 @@ def advance(
     out: str,
     epochs: int,
     callbacks: list[Any] | None = None,
+    *,
+    at_once: int = 1,
 ) -> None:
     """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
     in_process = not needs_cluster(config, inputs, callbacks)
     draft = _open_draft(config, inputs, out, in_process)  # it keeps other jobs out while it lives
     if not draft.finished():
-        _fit(TrainJob(config, inputs, absolute(out), epochs), callbacks or [], in_process)
+        job = TrainJob(config, inputs, absolute(out), epochs, at_once)
+        _fit(job, callbacks or [], in_process)
 
 
 def _open_draft(

@@ -22,6 +22,7 @@ from img2prompt.distributed.cluster import (
     resources,
 )
 from img2prompt.errors import UserError
+from img2prompt.lease import WORKER
 
 ROOT = Path(__file__).parents[2]
 STALE = "0" * 64
@@ -136,6 +137,13 @@ def test_workers_have_the_package_of_the_driver(visits) -> None:
 def test_workers_fetch_weights_only_with_download(visits) -> None:
     assert [visit["worker"]["HF_HUB_OFFLINE"] for visit in visits] == ["1", "0"]
     assert visits[0]["worker"]["TOKENIZERS_PARALLELISM"] == "false"
+
+
+@pytest.mark.ray
+def test_workers_are_covered_by_the_leases_of_their_driver(visits) -> None:
+    for visit in visits:
+        assert visit["worker"][WORKER] == "1"
+        assert WORKER not in visit["driver"]
 
 
 @pytest.mark.ray
