@@ -10,7 +10,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from img2prompt.distributed import metrics
 from img2prompt.distributed.internals import preemption_notice, quieten_worker_reports
 from img2prompt.train.batches import WorkerRank
-from img2prompt.train.health import ENDED
+from img2prompt.train.health import ENDED, StopRequestedError
 from img2prompt.train.job import TrainJob
 from img2prompt.train.worker import WorkerContext, train_worker
 
@@ -44,10 +44,16 @@ class RayWorker(WorkerContext):
         return preemption_notice()
 
 
-def run_ray_worker(job: TrainJob) -> None:
-    """Train this worker's part."""
+def run_ray_worker(job: TrainJob) -> str:
+    """Train this worker's part; return what was saved if the run was asked to stop, else "".
+
+    As an error, the stop would make Ray Train print its traceback.
+    """
     quieten_worker_reports()
     try:
         train_worker(job, RayWorker(job.at_once))
+    except StopRequestedError as stop:
+        return str(stop)
     finally:
         ENDED.set()
+    return ""
