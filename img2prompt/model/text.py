@@ -6,6 +6,7 @@ little padding and even memory. Tokenising and encoding are separate, so that ma
 former while a GPU is busy with the latter (one core tokenises about 10,000 prompts/s).
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
@@ -92,12 +94,13 @@ class PromptEncoder:
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
         path = _model_folder(folder)
         try:
-            model = SentenceTransformer(
-                str(path),
-                device=device,
-                local_files_only=True,
-                model_kwargs={"dtype": torch.float32},
-            )
+            with _no_bars():
+                model = SentenceTransformer(
+                    str(path),
+                    device=device,
+                    local_files_only=True,
+                    model_kwargs={"dtype": torch.float32},
+                )
         except (OSError, ValueError) as error:
             raise UserError(f"encoder {path} cannot be loaded: {error}") from error
         width, longest = model.get_embedding_dimension(), model.max_seq_length
@@ -131,6 +134,18 @@ class PromptEncoder:
             unit = torch.nn.functional.normalize(self._model(on_device)["sentence_embedding"])
             vectors[rows] = unit.cpu().numpy()
         return vectors
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers in this block, which loads a local file quickly."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

@@ -476,7 +476,6 @@ def test_a_picture_with_a_non_finite_answer_is_rejected() -> None:
     vectors[1, 5], vectors[2, 0] = np.nan, np.inf
     reasons = ["", "", "unreadable picture: b", ""]
     columns = {"id": list("dcba"), "reason": reasons, "vector of p": vector_column(vectors)}
-    dataset = Mock(iter_batches=lambda **_: [pa.table(columns)])
-    table = predict._gather(dataset, "p")
+    table = predict._gather([pa.table(columns)], "p")
     assert table["id"].to_pylist() == list("abcd")
     assert table["reason"].to_pylist() == ["", reasons[2], predict.NONFINITE, ""]
