@@ -86,6 +86,13 @@ def test_stages_of_a_chain_fit_each_other(name: str) -> None:
     assert config.finetune.head == config.probe.head
 
 
+def test_probes_of_own_pictures_are_in_closed_form() -> None:
+    solvers = {name: make().probe.optim.solver for name, make in presets.CHAINS.items()}
+    assert solvers.pop("demo") == "adamw"
+    assert set(solvers.values()) == {"ridge"}
+    assert {make().probe.optim.solver for make in presets.SEARCH.values()} == {"adamw"}
+
+
 def test_runs_share_the_tower_of_their_features() -> None:
     features = [make().tower for make in presets.FEATURES.values()]
     trained = [make() for make in presets.TRAIN.values()]
