@@ -15,6 +15,7 @@ from img2prompt.model.towers.dinov2 import Dinov2RegistersTower, Dinov2Tower
 from img2prompt.model.towers.dinov3 import Dinov3Tower
 from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
 from img2prompt.model.towers.json_files import read_json
+from img2prompt.model.towers.side_by_side import SideBySideShape, SideBySideTower
 from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.model.towers.timm_models import TimmTower
 from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config
@@ -52,6 +53,8 @@ def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
     Raises:
         UserError: the weights are absent, incomplete, or of another family, shape or resolution.
     """
+    if config.beside:
+        return SideBySideTower([open_tower(member, seed) for member in config.members])
     if config.weights == FRESH:
         return ClipTower.fresh(DEMO_SHAPE, seed)
     if config.weights == LITE2:
@@ -66,6 +69,8 @@ def read_shape(config: TowerConfig) -> TowerShape:
     Raises:
         UserError: the checkpoint is absent, or of another family or resolution.
     """
+    if config.beside:
+        return SideBySideShape.of([read_shape(member) for member in config.members])
     if config.weights == FRESH:
         return ClipTower.shape_of(ClipTower.config_class.from_dict(DEMO_SHAPE))
     if config.weights == LITE2:
@@ -79,6 +84,8 @@ def checkpoint_stamp(config: TowerConfig) -> str:
 
     Equal stamps are the same weights; another stamp may be a copy of them.
     """
+    if config.beside:
+        return " ".join(checkpoint_stamp(member) for member in config.members)
     if config.weights == FRESH:
         return FRESH
     if config.weights == LITE2:
