@@ -6,6 +6,7 @@ a misspelt option then take half a second instead of ten.
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from img2prompt.config.base import Config
 from img2prompt.errors import UserError
+from img2prompt.signals import Stopped, StopSignals
 from img2prompt.storage import absolute, read_bytes
 from img2prompt.workspace import Workspace
 
@@ -136,13 +138,25 @@ def _from_file(arguments: list[str], kind: type[C]) -> C:
 
 
 def main(job: Callable[[], None]) -> None:
-    """Run a job; print a UserError without a traceback and exit with status 2."""
+    """Run a job; print a UserError, or what a signal stopped, without a traceback.
+
+    Raises:
+        SystemExit: 2 after a UserError; 130 after Ctrl-C, and 143 after SIGTERM.
+    """
     try:
-        job()
+        with StopSignals():
+            job()
     except UserError as error:
-        message = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+        _print_end("error: ", str(error))
         sys.exit(2)
+    except Stopped as stopped:
+        _print_end(f"stopped by {stopped.name}: ", stopped.saved)
+        sys.exit(stopped.exit_code)
+
+
+def _print_end(label: str, message: str) -> None:
+    text = Text.assemble((label, "bold red"), message)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
 def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
@@ -158,6 +172,11 @@ def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
     console.print(table)
+
+
+def show_next(purpose: str, out: str, script: str, *arguments: str) -> None:
+    """Print the job that usually follows, as a command for a shell."""
+    print(f"next, {purpose}: python jobs/{script}.py {shlex.join([*arguments, '--out', out])}")
 
 
 def _cell(value: object) -> Text:

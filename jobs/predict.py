@@ -16,7 +16,7 @@ def job() -> None:
 
     predictor = choose_predictor(config.run, workspace, config.neighbours)
     prepared = PreparedData.load(options.out)
-    pictures, _ = predict.list_pictures(config.pictures)
+    pictures, *_ = predict.list_pictures(config.pictures)
     with connected(predict.needs_cluster(len(pictures))):
         predictions = predict.run(config, predictor, prepared, folder)
     cli.show(
@@ -25,7 +25,7 @@ def job() -> None:
         predict.summary(predictions),
     )
     if rejected := predict.rejected_summary(predictions):
-        title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
+        title = f"{sum(predictions.counts['rejected'].values())} files rejected"
         cli.show(title, ["picture", "reason"], rejected)
 
 

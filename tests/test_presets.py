@@ -68,6 +68,7 @@ def test_jobs_use_presets_that_exist() -> None:
                 defaults[file.stem] = node.value.value
     assert used >= set(TABLES)
     tables = {"demo": "CHAINS", "prepare": "PREPARE", "features": "FEATURES", "search": "SEARCH"}
+    tables |= {"plan": "PLANS"}
     for job, name in defaults.items():
         assert name in getattr(presets, tables[job])
 

@@ -51,7 +51,7 @@ class PredictConfig(Config):
     name: str = "predictions"
     """Folder name of the result."""
     pictures: str = ""
-    """Folder of pictures (png, jpg, jpeg, webp); file names without ending become `imgId`."""
+    """Folder of pictures; file names without ending become `imgId`. Other files are counted."""
     run: str = "lora"
     """Training run under `runs/` that predicts, or `neighbours` (k-NN over the training pictures'
     features) or `mean` (the mean training vector)."""

@@ -21,7 +21,6 @@ from img2prompt.artifact import Artifact
 from img2prompt.config.predict import EvaluateConfig
 from img2prompt.data.shards import SPLITS
 from img2prompt.data.vectors import matrix, require_finite
-from img2prompt.distributed.actors import Pool, forward_split
 from img2prompt.distributed.forward import ModelMaker, forward_split_in_process
 from img2prompt.distributed.placement import few_pictures
 from img2prompt.draft import Draft
@@ -192,6 +191,7 @@ def _forward(config: EvaluateConfig, shards: Artifact, make_model: ModelMaker) -
     """Return `id` and the model's columns for all pictures of the split, in the shards' order."""
     if not needs_cluster(config, shards):
         return forward_split_in_process(shards, config.split, make_model, config.batch_size)
+    from img2prompt.distributed.actors import Pool, forward_split
 
     pool = Pool(make_model=make_model, batch_size=config.batch_size)
     return forward_split(shards, config.split, pool)
