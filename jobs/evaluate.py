@@ -22,7 +22,7 @@ def job() -> None:
         evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
         f"{config.split} pictures, in {evaluation.uri}",
-        ["system", "mean cosine", "95 % interval", "pictures"],
+        list(evaluate.SUMMARY),
         evaluate.summary(evaluation),
     )
     print(f"report of the scores: {evaluation.path(evaluate.REPORT)}")

@@ -170,6 +170,6 @@ def _config(pictures: str, weights: str) -> "ChainConfig":
             engine=engine,
             optim=optim,
         ),
-        evaluate=EvaluateConfig(neighbours=3, bootstrap=300, batch_size=16),
+        evaluate=EvaluateConfig(neighbours=3, batch_size=16),
         samples=4,
     )

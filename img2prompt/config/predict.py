@@ -1,9 +1,7 @@
 """Evaluation, prediction and export of trained runs."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from img2prompt.config.base import Config
 from img2prompt.config.ranges import NonNegativeInt, PositiveInt
@@ -22,8 +20,6 @@ class EvaluateConfig(Config):
     split: Literal["val", "test"] = "test"
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by the nearest-neighbour baseline."""
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Resamples of prompts behind each 95 % interval."""
     batch_size: PositiveInt = 64
     views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""

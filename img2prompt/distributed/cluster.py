@@ -23,6 +23,7 @@ from ray.exceptions import AuthenticationError
 
 from img2prompt.distributed.internals import apply_authentication_settings, session_folder
 from img2prompt.errors import UserError
+from img2prompt.lease import WORKER
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _address() -> str:
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Return the workers' runtime environment, without variables that the submitter set."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= TRAINING
+    variables |= TRAINING | {WORKER: "1"}
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     own = (submitted.get("runtime_env") or {}).get("env_vars") or {}

@@ -18,7 +18,7 @@ import torch
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.predict import EvaluateConfig
-from img2prompt.data.vectors import matrix
+from img2prompt.data.vectors import matrix, require_finite
 from img2prompt.distributed.actors import Pool, forward_split
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
@@ -35,7 +35,7 @@ from img2prompt.predictors.cached import has_views, read_view
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.run import PreparedData
-from img2prompt.report.evaluation import Results, page, ranking
+from img2prompt.report.evaluation import FEW_GROUPS, Results, page, ranking
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
@@ -84,7 +84,7 @@ def run(
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
-    summaries = _summaries(config, pictures, scores)
+    summaries = _summaries(pictures, scores)
     draft.write_bytes(REPORT, _report(config, pictures, scores, summaries).encode())
     return draft.publish(split=config.split, systems=summaries)
 
@@ -125,11 +125,18 @@ def _predict(
     systems: Sequence[PredictorSpec],
     ids: list[str],
 ) -> dict[str, np.ndarray]:
-    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor."""
+    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor.
+
+    Raises:
+        UserError: an answer is non-finite.
+    """
     cached = [spec for spec in systems if _uses_cache(config, features, spec)]
     streamed = [spec for spec in systems if not _uses_cache(config, features, spec)]
     vectors = _from_features(config, features, cached, ids)
-    return vectors | _from_pictures(config, shards, streamed, ids)
+    vectors |= _from_pictures(config, shards, streamed, ids)
+    for name, answers in vectors.items():
+        require_finite(answers, ids, f"answers of {name}")
+    return vectors
 
 
 def _from_features(
@@ -179,19 +186,16 @@ def _pictures(prepared: PreparedData, split: str) -> pa.Table:
     return rows.append_column("group", labels).drop_columns(["prompt_id"])
 
 
-def _summaries(
-    config: EvaluateConfig, pictures: pa.Table, scores: dict[str, np.ndarray]
-) -> dict[str, dict]:
+def _summaries(pictures: pa.Table, scores: dict[str, np.ndarray]) -> dict[str, dict]:
     """Return each predictor's mean cosine and interval, over all pictures and by source."""
     clusters = pictures["group"].to_numpy()
     sources = pictures["source"].to_pylist()
-    options = {"samples": config.bootstrap, "seed": config.seed}
     return {
         name: {
-            "all": dataclasses.asdict(mean_cosine_interval(values, clusters, **options)),
+            "all": dataclasses.asdict(mean_cosine_interval(values, clusters)),
             "by_source": {
                 source: dataclasses.asdict(score)
-                for source, score in by_source(values, clusters, sources, **options).items()
+                for source, score in by_source(values, clusters, sources).items()
             },
         }
         for name, values in scores.items()
@@ -212,14 +216,16 @@ def _report(
     clusters = pictures["group"].to_numpy()
     best = ranking(summaries)[0]
     leads = {
-        name: dataclasses.asdict(
-            mean_cosine_interval(scores[best] - values, clusters, config.bootstrap, config.seed)
-        )
+        name: dataclasses.asdict(mean_cosine_interval(scores[best] - values, clusters, limit=2.0))
         for name, values in scores.items()
         if name != best
     }
     groups = len(np.unique(clusters))
     return page(Results(config.split, groups, MEAN, summaries, leads, scores))
+
+
+SUMMARY = ("system", "mean cosine", "95 % interval", "pictures", "prompt groups")
+"""Columns of `summary`."""
 
 
 def summary(evaluation: Artifact) -> list[list[object]]:
@@ -234,4 +240,5 @@ def summary(evaluation: Artifact) -> list[list[object]]:
 
 def _row(name: str, score: dict) -> list[object]:
     interval = f"{score['low']:.4f} to {score['high']:.4f}"
-    return [name, score["mean"], interval, score["rows"]]
+    few = " (few prompts)" if score["groups"] < FEW_GROUPS else ""
+    return [name, score["mean"], interval + few, score["rows"], score["groups"]]

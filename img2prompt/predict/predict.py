@@ -33,7 +33,8 @@ from img2prompt.data.sources.rows import (
     rejected_table,
     unread_picture,
 )
-from img2prompt.data.vectors import matrix, vector_column
+from img2prompt.data.vectors import finite_rows, matrix, vector_column
+from img2prompt.distributed import metrics
 from img2prompt.distributed.actors import DECODE_CPUS, Pool
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 SUBMISSION = "submission.csv"
 PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
+NONFINITE = "non-finite answer: the predictor's vector for this picture has NaN or infinite values"
+"""Reason in REJECTED."""
 PART = 10_000
 """Pictures in one file of vectors."""
 
@@ -83,6 +86,7 @@ def run(
         nearest = nearest_csv(ids, vectors, index, config.nearest)
         draft.write_bytes(PROMPTS, nearest, rows=len(ids) * config.nearest)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
+    metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds)
 
 
@@ -170,13 +174,18 @@ def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str
 
 
 def _gather(rows: ray.data.Dataset, name: str) -> pa.Table:
-    """Return all rows, in the order of the ids, with the answers of the predictor `name`."""
+    """Return all rows, in the order of the ids, with the answers of the predictor `name`.
+
+    A picture whose vector is non-finite gets a `reason`.
+    """
     tables = []
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         answers = read_answers(batch, name)
+        reasons = np.array(batch["reason"], object)
+        reasons[~finite_rows(answers.vectors) & (reasons == "")] = NONFINITE
         columns = {
             "id": batch["id"],
-            "reason": batch["reason"],
+            "reason": pa.array(reasons, pa.string()),
             "vector": vector_column(answers.vectors),
         }
         if answers.texts is not None:

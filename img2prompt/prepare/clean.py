@@ -23,6 +23,7 @@ from img2prompt.data.images import size_reason
 from img2prompt.data.sources.rows import Rejected, Row, count_kinds, rejected_table
 from img2prompt.data.text.normalise import normalise, prompt_id
 from img2prompt.data.text.rules import PromptRules, read_blocked
+from img2prompt.distributed import metrics
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.workspace import Stage
@@ -67,6 +68,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
         rows += len(fit)
         kinds.update(count_kinds(rejected))
     logger.info("clean: %d rows, rejected %s", rows, dict(kinds))
+    metrics.count_rejected(Stage.CLEAN, kinds)
     if not rows:
         raise UserError(f"no row is fit: {dict(kinds)}; change the limits under --clean")
     return draft.publish(rows=rows, rejected=dict(kinds.most_common()))

@@ -18,7 +18,7 @@ import torch
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import TargetsConfig
-from img2prompt.data.vectors import VECTOR, vector_column
+from img2prompt.data.vectors import VECTOR, require_finite, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
@@ -69,7 +69,7 @@ def run(config: TargetsConfig, clean: Artifact, out: str) -> Artifact:
     Counts `prompts`, `pictures` and `cut`.
 
     Raises:
-        UserError: the folder of the encoder has no model.
+        UserError: the folder of the encoder has no model, or a vector is non-finite.
     """
     inputs = {"clean": clean.fingerprint}
     draft = Draft.open(out, Stage.TARGETS, config, inputs, lambda: check_model(config.encoder))
@@ -112,6 +112,8 @@ def _encode_parts(draft: Draft, config: TargetsConfig, parts: dict[str, pa.Table
     encode = _encode_here if len(parts) == 1 else _encode_by_actors
     with contextlib.closing(encode(config.encoder, parts, workers)) as encoded:
         for name, vectors, cut, seconds in encoded:
+            prompts = parts[name]["prompt"].to_pylist()
+            require_finite(vectors, prompts, f"targets by the encoder {config.encoder!r}")
             part = parts[name].append_column("target", vector_column(vectors))
             with times.measure("write"):
                 draft.write_table(name, part.append_column("cut", pa.array(cut)).cast(SCHEMA))

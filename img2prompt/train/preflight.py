@@ -24,7 +24,7 @@ from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
 from img2prompt.train.job import TrainInputs, build_model
-from img2prompt.train.steplog import require_mlflow
+from img2prompt.train.mlflow_copy import require_mlflow
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ def adopt_config(config: TrainConfig, made_from: Mapping[str, str], out: str) ->
     if (manifest["stage"], manifest["inputs"]) != (Stage.TRAIN, made_from):
         return
     draft = Draft(out, Stage.TRAIN, new, made_from)
+    draft.hold()
     before = json.loads(read_bytes(join(out, CONFIG)))
     if without(before, FREE) != new:  # equal if an earlier call was killed between these writes
         number = sum(name.startswith(CHANGES) for name in draft.receipts())

@@ -1,5 +1,6 @@
 """A Ray Train worker: open the rows, resume, run the loop, save, and end together."""
 
+import functools
 import logging
 import os
 import time
@@ -12,6 +13,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from img2prompt.config.base import dotted
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import steps_per_epoch
+from img2prompt.distributed import metrics
 from img2prompt.distributed.internals import preemption_notice, quieten_worker_reports
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
@@ -181,4 +183,5 @@ def _log(job: TrainJob, worker: WorkerRank, device: torch.device, done: int) -> 
         device=device,
         mlflow=config.engine.mlflow,
         settings=dotted(config.to_dict()),
+        observe=functools.partial(metrics.record_line, config.name),
     )

@@ -32,6 +32,7 @@ from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.prompt_model import WEIGHTS
+from img2prompt.model.tensor_checks import require_finite_weights
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder
@@ -101,7 +102,8 @@ def advance(
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
-    if not _open_draft(config, inputs, out).finished():
+    draft = _open_draft(config, inputs, out)  # which keeps other jobs out as long as it lives
+    if not draft.finished():
         _fit(config, inputs, out, callbacks or [], until=epochs)
 
 
@@ -138,6 +140,7 @@ def _solve(draft: Draft, config: TrainConfig, inputs: TrainInputs, began: float)
     """Solve a probe in closed form and publish it; with many rows, in tasks on all workers."""
     spread = map if inputs.shards.counts["train"] < SPREAD_ROWS else map_in_order
     result = solve_probe(config.optim, inputs, spread)
+    require_finite_weights(result.state, f"{config.name}, solved in closed form")
     draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(result.state)))
     draft.write_bytes(HISTORY, json.dumps(result.history, indent=2).encode())
     run = draft.publish(**result.best, seconds=time.perf_counter() - began)
@@ -185,12 +188,14 @@ def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: 
     The published weights are those with the best validation cosine of all epochs: the model's own,
     or another set that the recipe validates, which `metrics.json` names.
     """
+    draft.require_lease()
     last = store.newest()
     assert last is not None, "every epoch saves one"
     history = last.position.history
     best, row = _best(store, history)
     weights = best_weights(row)
     tensors = validated_weights(config, best, weights)
+    require_finite_weights(tensors, f"{store.uri}, the best epoch {row['epoch']}")
     draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(tensors)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
     metrics = {"best_epoch": row["epoch"], SCORE: row[SCORE], "seconds": seconds}

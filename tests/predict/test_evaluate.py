@@ -167,7 +167,7 @@ def test_the_table_names_systems_and_sources(chained, systems) -> None:
     assert [row[0] for row in table] == [n for m in names for n in (m, "  files", "  scenes")]
     lora = systems["lora"]["all"]
     interval = f"{lora['low']:.4f} to {lora['high']:.4f}"
-    assert table[9] == ["lora", lora["mean"], interval, lora["rows"]]
+    assert table[9] == ["lora", lora["mean"], interval, lora["rows"], lora["groups"]]
 
 
 def test_the_report_names_every_system(chained, systems) -> None:

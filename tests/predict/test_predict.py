@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 import torch
@@ -20,7 +21,7 @@ from img2prompt.config.sources import SceneSource
 from img2prompt.data.sources import files
 from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
-from img2prompt.data.vectors import matrix
+from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed.actors import Pool
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
@@ -428,3 +429,14 @@ def test_a_missing_folder_is_named(tmp_path: Path, folder: str) -> None:
     path = str(tmp_path / folder) if folder else ""
     with pytest.raises(UserError, match=rf"pictures is '{path}': give a folder .*--pictures"):
         predict.list_pictures(path)
+
+
+def test_a_picture_with_a_non_finite_answer_is_rejected() -> None:
+    vectors = np.ones((4, 384), np.float32)
+    vectors[1, 5], vectors[2, 0] = np.nan, np.inf
+    reasons = ["", "", "unreadable picture: b", ""]
+    columns = {"id": list("dcba"), "reason": reasons, "vector of p": vector_column(vectors)}
+    dataset = Mock(iter_batches=lambda **_: [pa.table(columns)])
+    table = predict._gather(dataset, "p")
+    assert table["id"].to_pylist() == list("abcd")
+    assert table["reason"].to_pylist() == ["", reasons[2], predict.NONFINITE, ""]
