@@ -24,12 +24,13 @@ TIMINGS = "timings.json"
 class Progress:
     """Counts rows and logs count, share, rate and time left, at most every few seconds.
 
-    Without a `total`, share and time left are not logged.
+    Without a `total`, share and time left are not logged. `unit` names the rows in the log.
     """
 
-    def __init__(self, stage: str, total: int | None) -> None:
+    def __init__(self, stage: str, total: int | None, unit: str = "rows") -> None:
         self._stage = stage
         self._total = total
+        self._unit = unit
         self._done = 0
         self._began = self._logged = time.perf_counter()
 
@@ -44,19 +45,24 @@ class Progress:
         rate = self._done / max(now - self._began, 1e-9)
         metrics.record("img2prompt_rows_per_second", rate, stage=self._stage)
         if self._total is None:
-            logger.info("%s: %d rows, %.0f rows/s", self._stage, self._done, rate)
+            logger.info("%s: %d %s, %s", self._stage, self._done, self._unit, self._speed(rate))
             return
         rows_left = self._total - self._done
         time_left = f", {rows_left / max(rate, 1e-9):.0f} s left" if rows_left else ""
         logger.info(
-            "%s: %d of %d rows (%.0f %%), %.0f rows/s%s",
+            "%s: %d of %d %s (%.0f %%), %s%s",
             self._stage,
             self._done,
             self._total,
+            self._unit,
             100 * self._done / max(1, self._total),
-            rate,
+            self._speed(rate),
             time_left,
         )
+
+    def _speed(self, rate: float) -> str:
+        """Return a rate in words; below ten with two digits, because pictures may take seconds."""
+        return f"{rate:.2g} {self._unit}/s" if 0 < rate < 9.95 else f"{rate:.0f} {self._unit}/s"
 
 
 class StepTimes:

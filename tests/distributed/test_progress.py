@@ -29,6 +29,16 @@ def test_a_line_is_logged_every_few_seconds_and_at_the_end(
     ]
 
 
+def test_a_slow_stage_logs_two_digits_in_its_own_unit(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    count = Progress("generate", total=16, unit="pictures")
+    clock.append(120.0)
+    count.add(8)
+    assert caplog.messages == ["generate: 8 of 16 pictures (50 %), 0.4 pictures/s, 20 s left"]
+
+
 def test_a_stage_without_rows_logs_zeros(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
