@@ -18,7 +18,8 @@ def job() -> None:
         generated = generate.run(config, folder)
     rows = generate.summary(generated)
     cli.show(f"pictures in {generated.uri}", ["", "count"], rows)
-    print(f"contact sheet: {generated.path(SHEET)}")
+    if SHEET in generated.files:
+        print(f"contact sheet: {generated.path(SHEET)}")
     pictures = GeneratedFolder(generated.uri).pictures
     print(f"use them: python jobs/prepare.py pictures --sources.0.path {pictures}")
 

@@ -45,6 +45,18 @@ def check_installed() -> None:
         )
 
 
+def quieten_libraries() -> None:
+    """Turn off the progress bars and warnings of diffusers and transformers in this process.
+
+    Every actor would say that torchvision is missing, which nothing here needs. What matters of
+    their warnings, tensors that are missing, is an error here.
+    """
+    for library in ("transformers", "diffusers"):
+        library_logging = importlib.import_module(f"{library}.utils.logging")
+        library_logging.set_verbosity_error()
+        library_logging.disable_progress_bar()
+
+
 def find_checkpoint(config: GenerateConfig) -> Path:
     """Return the folder of a pipeline: a local one, or a hub name's in the local cache.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from img2prompt.config.generate import GenerateConfig
 from img2prompt.errors import UserError
-from img2prompt.generate.checkpoint import find_checkpoint, load_models
+from img2prompt.generate.checkpoint import find_checkpoint, load_models, quieten_libraries
 from img2prompt.generate.plan import PictureRequest
 from img2prompt.generate.safety import SafetyScorer
 from img2prompt.generate.schedulers import build_scheduler, sampler_name
@@ -155,11 +155,9 @@ def check_dtype(config: GenerateConfig, device: torch.device) -> None:
 
 def _load(config: GenerateConfig, device: torch.device) -> tuple[Any, SafetyScorer | None]:
     """Load the pipeline of a config onto a device, and the scorer of its safety checker."""
+    quieten_libraries()
     from diffusers import AutoPipelineForText2Image
-    from diffusers.utils import logging as diffusers_logging
 
-    diffusers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it misses torchvision in each actor
     folder, options = find_checkpoint(config), config.pipeline
     dtype = compute_dtype(options.dtype, device)
     models = load_models(folder, config.variant, dtype)

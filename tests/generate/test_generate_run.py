@@ -22,17 +22,18 @@ from img2prompt.config.train import EngineConfig, OptimConfig, TrainConfig
 from img2prompt.data import images
 from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.generate import actors
 from img2prompt.generate import run as generate
 from img2prompt.generate.estimate import Rate, Usage, describe
-from img2prompt.generate.plan import seed_of
+from img2prompt.generate.plan import Plan, seed_of
 from img2prompt.generate.sheet import SHEET
 from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs
-from img2prompt.workspace import GeneratedFolder
+from img2prompt.workspace import GeneratedFolder, Stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -210,6 +211,8 @@ def test_a_killed_process_leaves_whole_shards(config: GenerateConfig, tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_actors_make_the_pictures_of_one_process(
     cluster, config: GenerateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,18 +226,22 @@ def test_actors_make_the_pictures_of_one_process(
     assert one.fingerprint == two.fingerprint == alone.fingerprint
 
 
-@pytest.mark.ray
-def test_a_damaged_checkpoint_is_reported_from_an_actor(
-    cluster, config: GenerateConfig, tmp_path: Path
-) -> None:
+def test_an_actor_returns_a_users_error_as_text(config: GenerateConfig, tmp_path: Path) -> None:
+    """Ray would wrap the error of an actor, and start the actor again."""
     folder = Path(shutil.copytree(config.weights, tmp_path / "copy"))
     (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"half a file")
-    with pytest.raises(UserError, match="unet cannot be loaded as UNet2DConditionModel"):
-        generate.run(config.replace({"weights": str(folder)}), str(tmp_path / "out"))
+    draft = Draft.open(str(tmp_path / "out"), Stage.GENERATED, config, {"weights": "0"})
+    damaged = config.replace({"weights": str(folder)})
+    job = actors.ShardJob(draft, damaged, Plan.of(damaged, 5), str(tmp_path / "prompts.parquet"))
+    answer = actors._ShardActor(job)({"shard": np.array([0])})
+    assert answer["report"] == [""]
+    assert "unet cannot be loaded as UNet2DConditionModel" in answer["error"][0]
+    assert isinstance(actors._rate(job), UserError)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_generated_pictures_become_shards_features_and_a_probe(
     cluster, config: GenerateConfig, tiny_tower: str, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from img2prompt.config.generate import SamplingConfig
 from img2prompt.errors import UserError
 from img2prompt.generate.schedulers import CLASSES, build_scheduler, sampler_name
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 OWN = diffusers.DDIMScheduler(
     beta_start=0.001, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction"
