@@ -1,4 +1,4 @@
-"""Score runs on held-out pictures, beside the mean vector and nearest neighbours."""
+"""Score runs on held-out pictures, or by folds, beside the mean vector and nearest neighbours."""
 
 from img2prompt import cli, presets
 
@@ -11,17 +11,17 @@ def job() -> None:
         workspace.check_predictor(name)
     embedded = workspace.open_features()
 
-    from img2prompt.distributed import cluster
+    from img2prompt.distributed.placement import connected
     from img2prompt.predict import evaluate
     from img2prompt.predictors.build import choose_predictor
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
     predictors = [choose_predictor(name, workspace, config.neighbours) for name in config.runs]
     prepared = PreparedData.load(options.out)
-    with cluster.connect():
+    with connected(evaluate.needs_cluster(config, prepared.shards)):
         evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
-        f"{config.split} pictures, in {evaluation.uri}",
+        f"{config.scored} pictures, in {evaluation.uri}",
         list(evaluate.SUMMARY),
         evaluate.summary(evaluation),
     )

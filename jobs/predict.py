@@ -9,15 +9,15 @@ def job() -> None:
     folder = workspace.predictions(config.name)
     workspace.check_predictor(config.run)
 
-    from img2prompt.distributed import cluster
+    from img2prompt.distributed.placement import connected
     from img2prompt.predict import predict
     from img2prompt.predictors.build import choose_predictor
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
     predictor = choose_predictor(config.run, workspace, config.neighbours)
     prepared = PreparedData.load(options.out)
-    predict.list_pictures(config.pictures)
-    with cluster.connect():
+    pictures, *_ = predict.list_pictures(config.pictures)
+    with connected(predict.needs_cluster(len(pictures))):
         predictions = predict.run(config, predictor, prepared, folder)
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",
@@ -25,7 +25,7 @@ def job() -> None:
         predict.summary(predictions),
     )
     if rejected := predict.rejected_summary(predictions):
-        title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
+        title = f"{sum(predictions.counts['rejected'].values())} files rejected"
         cli.show(title, ["picture", "reason"], rejected)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from img2prompt.chain import ChainResult
     from img2prompt.config.chain import ChainConfig
     from img2prompt.distributed.cluster import Resources
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
 # Threads that share a matrix of 32 columns only wait for each other. Torch reads this at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -31,6 +31,14 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
+def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of equal-length vectors, in any of Ray Data's encodings, as (N, D)."""
+    array = column.combine_chunks()
+    if hasattr(array, "to_numpy_ndarray"):
+        return array.to_numpy_ndarray()
+    return np.stack(array.to_numpy(zero_copy_only=False)) if len(array) else np.empty((0, 0))
+
+
 def check_unit(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors as C-contiguous float32 (N, D), all finite and of unit length to 1e-3.
 

@@ -12,6 +12,7 @@ import io
 import logging
 import posixpath
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import ray.data
 
 from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
-from img2prompt.data.sources import files
+from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.folder import PICTURE_ENDS, is_picture
+from img2prompt.data.sources.left_out import LeftOut
+from img2prompt.data.sources.listing import Entry
 from img2prompt.data.sources.rows import (
     REJECTED_SCHEMA,
     Rejected,
@@ -35,7 +37,8 @@ from img2prompt.data.sources.rows import (
 )
 from img2prompt.data.vectors import finite_rows, matrix, vector_column
 from img2prompt.distributed import metrics
-from img2prompt.distributed.actors import DECODE_CPUS, Pool
+from img2prompt.distributed.forward import ModelMaker, forward_in_process
+from img2prompt.distributed.placement import few_pictures
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
@@ -43,7 +46,7 @@ from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.prompts import index_prompts, nearest_csv, read_prompts
 from img2prompt.predict.submission import check_id, write_submission
 from img2prompt.predictors.base import PredictorSpec
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import open_uri, read_bytes
 from img2prompt.workspace import Stage
 
@@ -62,39 +65,42 @@ def run(
     config: PredictConfig, predictor: PredictorSpec, prepared: PreparedData, out: str
 ) -> Artifact:
     """Predict all pictures of a folder; counts `pictures`, and `rejected` by kind."""
-    pictures, unnamed = list_pictures(config.pictures)
-    listing = [[info.base_name, info.size] for info in pictures.values()]
-    listing += [[row.id, row.reason] for row in unnamed]
+    pictures, unnamed, left_out = list_pictures(config.pictures)
+    contents = [[entry.name, entry.size] for entry in pictures.values()]
+    contents += [[row.id, row.reason] for row in unnamed]
     prompts = read_prompts(config.prompts) if config.prompts else []
     inputs = {
         **predictor.fingerprints(),
-        "pictures": fingerprint_of(listing),
+        "pictures": fingerprint_of(contents),
         "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
     }
     check = functools.partial(predictor.check, prepared.shards)
     draft = Draft.open(out, Stage.PREDICTIONS, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    uris = {name: files.inside(config.pictures, info.base_name) for name, info in pictures.items()}
+    uris = {name: files.inside(config.pictures, entry.name) for name, entry in pictures.items()}
     _predict_parts(config, predictor, prepared.shards, uris, draft)
     ids, vectors, unread = _collect(draft)
-    rejected = pa.concat_tables([rejected_table(unnamed), unread])
+    rejected = pa.concat_tables([rejected_table([*unnamed, *left_out]), unread])
     draft.write_table(REJECTED, rejected)
     if ids:
         _write_submission(draft, ids, vectors)
         index = index_prompts(prompts, config.encoder, prepared)
         nearest = nearest_csv(ids, vectors, index, config.nearest)
         draft.write_bytes(PROMPTS, nearest, rows=len(ids) * config.nearest)
-    kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
+    unread_rows = (Rejected(**row) for row in unread.to_pylist())
+    kinds = count_kinds([*unnamed, *left_out, *unread_rows])
     metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds)
 
 
-def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]]:
-    """Return each picture by its id, the file name without ending, in the order of the ids.
+def list_pictures(folder: str) -> tuple[dict[str, Entry], list[Rejected], list[Rejected]]:
+    """Return the pictures in a folder, and why other files in it are not predicted.
 
-    Rejected are files whose name cannot be an id of the submission, and, of files that share an
-    id, all but the first.
+    Returns:
+        each picture by its id, the file name without ending, in the order of the ids; pictures
+        whose name cannot be an id of the submission, and, of those that share an id, all but the
+        first; files that are no pictures, counted by ending.
 
     Raises:
         UserError: no folder, or no picture in it.
@@ -102,40 +108,38 @@ def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]
     fs, path = open_uri(folder)
     if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
-    pictures, rejected = dict[str, pafs.FileInfo](), list[Rejected]()
-    infos = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
-    for info in sorted(infos, key=_file_name):
-        stem, ending = posixpath.splitext(_file_name(info))
-        if not is_picture(ending):
+    pictures, rejected = dict[str, Entry](), list[Rejected]()
+    left_out = LeftOut("", f"pictures ({', '.join(PICTURE_ENDS)})")
+    for entry in listing.entries(folder):
+        stem, ending = posixpath.splitext(entry.name)
+        if entry.name.endswith("/"):
             continue
-        if reason := _name_reason(stem, info, pictures):
+        if not is_picture(entry.name) or not ending:
+            left_out.add(entry.name)
+        elif reason := entry.problem or _name_reason(stem, entry, pictures):
             rejected.append(Rejected(stem, reason))
         else:
-            pictures[stem] = info
-    endings = f"looked for {', '.join(PICTURE_ENDS)}"
+            pictures[stem] = entry
+    others = left_out.rows()
     if not pictures:
-        reasons = "".join(f"\n  {row.reason}" for row in rejected[:3])
-        raise UserError(f"{folder} contains no picture; {endings}{reasons}")
-    logger.info("predict: %d pictures of %d files; %s", len(pictures), len(infos), endings)
-    return dict(sorted(pictures.items())), rejected
+        reasons = "".join(f"\n  {row.reason}" for row in [*rejected, *others][:3])
+        looked_for = f"looked for {', '.join(PICTURE_ENDS)}"
+        raise UserError(f"{folder} contains no picture; {looked_for}{reasons}")
+    reasons = "".join(f"; {row.reason}" for row in others)
+    logger.info("predict: %d pictures%s", len(pictures), reasons)
+    return dict(sorted(pictures.items())), rejected, others
 
 
-def _file_name(info: pafs.FileInfo) -> str:
-    """Return the name of a file, with bytes that are not UTF-8 as escapes."""
-    try:
-        return info.base_name
-    except UnicodeDecodeError as error:
-        return posixpath.basename(error.object.decode("utf-8", "backslashreplace"))
-
-
-def _name_reason(stem: str, info: pafs.FileInfo, pictures: dict[str, pafs.FileInfo]) -> str | None:
+def _name_reason(stem: str, entry: Entry, pictures: dict[str, Entry]) -> str | None:
     """Return why a file name without ending cannot be an id beside those of `pictures`."""
     try:
         check_id(stem)
-        both = f"{info.path} and {pictures[stem].path}" if stem in pictures else info.path
-    except (UserError, UnicodeDecodeError) as error:
+    except UserError as error:
         return f"unusable name: {error}"
-    return f"repeated id: {both} would both be {stem!r}: rename one" if stem in pictures else None
+    if stem not in pictures:
+        return None
+    both = f"{entry.name} and {pictures[stem].name}"
+    return f"repeated id: {both} would both be {stem!r}: rename one"
 
 
 def _predict_parts(
@@ -150,15 +154,41 @@ def _predict_parts(
     progress = Progress("predict", total=len(ids))
     load = functools.partial(load_pictures, size=shards.config["size"], fit=shards.config["fit"])
     make_model = functools.partial(AnswerColumns, [predictor], config.views)
-    pool = Pool(make_model=make_model, batch_size=config.batch_size)
     done = draft.receipts()
     for number, start in enumerate(range(0, len(ids), PART)):
         part = ids[start : start + PART]
         if f"rejected-{number:05d}.parquet" not in done:
-            rows = ray.data.from_items([{"id": name, "uri": uris[name]} for name in part])
-            rows = rows.map_batches(load, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
-            _write_part(draft, number, _gather(pool.forward(rows, len(part)), predictor.name))
+            rows = [{"id": name, "uri": uris[name]} for name in part]
+            tables = _forward(config, make_model, load, rows, few=not needs_cluster(len(ids)))
+            _write_part(draft, number, _gather(tables, predictor.name))
         progress.add(len(part))
+
+
+def needs_cluster(pictures: int) -> bool:
+    """Return True unless so many pictures are few, and are answered for in this process."""
+    return not few_pictures(pictures)
+
+
+def _forward(
+    config: PredictConfig,
+    make_model: ModelMaker,
+    load: Callable[[dict[str, np.ndarray]], dict[str, Any]],
+    rows: list[dict[str, str]],
+    *,
+    few: bool,
+) -> Iterator[pa.Table]:
+    """Yield `id`, `reason` and answers of the pictures `rows` (id, uri), in any order."""
+    size = config.batch_size
+    if few:
+        batches = [_columns(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return forward_in_process(make_model, load, batches, size)
+    from img2prompt.distributed.actors import forward_rows
+
+    return forward_rows(rows, load, make_model, size)
+
+
+def _columns(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str, Any]:
@@ -173,13 +203,13 @@ def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str
     return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
 
 
-def _gather(rows: ray.data.Dataset, name: str) -> pa.Table:
+def _gather(batches: Iterable[pa.Table], name: str) -> pa.Table:
     """Return all rows, in the order of the ids, with the answers of the predictor `name`.
 
     A picture whose vector is non-finite gets a `reason`.
     """
     tables = []
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in batches:
         answers = read_answers(batch, name)
         reasons = np.array(batch["reason"], object)
         reasons[~finite_rows(answers.vectors) & (reasons == "")] = NONFINITE

@@ -10,7 +10,7 @@ from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
 from img2prompt.predictors.neighbours import NearestPrompts
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import read_bytes
 
 

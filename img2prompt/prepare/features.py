@@ -16,8 +16,8 @@ import torch
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.data.shards import SPLITS, check_size
-from img2prompt.data.vectors import require_finite, vector_column
-from img2prompt.distributed.actors import Pool, actor_count, forward_shards, to_matrix
+from img2prompt.data.vectors import require_finite, to_matrix, vector_column
+from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.model.inference import compile_for_batches, prepare_for_inference

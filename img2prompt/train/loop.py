@@ -1,6 +1,6 @@
 """The training loop of one worker: batches, loss, step, validation, and resuming anywhere.
 
-The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `ray_worker.py` provides them.
+The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `worker.py` provides them.
 """
 
 import logging
@@ -159,8 +159,8 @@ class Loop:
             self.save(_sums_over_workers(position, self.worker))
         if vote.stop_requested:
             raise StopRequestedError(
-                f"{self.config.name} was asked to stop and is saved before {position}; run the "
-                "same command again to resume there"
+                f"{self.config.name} is saved before {position}; run the same command again to "
+                "resume there"
             )
         if vote.preempted:
             raise PreemptedError(

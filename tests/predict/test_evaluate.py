@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from img2prompt.artifact import Artifact
-from img2prompt.distributed.actors import forward_split
+from img2prompt.distributed import placement
 from img2prompt.errors import UserError
 from img2prompt.predict import evaluate
 from img2prompt.predictors.base import PredictorSpec
@@ -121,20 +121,21 @@ def test_scores_are_those_of_each_predictor_in_this_process(chained, scores, num
     assert cosines.std() > 0.02  # else the tolerance would prove nothing
 
 
-def test_views_that_are_not_cached_are_seen_in_few_passes(chained, tmp_path, monkeypatch) -> None:
-    streams = []
+def test_views_that_are_not_cached_are_seen_in_one_pass(chained, tmp_path, monkeypatch) -> None:
+    streams, forward = [], evaluate._forward
 
-    def watched(shards, split, pool):
-        streams.append(split)
-        return forward_split(shards, split, pool)
+    def watched(config, *arguments):
+        streams.append(config.split)
+        return forward(config, *arguments)
 
-    monkeypatch.setattr(evaluate, "forward_split", watched)
+    monkeypatch.setattr(evaluate, "_forward", watched)
     prepared = chained.made.prepared
     features = Artifact.load(f"{chained.out}/features", "features")
     config = dataclasses.replace(chained.config.evaluate, split="val", views=("plain", "flip"))
     systems = systems_of(chained)
     made = evaluate.run(config, prepared, features, systems[2:], str(tmp_path / "flips"))
     assert streams == ["val"] * (len(systems) // evaluate.PREDICTORS_AT_ONCE)
+    assert len(streams) == 1
     rows, table = rows_of(chained, "val"), made.read_table(evaluate.SCORES).to_pylist()
     truth = unit(column(rows, "target"))
     for spec in systems:
@@ -143,6 +144,16 @@ def test_views_that_are_not_cached_are_seen_in_few_passes(chained, tmp_path, mon
         np.testing.assert_allclose(column(table, spec.name), cosines, atol=2e-3)
         if spec.name != evaluate.MEAN:
             assert abs(plain - flipped).max() > 1e-3
+
+
+def test_actors_score_what_this_process_scores(chained, scores, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(placement, "FEW_PICTURES", 0)
+    features = Artifact.load(f"{chained.out}/features", "features")
+    lora, config = systems_of(chained)[3], chained.config.evaluate
+    out, prepared = str(tmp_path / "actors"), chained.made.prepared
+    made = evaluate.run(config, prepared, features, [lora], out)
+    table = made.read_table(evaluate.SCORES)
+    np.testing.assert_allclose(table["lora"].to_numpy(), column(scores, "lora"), atol=1e-3)
 
 
 def test_names_of_predictors_must_differ(chained, tmp_path) -> None:
@@ -175,6 +186,27 @@ def test_the_report_names_every_system(chained, systems) -> None:
     assert evaluate.REPORT in evaluation.files
     html = read_bytes(evaluation.path(evaluate.REPORT)).decode()
     assert all(f"<bdi>{name}</bdi>" in html for name in systems)
+
+
+def test_by_folds_all_pictures_are_scored(chained, tmp_path) -> None:
+    features = Artifact.load(f"{chained.out}/features", "features")
+    config = dataclasses.replace(chained.config.evaluate, folds=3, runs=("probe",))
+    probe, lora = systems_of(chained)[2:]
+    prepared, out = chained.made.prepared, str(tmp_path / "folds")
+    scored = evaluate.run(config, prepared, features, [probe], out)
+    table = scored.read_table(evaluate.SCORES).to_pylist()
+    ids = [row["id"] for split in ("train", "val", "test") for row in rows_of(chained, split)]
+    assert [row["id"] for row in table] == ids
+    counts = scored.counts
+    assert (counts["split"], counts["folds"]) == ("cross-validated", 3)
+    systems = counts["systems"]
+    assert systems["probe"]["all"]["mean"] == pytest.approx(column(table, "probe").mean())
+    assert systems["probe"]["all"]["groups"] == len(set(column(table, "group")))
+    assert systems["probe"]["all"]["mean"] > systems[evaluate.MEAN]["all"]["mean"] + 0.05
+    html = read_bytes(scored.path(evaluate.REPORT)).decode()
+    assert "at most\n3 folds of whole prompt groups" in html
+    with pytest.raises(UserError, match="lora does not answer from"):
+        evaluate.run(config, prepared, features, [lora], str(tmp_path / "tuned"))
 
 
 def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> None:

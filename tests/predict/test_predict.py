@@ -22,7 +22,7 @@ from img2prompt.data.sources import files
 from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed.actors import Pool
+from img2prompt.distributed import placement
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
@@ -93,7 +93,13 @@ def write_bad(folder: Path) -> None:
     (folder / "folder.png").mkdir()
 
 
-BAD = {"unreadable picture": 3, "unusable name": 1, "repeated id": 1}
+BAD = {
+    "unreadable picture": 2,
+    "picture size": 1,
+    "unusable name": 1,
+    "repeated id": 1,
+    "left out .txt": 1,
+}
 """Rejected rows of `write_bad`, by kind."""
 
 
@@ -116,17 +122,17 @@ def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     run = TrainedRun(Artifact.load(f"{chained.out}/runs/lora", Stage.TRAIN), name="lora")
     out = str(tmp_path_factory.mktemp("predicted") / "out")
     parts: list[str] = []
-    real = Pool.forward
+    real = predict._forward
 
-    def forward(*arguments):
+    def forward(*arguments, **options):
         parts.append("killed" if len(parts) == 1 else "done")
         if parts[-1] == "killed":
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "PART", 7)
-        patch.setattr(Pool, "forward", forward)
+        patch.setattr(predict, "_forward", forward)
         with pytest.raises(KeyboardInterrupt):
             predict.run(config, run, chained.made.prepared, out)
         made = predict.run(config, run, chained.made.prepared, out)
@@ -149,15 +155,31 @@ def test_a_killed_run_resumes_with_the_missing_part(predicted) -> None:
 
 
 @marked
+def test_actors_predict_what_this_process_predicts(
+    chained, predicted, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(placement, "FEW_PICTURES", 0)
+    out = str(tmp_path / "out")
+    made = predict.run(predicted.config, predicted.run, chained.made.prepared, out)
+    here, there = vectors_of(predicted.made), vectors_of(made)
+    assert here.keys() == there.keys()
+    for name, vector in here.items():
+        np.testing.assert_allclose(there[name], vector, atol=2e-3)  # bf16, other batches
+    assert made.read_table(predict.REJECTED).equals(predicted.made.read_table(predict.REJECTED))
+
+
+@marked
 def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> None:
     made = predicted.made
     assert set(vectors_of(made)) == set(predicted.pixels)
     rejected = made.read_table(predict.REJECTED).to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}
-    assert set(reasons) == {"a,b", "corrupt", "lying", "zero"}
+    assert set(reasons) == {"a,b", "corrupt", "lying", "zero", "*.txt"}
+    assert reasons.pop("*.txt").startswith("left out .txt: 1 file, such as notes.txt; ")
     assert reasons.pop("a,b").startswith("unusable name: id 'a,b' has a comma")
     for name, reason in reasons.items():
-        assert reason.startswith(f"unreadable picture: {predicted.config.pictures}/{name}.")
+        kind = "picture size" if name == "lying" else "unreadable picture"
+        assert reason.startswith(f"{kind}: {predicted.config.pictures}/{name}.")
     assert "damaged PNG" in reasons["corrupt"]
     assert "200 megapixels; allowed: at most 100" in reasons["lying"]
     assert "starts with nothing" in reasons["zero"]
@@ -290,10 +312,13 @@ def test_bad_prompt_files_are_refused_before_any_work(
 
 @marked
 def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monkeypatch) -> None:
-    def any_vectors(batch: dict) -> dict:
-        return {**batch, "vector of lora": np.ones((len(batch.pop("pixels")), 384), np.float32)}
+    class AnyVectors:
+        def __init__(self, specs, views, device) -> None: ...
 
-    monkeypatch.setattr(Pool, "forward", lambda self, rows, count: rows.map_batches(any_vectors))
+        def __call__(self, pixels: torch.Tensor) -> dict:
+            return {"vector of lora": np.ones((len(pixels), 384), np.float32)}
+
+    monkeypatch.setattr(predict, "AnswerColumns", AnyVectors)
     (tmp_path / "pictures").mkdir()
     write_bad(tmp_path / "pictures")
     config = PredictConfig(pictures=str(tmp_path / "pictures"), run="lora")
@@ -301,7 +326,7 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     assert made.counts == {"pictures": 0, "rejected": BAD}
     assert predict.SUBMISSION not in made.files
     assert predict.summary(made) == []
-    assert len(predict.rejected_summary(made)) == 5
+    assert len(predict.rejected_summary(made)) == 6
 
 
 def make_brightness() -> PredictorSpec:
@@ -364,19 +389,26 @@ def test_built_in_predictors_predict_new_pictures(
 
 
 def test_pictures_are_listed_by_stem(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.b.webp", "ä c.jpeg", "10.jpg", "9.png", "no.gif", "plain", ".png"):
+    for name in ("b.PNG", "a.b.webp", "ä c.jpeg", "10.jpg", "9.avif", "g.gif", "plain", ".png"):
         (tmp_path / name).touch()
-    pictures, rejected = predict.list_pictures(str(tmp_path))
+    for name in ("a.md", "b.md", "._b.PNG"):
+        (tmp_path / name).touch()
+    pictures, rejected, left_out = predict.list_pictures(str(tmp_path))
     assert not rejected
-    assert list(pictures) == ["10", "9", "a.b", "b", "ä c"]
-    assert pictures["b"].path == str(tmp_path / "b.PNG")
+    assert list(pictures) == ["10", "9", "a.b", "b", "g", "ä c"]
+    assert pictures["b"].name == "b.PNG"
+    assert {row.kind: row.count for row in left_out} == {
+        "left out .md": 2,
+        "left out files without ending": 2,
+        "left out system files": 1,
+    }
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"contains no picture; looked for \.png, \.jpg, \.jpeg, \.webp"),
-        (["notes.txt", "png"], "contains no picture"),
+        ([], r"contains no picture; looked for \.png, \.jpg, \.jpeg, \.jfif"),
+        (["notes.txt", "png"], r"(?s)contains no picture.*left out \.txt: 1 file, such as notes"),
         (["a,b.png"], "(?s)contains no picture.*id 'a,b' has a comma.*rename"),
     ],
 )
@@ -393,16 +425,18 @@ def test_files_with_bad_names_are_rejected_alone(tmp_path: Path) -> None:
     for name in (b"good.png", b"x.png", b"x.jpg", b"a\nb.png", b"\xff.png"):
         with open(bytes(tmp_path) + b"/" + name, "w"):
             pass
-    pictures, rejected = predict.list_pictures(str(tmp_path))
-    assert {name: info.base_name for name, info in pictures.items()} == {
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    pictures, rejected, _ = predict.list_pictures(str(tmp_path))
+    assert {name: entry.name for name, entry in pictures.items()} == {
         "good": "good.png",
         "x": "x.jpg",
     }
     reasons = {row.id: row.reason for row in rejected}
-    assert set(reasons) == {"x", "a\nb", "\\xff"}
-    assert re.search(r"repeated id: .*x\.png and .*x\.jpg would both be 'x'", reasons["x"])
+    assert set(reasons) == {"x", "a\nb", "\\xff", "gone"}
+    assert reasons["gone"] == "broken link: nowhere does not exist"
+    assert re.search(r"repeated id: x\.png and x\.jpg would both be 'x'", reasons["x"])
     assert "unusable name: id 'a\\nb' has a comma" in reasons["a\nb"]
-    assert "unusable name: 'utf-8' codec can't decode" in reasons["\\xff"]
+    assert "unusable name: its bytes are not UTF-8" in reasons["\\xff"]
 
 
 def test_a_passing_network_error_rejects_no_picture(tmp_path: Path, monkeypatch) -> None:
@@ -436,7 +470,6 @@ def test_a_picture_with_a_non_finite_answer_is_rejected() -> None:
     vectors[1, 5], vectors[2, 0] = np.nan, np.inf
     reasons = ["", "", "unreadable picture: b", ""]
     columns = {"id": list("dcba"), "reason": reasons, "vector of p": vector_column(vectors)}
-    dataset = Mock(iter_batches=lambda **_: [pa.table(columns)])
-    table = predict._gather(dataset, "p")
+    table = predict._gather([pa.table(columns)], "p")
     assert table["id"].to_pylist() == list("abcd")
     assert table["reason"].to_pylist() == ["", reasons[2], predict.NONFINITE, ""]

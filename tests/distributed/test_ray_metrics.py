@@ -99,6 +99,6 @@ def test_the_board_shows_every_metric() -> None:
 
 
 def test_without_a_cluster_nothing_is_recorded(monkeypatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(metrics, "_has_cluster", lambda: False)
     monkeypatch.setattr(metrics, "_metric", lambda name: pytest.fail(f"{name} was recorded"))
     record_everything()
