@@ -16,6 +16,9 @@ from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import EngineConfig, HeadConfig, OptimConfig, PlanConfig, TrainConfig
 
 LITE2 = TowerConfig(weights="efficientnet-lite2")
+LITE2_SIZES = TowerConfig(
+    weights="efficientnet-lite2", image_size=384, beside=("efficientnet-lite2@260",)
+)
 L14_336 = TowerConfig(weights="openai/clip-vit-large-patch14-336")
 RIDGE_STRENGTHS = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Penalties of probes in closed form, from those of a million pictures to those of hundreds. The
@@ -73,6 +76,11 @@ def lite2_features() -> FeaturesConfig:
     return FeaturesConfig(tower=LITE2)
 
 
+def lite2_sizes_features() -> FeaturesConfig:
+    """Features of EfficientNet-Lite2 at 384 and at 260 pixels, side by side."""
+    return FeaturesConfig(tower=LITE2_SIZES)
+
+
 def l14_336_features() -> FeaturesConfig:
     """Features of CLIP ViT-L/14-336."""
     return FeaturesConfig(tower=L14_336)
@@ -110,6 +118,11 @@ def probe_small() -> TrainConfig:
 def probe_lite2() -> TrainConfig:
     """A linear head on cached features of EfficientNet-Lite2, in closed form."""
     return in_closed_form(heads_lite2())
+
+
+def probe_lite2_sizes() -> TrainConfig:
+    """A linear head on features of EfficientNet-Lite2 at two sizes, in closed form."""
+    return probe_lite2().replace({"tower": LITE2_SIZES.to_dict()})
 
 
 def heads_lite2() -> TrainConfig:
@@ -323,11 +336,17 @@ PREPARE = {
     "pictures-small": pictures_small_data,
     "pictures-l14-336": pictures_l14_336_data,
 }
-FEATURES = {"demo": demo_features, "lite2": lite2_features, "l14-336": l14_336_features}
+FEATURES = {
+    "demo": demo_features,
+    "lite2": lite2_features,
+    "lite2-sizes": lite2_sizes_features,
+    "l14-336": l14_336_features,
+}
 TRAIN = {
     "probe-demo": probe_demo,
     "lora-demo": lora_demo,
     "probe-lite2": probe_lite2,
+    "probe-lite2-sizes": probe_lite2_sizes,
     "lora-lite2": lora_lite2,
     "probe-l14-336": probe_l14_336,
     "lora-l14-336": lora_l14_336,

@@ -13,7 +13,7 @@ from img2prompt.artifact import Artifact
 from img2prompt.workspace import Stage
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.drill, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PREPARE = (
     *("jobs/prepare.py", "demo", "--sources.0.prompts", "110", "--sources.0.size", "256"),

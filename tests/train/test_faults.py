@@ -180,6 +180,7 @@ def start_driver(
     )
 
 
+@pytest.mark.drill
 def test_a_stopped_and_a_killed_driver_resume_past_damage_with_fewer_workers(
     inputs: TrainInputs,
     tiny_tower: str,
@@ -277,6 +278,7 @@ def is_inside(name: str) -> bool:
     return not name.endswith("-000000000")
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(400)
 def test_a_run_continues_while_nodes_die_join_and_are_drained(
     inputs: TrainInputs, tiny_tower: str, undisturbed: Artifact, tmp_path: Path
