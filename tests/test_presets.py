@@ -11,6 +11,7 @@ from img2prompt import presets
 from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.generate import GenerateConfig
+from img2prompt.config.planning import ScaleConfig
 from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
 from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
 from img2prompt.config.search import SearchConfig
@@ -35,6 +36,7 @@ TABLES = {
     "CHAINS": ChainConfig,
     "SEARCH": SearchConfig,
     "GENERATE": GenerateConfig,
+    "PLANS": ScaleConfig,
 }
 ALL = [(table, name) for table in TABLES for name in getattr(presets, table)]
 

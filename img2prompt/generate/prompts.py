@@ -21,7 +21,7 @@ from img2prompt.data.sources import csv_table, files, json_lines
 from img2prompt.data.sources.containers import DAMAGES, Parquet
 from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.rows import PROMPT_COLUMNS, Rejected, prompt_reason
-from img2prompt.data.sources.tables import opened_text
+from img2prompt.data.sources.table_files import opened_text
 from img2prompt.data.text.normalise import normalise, prompt_id
 from img2prompt.data.text.rules import PromptRules, read_blocked
 from img2prompt.data.vectors import DIMENSIONS
