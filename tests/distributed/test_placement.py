@@ -14,7 +14,6 @@ from img2prompt.distributed.placement import (
     few_pictures,
 )
 
-
 IMPORTS = """
 import sys
 import img2prompt.predict.evaluate, img2prompt.predict.predict, img2prompt.predictors.build
