@@ -8,7 +8,6 @@ import pyarrow.compute as pc
 
 from img2prompt.data.vectors import matrix
 from img2prompt.errors import UserError
-from img2prompt.model.text import PromptEncoder
 from img2prompt.predictors.neighbours import NearestPrompts
 from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import read_bytes
@@ -31,6 +30,8 @@ def read_prompts(path: str) -> list[str]:
 def index_prompts(prompts: list[str], encoder: str, prepared: PreparedData) -> NearestPrompts:
     """Index the prompts that predictions are compared with: the user's, or those of training."""
     if prompts:
+        from img2prompt.model.text import PromptEncoder  # imports sentence_transformers: seconds
+
         return NearestPrompts(PromptEncoder(encoder).encode(prompts), prompts)
     splits = prepared.groups.read_tables("rows", ["prompt_id", "kept", "split"])
     training = splits.filter((pc.field("split") == "train") & pc.field("kept"))["prompt_id"]
