@@ -163,3 +163,16 @@ def test_slicing_and_layout_change_no_more_than_rounding(
     other = config.replace({f"pipeline.{name}": value for name, value in changes.items()})
     made = pixels_of(PicturePipeline(other, CPU).make(REQUESTS)).astype(int)
     assert np.abs(made - pixels_of(pipeline.make(REQUESTS))).max() <= 1
+
+
+def test_denoiser_and_decoder_are_compiled(
+    config: GenerateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def record(module: torch.nn.Module, **options) -> None:
+        compiled.append(type(module).__name__)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", record)
+    PicturePipeline(config.replace({"pipeline.compile": True}), CPU)
+    assert compiled == ["UNet2DConditionModel", "Decoder"]

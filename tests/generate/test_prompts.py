@@ -46,7 +46,7 @@ def test_tables_have_a_column_of_prompts(tmp_path: Path) -> None:
     assert rows_of(parquet, "words") == [("row 1", "a cat"), ("row 2", None)]
     with pytest.raises(UserError, match=r"has the columns \['id', 'words'\]; needed: one of"):
         rows_of(parquet)
-    with pytest.raises(UserError, match=r"with --prompt-column, or give a comma-separated"):
+    with pytest.raises(UserError, match=r"with --prompt-column, or give a UTF-8"):
         rows_of(csv, "absent")
 
 
