@@ -6,7 +6,7 @@ through EfficientNet-Lite2, which is installed with this package. `l14-336` is t
 """
 
 from img2prompt.config.chain import ChainConfig
-from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.predict import BlendConfig, EvaluateConfig, ExportConfig, PredictConfig
 from img2prompt.config.prepare import FeaturesConfig, GroupConfig, PrepareConfig, ShardConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.sources import PictureSource, SceneSource
@@ -242,6 +242,7 @@ TRAIN = {
 }
 EVALUATE = {"default": EvaluateConfig}
 PREDICT = {"default": PredictConfig}
+BLEND = {"default": BlendConfig}
 EXPORT = {"default": ExportConfig}
 CHAINS = {
     "demo": demo_chain,

@@ -4,6 +4,7 @@
       index/ clean/ targets/ groups/ shards/ features/     the data set
       runs/<name>/                                          training runs (`RunFolder`)
       runs/<grid>/<head>/                                   heads that learned together
+      runs/<blend>/                                         weights of several predictors
       <evaluation>/ <predictions>/ <export>/                results, named by their configs
       <search>/trials/<trial>/                              a search (`SearchFolder`)
       prepare.json  config.json  metrics.json  samples/     what the demo chain leaves
@@ -15,7 +16,7 @@ URI of its output, so it runs in any folder.
 
 from dataclasses import dataclass
 
-from img2prompt.artifact import CONFIG, METRICS, Artifact
+from img2prompt.artifact import CONFIG, METRICS, Artifact, read_manifest
 from img2prompt.errors import UserError
 from img2prompt.storage import absolute, join
 
@@ -27,6 +28,9 @@ _OWN = (
 
 BUILT_IN_PREDICTORS = (NEIGHBOURS, MEAN) = ("neighbours", "mean")
 """Predictors that need no training run, so no run may have their names."""
+
+BLEND_WEIGHTS = "blend.safetensors"
+"""File of a blend in its folder under `runs/`."""
 
 
 class Stage:
@@ -45,6 +49,7 @@ class Stage:
     EVALUATION = "evaluation"
     PREDICTIONS = "predictions"
     EXPORT = "export"
+    BLEND = "blend"
 
 
 @dataclass(frozen=True)
@@ -160,12 +165,22 @@ class Workspace:
     def open_run(self, name: str) -> Artifact:
         return Artifact.load(self.run(name), Stage.TRAIN)
 
+    def open_blend(self, name: str) -> Artifact | None:
+        """Load the finished blend of that name; None when the folder holds a training run."""
+        manifest = read_manifest(self.run(name))
+        if manifest is None or manifest["stage"] != Stage.BLEND:
+            return None
+        return Artifact.load(self.run(name), Stage.BLEND)
+
     def check_predictor(self, name: str) -> None:
         """Check that the finished folders are there which a predictor answers from."""
-        if name not in BUILT_IN_PREDICTORS:
-            self.open_run(name)
-        elif name == NEIGHBOURS:
+        if name == NEIGHBOURS:
             self.open_features()
+        elif name not in BUILT_IN_PREDICTORS and (blend := self.open_blend(name)):
+            for member in blend.config["runs"]:
+                self.check_predictor(member)
+        elif name not in BUILT_IN_PREDICTORS:
+            self.open_run(name)
 
 
 def _check_name(kind: str, name: str) -> None:

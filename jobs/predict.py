@@ -1,4 +1,4 @@
-"""Predict the prompts of a folder of pictures: vectors, submission.csv and readable prompts."""
+"""Predict the prompts of a folder of pictures: vectors, readable prompts, submission.csv."""
 
 from img2prompt import cli, presets
 
@@ -10,20 +10,22 @@ def job() -> None:
     workspace.check_predictor(config.run)
 
     from img2prompt.distributed import cluster
-    from img2prompt.predict import predict
+    from img2prompt.predict import pictures, predict
     from img2prompt.predictors.build import choose_predictor
     from img2prompt.prepare.run import PreparedData
 
     predictor = choose_predictor(config.run, workspace, config.neighbours)
     prepared = PreparedData.load(options.out)
-    predict.list_pictures(config.pictures)
+    pictures.list_pictures(config.pictures)
     with cluster.connect():
         predictions = predict.run(config, predictor, prepared, folder)
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",
-        ["picture", "nearest prompt", "cosine"],
+        ["picture", "prompt", "cosine"],
         predict.summary(predictions),
     )
+    if reason := predictions.counts["submission"]:
+        print(f"{predict.SUBMISSION} is not written: {reason}")
     if rejected := predict.rejected_summary(predictions):
         title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
         cli.show(title, ["picture", "reason"], rejected)

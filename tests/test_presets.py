@@ -10,7 +10,7 @@ import pytest
 from img2prompt import presets
 from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
-from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.predict import BlendConfig, EvaluateConfig, ExportConfig, PredictConfig
 from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
@@ -30,6 +30,7 @@ TABLES = {
     "TRAIN": TrainConfig,
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
+    "BLEND": BlendConfig,
     "EXPORT": ExportConfig,
     "CHAINS": ChainConfig,
     "SEARCH": SearchConfig,

@@ -1,8 +1,9 @@
 """Score predictors on a held-out split, beside two baselines.
 
 shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine with a 95 % interval,
-over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor) and
-`report.html` (both as tables and charts).
+over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor),
+`report.html` (both as tables and charts) and, if asked for, `texts.parquet` (readable prompts with
+their cosines to the predicted and the true vector).
 
 Predictors that can answer from the cached features do so. The others see the pictures, a few of
 them in one pass through actors that hold them.
@@ -24,6 +25,8 @@ from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval
+from img2prompt.predict.prompts import phrases_fingerprint, training_prompts
+from img2prompt.predict.text_scores import score_texts, summarise_texts
 from img2prompt.predictors.base import (
     Answers,
     Predictor,
@@ -39,6 +42,7 @@ from img2prompt.report.evaluation import Results, page, ranking
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
+TEXTS = "texts.parquet"
 REPORT = "report.html"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
@@ -71,14 +75,15 @@ def run(
         "shards": shards.fingerprint,
         "features": features.fingerprint,
         **{f"{k} {spec.name}": v for spec in predictors for k, v in spec.fingerprints().items()},
+        **phrases_fingerprint(config),
     }
     check = functools.partial(_check, config, shards, features, baselines, predictors)
     draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
-    pictures = _pictures(prepared, config.split)
+    pictures = held_out_pictures(prepared, config.split)
     target = matrix(pictures["target"])
-    vectors = _predict(config, shards, features, systems, pictures["id"].to_pylist())
+    vectors = predict_split(config, shards, features, systems, pictures["id"].to_pylist())
     scores = {spec.name: cosine(vectors[spec.name], target) for spec in systems}
     table = pictures.select(PICTURE_COLUMNS)
     for name, values in scores.items():
@@ -86,7 +91,13 @@ def run(
     draft.write_table(SCORES, table)
     summaries = _summaries(config, pictures, scores)
     draft.write_bytes(REPORT, _report(config, pictures, scores, summaries).encode())
-    return draft.publish(split=config.split, systems=summaries)
+    texts = {}
+    if config.texts:
+        own = {spec.name: vectors[spec.name] for spec in predictors}
+        table = score_texts(config, training_prompts(prepared), pictures, own)
+        draft.write_table(TEXTS, table)
+        texts = summarise_texts(config, pictures["group"].to_numpy(), table)
+    return draft.publish(split=config.split, systems=summaries, texts=texts)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -118,7 +129,7 @@ def _uses_cache(config: EvaluateConfig, features: Artifact, spec: PredictorSpec)
     return has_views(features, config.views) and spec.reads_features(features)
 
 
-def _predict(
+def predict_split(
     config: EvaluateConfig,
     shards: Artifact,
     features: Artifact,
@@ -170,7 +181,7 @@ def _from_pictures(
     return vectors
 
 
-def _pictures(prepared: PreparedData, split: str) -> pa.Table:
+def held_out_pictures(prepared: PreparedData, split: str) -> pa.Table:
     """Return id, source, target and group of each picture of the split, in the shards' order."""
     rows = prepared.shards.read_tables(f"{split}/", ["id", "prompt_id", "source", "target"])
     groups = prepared.groups.read_tables("rows", ["prompt_id", "group"])

@@ -1,16 +1,14 @@
-"""A folder of pictures and a predictor -> predictions/: vectors, submission, readable prompts.
+"""Pictures and a predictor -> predictions/: vectors, readable prompts, and a submission.
 
 `vectors-*.parquet` (id, vector, and text and confidence where the predictor gives them),
-`submission.csv` (Kaggle's format), `prompts.csv` (the nearest real prompts of each picture with
-their cosine), `rejected.parquet` (id, reason). Pictures are predicted in parts, so a killed run
-resumes with the parts that are missing.
+`prompts-*.parquet` and `prompts.csv` (readable prompts with their cosines), `submission.csv`
+(Kaggle's format, where the file names can be its ids), `rejected.parquet` (id, reason). A picture's
+id is its path in the folder. Pictures are predicted in parts, so a killed run resumes with the
+parts that are missing.
 """
 
-import csv
 import functools
-import io
 import logging
-import posixpath
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,32 +16,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import ray.data
 
 from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
 from img2prompt.data.sources import files
-from img2prompt.data.sources.folder import PICTURE_ENDS, is_picture
-from img2prompt.data.sources.rows import (
-    REJECTED_SCHEMA,
-    Rejected,
-    count_kinds,
-    rejected_table,
-    unread_picture,
-)
+from img2prompt.data.sources.rows import REJECTED_SCHEMA, Rejected, count_kinds, unread_picture
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed.actors import DECODE_CPUS, Pool
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.model.text import PromptEncoder
 from img2prompt.predict.answers import AnswerColumns, read_answers
-from img2prompt.predict.prompts import index_prompts, nearest_csv, read_prompts
-from img2prompt.predict.submission import check_id, write_submission
+from img2prompt.predict.pictures import Pictures, list_pictures
+from img2prompt.predict.prompts import (
+    KnownPrompts,
+    ReadablePrompts,
+    phrases_fingerprint,
+    read_prompts,
+    training_prompts,
+)
+from img2prompt.predict.sheets import sheet
+from img2prompt.predict.submission import read_submission, submission_rows, write_submission
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.prepare.run import PreparedData
-from img2prompt.storage import open_uri, read_bytes
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
@@ -53,85 +51,55 @@ PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
 PART = 10_000
 """Pictures in one file of vectors."""
+PROMPTS_PART = 1000
+"""Pictures in one file of readable prompts."""
 
 
 def run(
     config: PredictConfig, predictor: PredictorSpec, prepared: PreparedData, out: str
 ) -> Artifact:
-    """Predict all pictures of a folder; counts `pictures`, and `rejected` by kind."""
-    pictures, unnamed = list_pictures(config.pictures)
-    listing = [[info.base_name, info.size] for info in pictures.values()]
-    listing += [[row.id, row.reason] for row in unnamed]
+    """Predict all pictures; counts `pictures`, and `rejected` by kind.
+
+    The count `submission` is empty when the submission was written, otherwise the reason.
+    """
+    pictures = list_pictures(config.pictures)
     prompts = read_prompts(config.prompts) if config.prompts else []
-    inputs = {
-        **predictor.fingerprints(),
-        "pictures": fingerprint_of(listing),
-        "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
-    }
+    sample = read_submission(config.sample)[0] if config.sample else []
+    if sample:
+        submission_rows(list(pictures.uris), sample)
+    inputs = _fingerprints(config, predictor, prepared, pictures, prompts, sample)
     check = functools.partial(predictor.check, prepared.shards)
     draft = Draft.open(out, Stage.PREDICTIONS, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    uris = {name: files.inside(config.pictures, info.base_name) for name, info in pictures.items()}
-    _predict_parts(config, predictor, prepared.shards, uris, draft)
-    ids, vectors, unread = _collect(draft)
-    rejected = pa.concat_tables([rejected_table(unnamed), unread])
+    _predict_parts(config, predictor, prepared.shards, pictures.uris, draft)
+    ids, vectors, rejected = _collect(draft)
     draft.write_table(REJECTED, rejected)
+    omitted = "no picture was predicted"
     if ids:
-        _write_submission(draft, ids, vectors)
-        index = index_prompts(prompts, config.encoder, prepared)
-        nearest = nearest_csv(ids, vectors, index, config.nearest)
-        draft.write_bytes(PROMPTS, nearest, rows=len(ids) * config.nearest)
+        if config.texts:
+            _write_prompts(config, prompts, prepared, ids, vectors, draft)
+        omitted = _write_submission(draft, ids, vectors, sample)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
-    return draft.publish(pictures=len(ids), rejected=kinds)
+    return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
 
 
-def list_pictures(folder: str) -> tuple[dict[str, pafs.FileInfo], list[Rejected]]:
-    """Return each picture by its id, the file name without ending, in the order of the ids.
-
-    Rejected are files whose name cannot be an id of the submission, and, of files that share an
-    id, all but the first.
-
-    Raises:
-        UserError: no folder, or no picture in it.
-    """
-    fs, path = open_uri(folder)
-    if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
-        raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
-    pictures, rejected = dict[str, pafs.FileInfo](), list[Rejected]()
-    infos = [info for info in fs.get_file_info(pafs.FileSelector(path)) if info.is_file]
-    for info in sorted(infos, key=_file_name):
-        stem, ending = posixpath.splitext(_file_name(info))
-        if not is_picture(ending):
-            continue
-        if reason := _name_reason(stem, info, pictures):
-            rejected.append(Rejected(stem, reason))
-        else:
-            pictures[stem] = info
-    endings = f"looked for {', '.join(PICTURE_ENDS)}"
-    if not pictures:
-        reasons = "".join(f"\n  {row.reason}" for row in rejected[:3])
-        raise UserError(f"{folder} contains no picture; {endings}{reasons}")
-    logger.info("predict: %d pictures of %d files; %s", len(pictures), len(infos), endings)
-    return dict(sorted(pictures.items())), rejected
-
-
-def _file_name(info: pafs.FileInfo) -> str:
-    """Return the name of a file, with bytes that are not UTF-8 as escapes."""
-    try:
-        return info.base_name
-    except UnicodeDecodeError as error:
-        return posixpath.basename(error.object.decode("utf-8", "backslashreplace"))
-
-
-def _name_reason(stem: str, info: pafs.FileInfo, pictures: dict[str, pafs.FileInfo]) -> str | None:
-    """Return why a file name without ending cannot be an id beside those of `pictures`."""
-    try:
-        check_id(stem)
-        both = f"{info.path} and {pictures[stem].path}" if stem in pictures else info.path
-    except (UserError, UnicodeDecodeError) as error:
-        return f"unusable name: {error}"
-    return f"repeated id: {both} would both be {stem!r}: rename one" if stem in pictures else None
+def _fingerprints(
+    config: PredictConfig,
+    predictor: PredictorSpec,
+    prepared: PreparedData,
+    pictures: Pictures,
+    prompts: list[str],
+    sample: list[str],
+) -> dict[str, str]:
+    """Return what the predictions depend on, by name."""
+    inputs = {
+        **predictor.fingerprints(),
+        "pictures": pictures.fingerprint,
+        "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
+        **phrases_fingerprint(config),
+    }
+    return {**inputs, "sample": fingerprint_of(sample)} if sample else inputs
 
 
 def _predict_parts(
@@ -205,20 +173,67 @@ def _collect(draft: Draft) -> tuple[list[str], np.ndarray, pa.Table]:
     return vectors["id"].to_pylist(), matrix(vectors["vector"]), rejected
 
 
-def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray) -> None:
+def _write_prompts(
+    config: PredictConfig,
+    prompts: list[str],
+    prepared: PreparedData,
+    ids: list[str],
+    vectors: np.ndarray,
+    draft: Draft,
+) -> None:
+    """Write the readable prompts of each part that has none yet, then all of them as a sheet."""
+    starts = {
+        f"prompts-{number:05d}.parquet": start
+        for number, start in enumerate(range(0, len(ids), PROMPTS_PART))
+    }
+    done = draft.receipts()
+    if missing := [name for name in starts if name not in done]:
+        known = _known_prompts(config, prompts, prepared)
+        readable = ReadablePrompts(
+            known, config.texts, config.nearest, config.compose, config.encoder, config.csls
+        )
+        progress = Progress("prompts", total=len(ids))
+        for name in missing:
+            part = slice(starts[name], starts[name] + PROMPTS_PART)
+            draft.write_table(name, readable.find(ids[part], vectors[part]))
+            progress.add(len(ids[part]))
+    table = pa.concat_tables([draft.read_table(name) for name in starts])
+    columns = ["picture", "kind", "rank", "cosine", "prompt"]
+    rows = ([*r[:3], f"{r[3]:.4f}", r[4]] for r in zip(*table.to_pydict().values(), strict=True))
+    draft.write_bytes(PROMPTS, sheet(columns, rows), rows=len(table))
+
+
+def _known_prompts(
+    config: PredictConfig, prompts: list[str], prepared: PreparedData
+) -> KnownPrompts:
+    if prompts:
+        return KnownPrompts(prompts, PromptEncoder(config.encoder).encode(prompts))
+    return training_prompts(prepared)
+
+
+def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray, sample: list[str]) -> str:
+    """Write the submission; return an empty text, or why the pictures cannot be submitted."""
+    try:
+        rows = submission_rows(ids, sample)
+    except UserError as error:
+        logger.warning("%s is not written: %s", SUBMISSION, error)
+        return str(error)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / SUBMISSION)
-        write_submission(path, ids, vectors)
-        draft.write_bytes(SUBMISSION, read_bytes(path), rows=vectors.size)
+        write_submission(path, list(rows), vectors[list(rows.values())])
+        with pa.memory_map(path) as file:
+            draft.write_bytes(SUBMISSION, file.read_buffer(), rows=vectors.size)
+    return ""
 
 
 def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
-    """Return table rows: the nearest prompt of the first pictures."""
-    if PROMPTS not in predictions.files:
+    """Return table rows: the last kind of prompt of the first pictures, with its cosine."""
+    names = predictions.names("prompts-")
+    if not names:
         return []
-    text = read_bytes(predictions.path(PROMPTS)).decode()
-    firsts = [row for row in csv.DictReader(io.StringIO(text)) if row["rank"] == "1"]
-    return [[row["imgId"], row["prompt"], float(row["cosine"])] for row in firsts[:limit]]
+    firsts = predictions.read_table(names[0]).filter(pc.field("rank") == 1)
+    last = {row["id"]: row for row in firsts.to_pylist()}
+    return [[row["id"], row["prompt"], row["cosine"]] for row in [*last.values()][:limit]]
 
 
 def rejected_summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:

@@ -26,16 +26,30 @@ _ROWS_AT_ONCE = 65536
 class NearestPrompts:
     """An index of known prompts, which gives readable prompts for predicted vectors.
 
+    With `csls`, the order of the matches is corrected for hubs: prompts that are near to everything
+    and so would be listed for many pictures. Half of a prompt's mean cosine to its nearest other
+    prompts is subtracted from its cosine. This is CSLS (Conneau et al., "Word translation without
+    parallel data", arXiv 1710.04087) with known prompts in place of the queries, so that the list
+    of a picture does not depend on the other pictures.
+
     Args:
         vectors: prompt vectors (N, D), N >= 1.
         prompts: their N texts.
+        csls: nearest other prompts that are averaged; 0: no correction. Takes time in N squared.
     """
 
-    def __init__(self, vectors: np.ndarray, prompts: Sequence[str]) -> None:
+    def __init__(self, vectors: np.ndarray, prompts: Sequence[str], csls: int = 0) -> None:
         if len(vectors) != len(prompts):
             raise ValueError(f"{len(vectors)} vectors for {len(prompts)} prompts")
         self._index = _index(vectors, "vectors")
         self._prompts = prompts
+        self._penalties = np.zeros(len(prompts), np.float32)
+        if csls:
+            self._penalties = self._hub_cosines(csls) / 2
+            own = self._index.reconstruct_n(0, len(prompts))
+            self._index = faiss.IndexFlatIP(vectors.shape[1] + 1)
+            self._index.add(np.hstack([own, -self._penalties[:, None]]))
+        self._extra = self._index.d - vectors.shape[1]
 
     def search(self, queries: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
         """Return the k nearest prompts and their cosines for each query (Q, D), nearest first.
@@ -43,11 +57,28 @@ class NearestPrompts:
         Returns all prompts when there are fewer than k.
         """
         unit = unit_rows(queries, "queries").astype(np.float32)
-        cosines, rows = self._index.search(unit, min(k, self._index.ntotal))
+        unit = np.hstack([unit, np.ones((len(unit), self._extra), np.float32)])
+        scores, rows = self._index.search(unit, min(k, self._index.ntotal))
+        cosines = scores + self._penalties[rows]
         return [
             [(self._prompts[row], float(value)) for row, value in zip(*pair, strict=True)]
             for pair in zip(rows, cosines, strict=True)
         ]
+
+    def _hub_cosines(self, count: int) -> np.ndarray:
+        """Return each prompt's mean cosine (N,) to the `count` nearest other prompts."""
+        total, means = self._index.ntotal, []
+        count = min(count, total - 1)
+        if not count:
+            return np.zeros(total, np.float32)
+        for start in range(0, total, _QUERIES_AT_ONCE):
+            own = self._index.reconstruct_n(start, min(_QUERIES_AT_ONCE, total - start))
+            cosines, rows = self._index.search(own, count + 1)
+            # A prompt with many copies may be missing from its own list.
+            itself = rows == np.arange(start, start + len(own))[:, None]
+            itself[:, -1] |= ~itself.any(axis=1)
+            means.append(cosines[~itself].reshape(-1, count).mean(axis=1))
+        return np.concatenate(means)
 
 
 @dataclass(frozen=True)
