@@ -19,7 +19,7 @@ from img2prompt.predict.pictures import list_pictures
 from img2prompt.predictors.trained import TrainedRun
 from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import delete_folder, join, read_bytes, write_bytes
 from img2prompt.train import run as train
 from img2prompt.train.job import TrainInputs

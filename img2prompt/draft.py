@@ -3,13 +3,15 @@
 Stages write through `Draft` and read through `Artifact`. Files appear whole or not at all. A file's
 receipt is written after the file, and the manifest is marked done last. So a killed stage resumes
 after the files that have receipts, a finished stage is skipped, and a stage whose config or inputs
-changed is refused. Writing a done marker last is datatrove's idea (`executor/base.py`); the
+changed is refused. A lease (`lease.py`) keeps a second job out of a folder that is being written.
+Writing a done marker last is datatrove's idea (`executor/base.py`); the
 fingerprints are ours.
 """
 
 import json
 import logging
 import posixpath
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,6 +32,7 @@ from img2prompt.artifact import (
 )
 from img2prompt.config.base import Config, completed, differences, without
 from img2prompt.errors import UserError
+from img2prompt.lease import KEEPER, LEASE
 from img2prompt.storage import (
     ASIDE,
     delete_file,
@@ -49,7 +52,11 @@ READERS = 16
 
 @dataclass(frozen=True)
 class Draft:
-    """A folder that a stage writes to. Plain data, so it can be sent to workers."""
+    """A folder that a stage writes to. Plain data, so it can be sent to workers.
+
+    `open` takes a lease on an unfinished folder, which ends with `publish`, or with the last
+    reference to the returned object. Copies in workers have none.
+    """
 
     uri: str
     stage: str
@@ -76,30 +83,45 @@ class Draft:
         unfinished folder of another config or input, with a warning, instead of refusing it.
 
         Raises:
-            UserError: the folder has another stage, config or input.
+            UserError: the folder has another stage, config or input, or another job writes it.
         """
         draft = cls(uri, stage, without(json.loads(config.to_json()), free), dict(inputs))
         manifest = read_manifest(uri)
-        if manifest is None or not manifest["done"]:
-            check()
-        saved = completed(type(config), manifest["config"]) if manifest else {}
-        changes = draft._differences(manifest, without(saved, free)) if manifest else []
-        if manifest and changes and renewable and draft._is_unfinished(manifest):
-            logger.warning("%s starts over, because it differs in: %s", uri, "; ".join(changes))
-            delete_folder(join(uri, RECEIPTS))
-            delete_folder(uri)
-            manifest = None
-        if manifest is None or _is_bare(uri):
-            delete_folder(join(uri, RECEIPTS))
-            write_bytes(join(uri, CONFIG), config.to_json().encode())
-            draft._write_manifest(done=False, files={}, counts={})
-        elif changes:
-            raise UserError(
-                f"{uri} holds another run. It differs in:\n  "
-                + "\n  ".join(changes)
-                + "\nGive another --out or --name, or delete that folder to make it again."
-            )
+        if manifest is not None and manifest["done"]:
+            if changes := draft._changes(manifest, type(config), free):
+                raise UserError(_refusal(uri, changes))
+            return draft
+        check()
+        draft.hold()
+        draft._start(config, free, renewable)
         return draft
+
+    def _start(self, config: Config, free: Sequence[str], renewable: bool) -> None:
+        """Begin the folder, or check that it can be resumed."""
+        manifest = read_manifest(self.uri)  # now that no other job changes it
+        changes = self._changes(manifest, type(config), free) if manifest else []
+        if manifest and changes and renewable and self._is_unfinished(manifest):
+            logger.warning("%s starts over: it differs in: %s", self.uri, "; ".join(changes))
+            KEEPER.end(self.uri)
+            delete_folder(join(self.uri, RECEIPTS))
+            delete_folder(self.uri)
+            self.hold()
+            manifest = None
+        if manifest is None or _is_bare(self.uri):
+            delete_folder(join(self.uri, RECEIPTS))
+            write_bytes(join(self.uri, CONFIG), config.to_json().encode())
+            self._write_manifest(done=False, files={}, counts={})
+        elif changes:
+            raise UserError(_refusal(self.uri, changes))
+
+    def hold(self) -> None:
+        """Take a lease for as long as this object lives; another job that has it is a UserError."""
+        if lease := KEEPER.hold(self.uri):
+            weakref.finalize(self, KEEPER.release, lease)
+
+    def require_lease(self) -> None:
+        """Raise a UserError if another job has taken over the folder."""
+        KEEPER.require(self.uri)
 
     def finished(self) -> Artifact | None:
         """Return the artifact if an earlier start published it."""
@@ -124,7 +146,12 @@ class Draft:
             return dict(pool.map(read, infos))
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer, rows: int = 1) -> Receipt:
-        """Write a data file, then its receipt."""
+        """Write a data file, then its receipt.
+
+        Raises:
+            UserError: the disk is full, or another job has taken over the folder.
+        """
+        self.require_lease()
         write_bytes(join(self.uri, name), data)
         receipt = Receipt(rows, digest_of(data))
         write_bytes(join(self.uri, RECEIPTS, name + ".json"), json.dumps(asdict(receipt)).encode())
@@ -144,10 +171,15 @@ class Draft:
         """Mark the folder done, with its counts, and return it.
 
         Every data file must have been written through this draft.
+
+        Raises:
+            UserError: another job has taken over the folder.
         """
+        self.require_lease()
         write_bytes(join(self.uri, METRICS), json.dumps(counts, indent=2).encode())
         self._write_manifest(done=True, files=self.receipts(), counts=counts)
         delete_folder(join(self.uri, RECEIPTS))
+        KEEPER.end(self.uri)
         return Artifact.load(self.uri, self.stage)
 
     def clear(self) -> None:
@@ -157,7 +189,12 @@ class Draft:
         delete_folder(join(self.uri, RECEIPTS))
 
     def reopen(self) -> None:
-        """Mark a published folder unfinished; its files must be written again."""
+        """Mark a published folder unfinished; its files must be written again.
+
+        Raises:
+            UserError: another job writes it.
+        """
+        self.hold()
         self._write_manifest(done=False, files={}, counts={})
 
     def _write_manifest(
@@ -178,12 +215,23 @@ class Draft:
         """Return True for an unfinished folder of this stage."""
         return not manifest["done"] and manifest["stage"] == self.stage
 
-    def _differences(self, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-        """Return a line for each difference to another manifest, whose config is `config`."""
+    def _changes(
+        self, manifest: Mapping[str, Any], kind: type[Config], free: Sequence[str]
+    ) -> list[str]:
+        """Return a line for each difference to another manifest."""
+        saved = without(completed(kind, manifest["config"]), free)
         return differences(
-            {"stage": manifest["stage"], "config": config, "inputs": manifest["inputs"]},
+            {"stage": manifest["stage"], "config": saved, "inputs": manifest["inputs"]},
             {"stage": self.stage, "config": self.config, "inputs": dict(self.inputs)},
         )
+
+
+def _refusal(uri: str, changes: Sequence[str]) -> str:
+    lines = "".join(f"\n  {change}" for change in changes)
+    return (
+        f"{uri} holds another run. It differs in:{lines}\nGive another --out or --name, or delete "
+        "that folder to make it again."
+    )
 
 
 def _is_bare(uri: str) -> bool:
@@ -191,4 +239,4 @@ def _is_bare(uri: str) -> bool:
     fs, path = open_uri(uri)
     infos = fs.get_file_info(pafs.FileSelector(path))
     names = {info.base_name for info in infos if not info.base_name.endswith(ASIDE)}
-    return names <= {MANIFEST, CONFIG}
+    return names <= {MANIFEST, CONFIG, LEASE}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from img2prompt.data import images
 from img2prompt.data.sources import files
-from img2prompt.data.vectors import DIMENSIONS
+from img2prompt.data.vectors import DIMENSIONS, require_finite
 from img2prompt.errors import UserError
 from img2prompt.predictors.base import Answers, Predictor, concatenate
 from img2prompt.predictors.build import choose_predictor
@@ -40,7 +40,8 @@ class LoadedPredictor:
         """Answer for each picture: its prompt vector, and text and confidence if predicted.
 
         Raises:
-            UserError: a picture cannot be read, with its number, or no list of pictures is given.
+            UserError: a picture cannot be read, with its number; no list of pictures is given; or
+                an answer is non-finite.
         """
         if isinstance(pictures, str | os.PathLike | bytes | Image.Image):
             raise UserError("give a list of pictures, such as predict([picture])")
@@ -52,7 +53,10 @@ class LoadedPredictor:
             with torch.inference_mode():
                 inputs = torch.from_numpy(np.stack(batch)).to(self._device)
                 answers.append(self._predictor.predict(inputs))
-        return concatenate(answers[1:] or answers)
+        joined = concatenate(answers[1:] or answers)
+        numbers = [f"picture {number}" for number in range(len(joined.vectors))]
+        require_finite(joined.vectors, numbers, "predict")
+        return joined
 
     def _read(self, pictures: Iterable[Picture]) -> Iterator[np.ndarray]:
         """Pixels uint8 (S, S, 3) of each picture."""

@@ -6,6 +6,7 @@ through EfficientNet-Lite2, which is installed with this package. `l14-336` is t
 """
 
 from img2prompt.config.chain import ChainConfig
+from img2prompt.config.planning import ScaleConfig
 from img2prompt.config.predict import BlendConfig, EvaluateConfig, ExportConfig, PredictConfig
 from img2prompt.config.prepare import FeaturesConfig, GroupConfig, PrepareConfig, ShardConfig
 from img2prompt.config.search import SearchConfig
@@ -222,6 +223,21 @@ def l14_336_search() -> SearchConfig:
     )
 
 
+def demo_plan() -> ScaleConfig:
+    """The demo's chain on this machine."""
+    return ScaleConfig(chain=demo_chain(), pictures=(5_200, 100_000), pictures_per_prompt=2.0)
+
+
+def pictures_plan() -> ScaleConfig:
+    """EfficientNet-Lite2 on this machine."""
+    return ScaleConfig(chain=pictures_chain(), pictures=(1_000, 100_000, 1_000_000))
+
+
+def l14_336_plan() -> ScaleConfig:
+    """CLIP ViT-L/14-336 on eight H100."""
+    return ScaleConfig(chain=l14_336_chain(), node="p5.48xlarge")
+
+
 PREPARE = {
     "demo": demo_data,
     "tower": tower_data,
@@ -251,3 +267,4 @@ CHAINS = {
     "l14-336": l14_336_chain,
 }
 SEARCH = {"demo": demo_search, "l14-336": l14_336_search}
+PLANS = {"demo": demo_plan, "pictures": pictures_plan, "l14-336": l14_336_plan}

@@ -73,6 +73,11 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
+def is_local(uri: str) -> bool:
+    """Return True for a folder of a disk, as opposed to an object store."""
+    return isinstance(open_uri(uri)[0], pafs.LocalFileSystem)
+
+
 def exists(uri: str) -> bool:
     fs, path = open_uri(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
@@ -109,16 +114,42 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
         if local:
             fs.move(aside, path)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        size = len(data) if isinstance(data, bytes) else data.size
-        raise UserError(
-            f"{uri}: no room for {size} bytes ({error}). Free space and run the same command "
-            "again; it keeps the finished files"
-        ) from error
+        raise _full_disk(uri, data, error) or error from None
     finally:
         if local:
             Path(aside).unlink(missing_ok=True)
+
+
+def _full_disk(uri: str, data: bytes | pa.Buffer, error: OSError) -> UserError | None:
+    """Return the message of a full disk or quota; None for any other error."""
+    if error.errno not in FULL:
+        return None
+    size = len(data) if isinstance(data, bytes) else data.size
+    return UserError(
+        f"{uri}: no room for {size} bytes ({error}). Free space and run the same command again; it "
+        "keeps the finished files"
+    )
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a small file on a local disk unless it exists; return whether this call wrote it.
+
+    Of several processes that call this at once, one gets True. A reader may see part of the file.
+
+    Raises:
+        UserError: the disk or the quota is full.
+    """
+    path = Path(open_uri(uri)[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _full_disk(uri, data, error) or error from None
+    return True
 
 
 def delete_file(uri: str) -> None:

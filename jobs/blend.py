@@ -11,14 +11,14 @@ def job() -> None:
         workspace.check_predictor(name)
     embedded = workspace.open_features()
 
-    from img2prompt.distributed import cluster
+    from img2prompt.distributed.placement import connected
     from img2prompt.predict import blend
     from img2prompt.predictors.build import choose_predictor
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
     members = [choose_predictor(name, workspace, config.neighbours) for name in config.runs]
     prepared = PreparedData.load(options.out)
-    with cluster.connect():
+    with connected(blend.needs_cluster(prepared.shards)):
         blended = blend.run(config, prepared, embedded, members, folder)
     cli.show(
         f"validation pictures, weights fitted on other folds, in {blended.uri}",

@@ -21,7 +21,7 @@ def job() -> None:
         cli.show(f"prompts in {result.predictions.uri}", ["prompt", "", "cosine"], rows)
     cli.show(
         f"scores on held-out {config.evaluate.split} pictures, in {result.evaluation.uri}",
-        ["system", "mean cosine", "95 % interval", "pictures"],
+        list(evaluate.SUMMARY),
         evaluate.summary(result.evaluation),
     )
     print(f"report of the scores: {result.evaluation.path(evaluate.REPORT)}")

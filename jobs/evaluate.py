@@ -11,18 +11,18 @@ def job() -> None:
         workspace.check_predictor(name)
     embedded = workspace.open_features()
 
-    from img2prompt.distributed import cluster
+    from img2prompt.distributed.placement import connected
     from img2prompt.predict import evaluate, text_scores
     from img2prompt.predictors.build import choose_predictor
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
     predictors = [choose_predictor(name, workspace, config.neighbours) for name in config.runs]
     prepared = PreparedData.load(options.out)
-    with cluster.connect():
+    with connected(evaluate.needs_cluster(config, prepared.shards)):
         evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
         f"{config.split} pictures, in {evaluation.uri}",
-        ["system", "mean cosine", "95 % interval", "pictures"],
+        list(evaluate.SUMMARY),
         evaluate.summary(evaluation),
     )
     if texts := text_scores.texts_summary(evaluation):

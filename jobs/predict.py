@@ -9,15 +9,16 @@ def job() -> None:
     folder = workspace.predictions(config.name)
     workspace.check_predictor(config.run)
 
-    from img2prompt.distributed import cluster
-    from img2prompt.predict import pictures, predict
+    from img2prompt.distributed.placement import connected
+    from img2prompt.predict import predict
+    from img2prompt.predict.pictures import list_pictures
     from img2prompt.predictors.build import choose_predictor
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
     predictor = choose_predictor(config.run, workspace, config.neighbours)
     prepared = PreparedData.load(options.out)
-    pictures.list_pictures(config.pictures)
-    with cluster.connect():
+    pictures = list_pictures(config.pictures)
+    with connected(predict.needs_cluster(len(pictures.uris))):
         predictions = predict.run(config, predictor, prepared, folder)
     cli.show(
         f"{predictions.counts['pictures']} pictures predicted, in {predictions.uri}",

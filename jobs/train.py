@@ -12,12 +12,13 @@ def job() -> None:
     groups = workspace.open_groups() if config.optim.solver == "ridge" else None
     start = workspace.open_run(config.start_from) if config.start_from else None
 
-    from img2prompt.distributed import cluster
+    from img2prompt.distributed.placement import connected
     from img2prompt.train import run as train
     from img2prompt.train.job import TrainInputs
 
     inputs = TrainInputs(shards, features, start, groups)
-    with cluster.connect(dashboard=True, download=config.tower.download):
+    needed = train.needs_cluster(config, inputs)
+    with connected(needed, dashboard=True, download=config.tower.download):
         run = train.run(config, inputs, folder, resume_anyway=options.resume_anyway)
     cli.show(f"{config.name} in {run.uri}", ["", "value"], [[k, v] for k, v in run.counts.items()])
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from img2prompt.chain import ChainResult
     from img2prompt.config.chain import ChainConfig
     from img2prompt.distributed.cluster import Resources
-    from img2prompt.prepare.run import PreparedData
+    from img2prompt.prepare.prepared_data import PreparedData
 
 # Threads that share a matrix of 32 columns only wait for each other. Torch reads this at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -170,6 +170,6 @@ def _config(pictures: str, weights: str) -> "ChainConfig":
             engine=engine,
             optim=optim,
         ),
-        evaluate=EvaluateConfig(neighbours=3, bootstrap=300, batch_size=16),
+        evaluate=EvaluateConfig(neighbours=3, batch_size=16),
         samples=4,
     )

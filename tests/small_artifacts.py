@@ -38,7 +38,7 @@ def write_shards(folder: Path, seed: int = 0) -> Artifact:
             pictures = [images.encode(picture, "png") for picture in pixels]
             columns = [ids, ids, ["noise"] * rows, pictures, vector_column(targets)]
             draft.write_table(f"{split}/{number:05d}.parquet", pa.table(columns, schema=SCHEMA))
-    return draft.publish()
+    return draft.publish(**{split: sum(files) for split, files in ROWS.items()})
 
 
 def pixels_of(shards: Artifact, files: str) -> torch.Tensor:

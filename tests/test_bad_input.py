@@ -18,7 +18,7 @@ from img2prompt.data.sources.reader import read_pictures
 from img2prompt.errors import UserError
 from img2prompt.prepare import clean
 from img2prompt.prepare import run as prepare
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 
 ROOT = Path(__file__).parents[1]
 LONG = "a small boat on the sea " * 60 + "under a green moon"

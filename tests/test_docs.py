@@ -14,6 +14,7 @@ PACKAGE = ROOT / "img2prompt"
 FOLDERS = ("img2prompt", "jobs", "cluster", "tests")
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
 PAGES = [ROOT / "README.md", *(path for path in FILES if path.suffix == ".md")]
+MANIFESTS = [path for path in FILES if path.suffix == ".yaml"]
 SOURCES = [path for path in FILES if path.suffix in (".py", ".yaml") or path.name == "Dockerfile"]
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -21,7 +22,8 @@ FOLDER_OR_FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w")
 FILE = re.compile(r"(?<![\w./>-])(?!/)[\w./-]+\.(?:py|yaml|md)\b")
 QUOTED_FILE = re.compile(r"(?<=`)[\w./-]+\.(?:py|yaml|md)(?=`)")
 OWN_FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]+\.(?:py|yaml|md)\b")
-COMMAND = re.compile(r"python jobs/(\w+)\.py([^\n`#|]*)")
+COMMAND = re.compile(r"python (?:/app/)?jobs/(\w+)\.py([^\n`#|]*)")
+SUBMITTED = re.compile(r"python cluster/submit\.py (?:--image )?(\w+)([^\n`#|]*)")
 CODE = re.compile(r"`([^`\n]+)`")
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
 
@@ -33,6 +35,7 @@ PRESETS = {
     "evaluate": presets.EVALUATE,
     "export": presets.EXPORT,
     "features": presets.FEATURES,
+    "plan": presets.PLANS,
     "predict": presets.PREDICT,
     "prepare": presets.PREPARE,
     "search": presets.SEARCH,
@@ -99,9 +102,10 @@ def test_comments_and_docstrings_name_files_that_exist() -> None:
     assert sorted(missing) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
+@pytest.mark.parametrize("page", [*PAGES, *MANIFESTS], ids=page_id)
 def test_commands_name_presets_and_options_that_exist(page: Path) -> None:
-    for job, rest in COMMAND.findall(page.read_text()):
+    text = page.read_text()
+    for job, rest in [*COMMAND.findall(text), *SUBMITTED.findall(text)]:
         words = rest.split()
         if words and re.match(r"[a-z]", words[0]):
             assert words[0] in PRESETS[job], f"{job} {rest}"

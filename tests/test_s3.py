@@ -1,8 +1,11 @@
 """Sources, artifacts and checkpoints in a bucket of moto, an S3 server on this machine."""
 
 import io
+import json
+import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 import boto3
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
+from img2prompt import lease
 from img2prompt.artifact import MANIFEST, Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.sources import PictureSource
@@ -20,6 +24,8 @@ from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.holder import Holder, this_process
+from img2prompt.lease import LEASE
 from img2prompt.storage import ENDPOINT, delete_folder, exists, join, write_bytes
 from img2prompt.train.checkpoint import Checkpoint, CheckpointStore, EngineState, Position
 
@@ -88,6 +94,26 @@ def test_a_killed_stage_resumes_and_is_skipped_when_done(bucket: str) -> None:
         Draft.open(folder, "shards", config.replace({"size": 64}), {})
     delete_folder(folder)
     assert not exists(join(folder, MANIFEST))
+
+
+def test_a_folder_in_a_bucket_is_held_by_one_job(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "DEAD_S", 0.5)
+    folder = join(bucket, "held")
+    write_bytes(join(folder, LEASE), json.dumps(asdict(running_process("other"))).encode())
+    with pytest.raises(UserError, match="s3://bucket/held is being written by another job"):
+        Draft.open(folder, "shards", ShardConfig(), {})
+    node = replace(running_process("other"), machine="another", renewed=time.time())
+    write_bytes(join(folder, LEASE), json.dumps(asdict(node)).encode())
+    draft = Draft.open(folder, "shards", ShardConfig(), {})
+    assert exists(join(folder, LEASE))
+    draft.publish()
+    assert not exists(join(folder, LEASE))
+
+
+def running_process(token: str) -> Holder:
+    return replace(this_process(), token=token, renewed=time.time())
 
 
 def test_a_checkpoint_is_read_back_and_a_partial_one_is_ignored(bucket: str) -> None:

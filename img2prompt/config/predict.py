@@ -43,8 +43,6 @@ class EvaluateConfig(Config):
     split: Literal["val", "test"] = "test"
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by the nearest-neighbour baseline."""
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Resamples of prompts behind each 95 % interval."""
     batch_size: PositiveInt = 64
     views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
@@ -119,8 +117,6 @@ class BlendConfig(Config):
     """Folds of prompt groups on which fitted weights are compared with equal ones."""
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by `neighbours`."""
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Resamples of prompts behind each 95 % interval."""
     batch_size: PositiveInt = 64
     views: tuple[View, ...] = ("plain",)
     """Views of each picture that members answer for while weights are fitted."""

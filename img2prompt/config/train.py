@@ -18,6 +18,7 @@ from img2prompt.config.ranges import (
 from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.tower import TowerConfig
 
+LoraTargets = Literal["attention", "mlp", "both"]
 RidgeStrength = Annotated[float, Field(ge=1e-6)]
 """Smaller ones would amplify rounding errors where features depend on each other."""
 STRENGTHS = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
@@ -35,11 +36,22 @@ class PlanConfig(Config):
     """True rank of the LoRA matrices (the published code's `rank=4` means 1024 // 4 = 256)."""
     lora_scale: PositiveFloat = 1.0
     """Factor on the LoRA update (alpha / rank in the terms of arXiv 2106.09685)."""
+    lora_rslora: bool = False
+    """Divide `lora_scale` by the square root of the rank, so that one setting suits all ranks
+    (rsLoRA, arXiv 2312.03732, whose alpha `lora_scale` then is)."""
+    lora_targets: LoraTargets = "attention"
+    """Matrices of a layer that LoRA adapts: the projections of its attention, those of its MLP, or
+    both (compared in arXiv 2106.09685, section 7.1, and arXiv 2110.04366). In a convolutional tower
+    all three are its 1 x 1 convolutions."""
+    lora_dora: bool = False
+    """Learn the length of each row of an adapted matrix apart from its direction (DoRA, arXiv
+    2402.09353). It takes more time and memory."""
     lora_dropout: FractionBelowOne = 0.0
     """Share of the LoRA matrices' inputs that a training step drops."""
-    lora_init: Literal["kaiming", "published"] = "kaiming"
+    lora_init: Literal["kaiming", "published", "pissa"] = "kaiming"
     """Initial down-matrix: Kaiming uniform, or normal with deviation 1 / rank as in the published
-    code. The up-matrix is zero in both, so the tower's output is unchanged at the start."""
+    code; the up-matrix is zero in both. `pissa` (arXiv 2404.02948): the largest singular vectors of
+    the matrix, which keeps the rest. The tower's output is unchanged at the start in all three."""
     embeddings: bool = False
     """Train the patch and position embeddings too, as a tower with random weights needs."""
 
@@ -207,6 +219,13 @@ class TrainConfig(Config):
             "recipe.ema_decay",
             self.recipe.ema_decay,
             "0 with engine.zero_stage 3, which leaves each worker only a part of every weight",
+        )
+        gathered = not self.plan.lora_dora or self.engine.kind == "plain"
+        check(
+            gathered or self.engine.zero_stage < 3,
+            "plan.lora_dora",
+            self.plan.lora_dora,
+            "false with engine.zero_stage 3, which frees the weights whose length DoRA reads",
         )
         if self.optim.solver == "ridge":
             self._check_ridge()

@@ -1,8 +1,12 @@
 """Prompt vectors: size, checks, and Parquet columns."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
+
+from img2prompt.errors import UserError
 
 DIMENSIONS = 384
 """Size of an all-MiniLM-L6-v2 vector."""
@@ -27,6 +31,14 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
+def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of equal-length vectors, in any of Ray Data's encodings, as (N, D)."""
+    array = column.combine_chunks()
+    if hasattr(array, "to_numpy_ndarray"):
+        return array.to_numpy_ndarray()
+    return np.stack(array.to_numpy(zero_copy_only=False)) if len(array) else np.empty((0, 0))
+
+
 def check_unit(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors as C-contiguous float32 (N, D), all finite and of unit length to 1e-3.
 
@@ -46,6 +58,27 @@ def check_unit(vectors: np.ndarray) -> np.ndarray:
                 f"1 to within {UNIT_TOLERANCE}"
             )
     return vectors
+
+
+def finite_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return which rows (N,) of vectors (N, D) hold no NaN or infinite value."""
+    return np.asarray(np.all(np.isfinite(vectors), axis=1))
+
+
+def require_finite(vectors: np.ndarray, names: Sequence[str], source: str) -> None:
+    """Check that all vectors (N, D) are finite; `names` are those of the rows.
+
+    Raises:
+        UserError: some are not; `source` says what made them and begins the message.
+    """
+    bad = np.flatnonzero(~finite_rows(vectors))
+    if len(bad):
+        first = ", ".join(repr(names[row]) for row in bad[:5])
+        raise UserError(
+            f"{source}: {len(bad)} of {len(vectors)} vectors have values that are NaN or infinite, "
+            f"the first of {first}. The weights are finite, so a value is too large for the "
+            "precision: use precision fp32, or leave these rows out"
+        )
 
 
 def exact_cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -9,24 +9,24 @@ seconds of its reading, decoding and forward pass, so that a stage can report it
 
 import functools
 import math
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-import torch
-from torch import Tensor
 
 from img2prompt.artifact import Artifact
-from img2prompt.data import images
-from img2prompt.data.shards import read_rows
 from img2prompt.distributed import cluster
+from img2prompt.distributed.forward import (
+    STEP_COLUMNS,
+    Forward,
+    ModelMaker,
+    ReadingTask,
+    read_task,
+    reading_tasks,
+)
 from img2prompt.distributed.progress import StepTimes
 
 DECODE_CPUS, MODEL_CPUS = 0.5, 0.75
@@ -36,48 +36,6 @@ than they were counted for leave room for decoding; without it they would wait w
 
 TASK_BYTES = 96 << 20
 """Decoded pixels of one reading task; Ray Data cuts what exceeds 128 MiB into odd pieces."""
-
-STEP_COLUMNS = ("read_s", "decode_s", "forward_s")
-"""Seconds of each row in the steps of the pipeline."""
-
-Model = Callable[[Tensor], Mapping[str, np.ndarray]]
-"""From pixels uint8 (B, S, S, 3) on its device to named columns of B rows."""
-
-ModelMaker = Callable[[torch.device], Model]
-"""Loads a model onto a device, inside an actor."""
-
-
-class Forward:
-    """An actor that holds a model.
-
-    Its rows get the model's columns and `forward_s`, the seconds that one row took.
-    """
-
-    def __init__(self, make_model: ModelMaker, actors: int, size: int) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self._device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))
-        self._model = make_model(self._device)
-        self._size = size
-        self._turn = threading.Lock()
-
-    @torch.inference_mode()
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pixels = batch.pop("pixels")
-        rows, sent = len(pixels), self._send(pixels)
-        with self._turn:
-            began = time.perf_counter()
-            columns = {name: column[:rows] for name, column in self._model(sent).items()}
-            seconds = time.perf_counter() - began
-        return {**batch, **columns, "forward_s": np.full(rows, seconds / rows)}
-
-    def _send(self, pixels: np.ndarray) -> Tensor:
-        """Send pixels to the device; on a GPU filled up to one shape, for compiled models."""
-        if self._device.type == "cpu":
-            return torch.tensor(pixels)
-        pinned = torch.zeros((self._size, *pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        pinned[: len(pixels)] = torch.as_tensor(pixels)
-        return pinned.to(self._device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +59,7 @@ class Pool:
         actors, gpus = self.actors(rows), cluster.resources().gpus
         return data.map_batches(
             Forward,
-            fn_constructor_args=(self.make_model, actors, self.batch_size),
+            fn_constructor_args=(self.make_model, self.batch_size, actors),
             batch_size=self.batch_size,
             compute=ray.data.ActorPoolStrategy(
                 size=actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
@@ -138,7 +96,8 @@ def forward_shards(
     The rows have `id` and the model's columns. Files finish in any order. Only the rows of
     unfinished files are held. The seconds that the steps took are added to `times`.
     """
-    tasks = [task for name in names for task in _reading_tasks(shards, name)]
+    at_once = TASK_BYTES // (3 * shards.config["size"] ** 2)
+    tasks = [asdict(task) for name in names for task in reading_tasks(shards, name, at_once)]
     if not tasks:
         return
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
@@ -157,41 +116,29 @@ def forward_shards(
                 yield name, complete.drop_columns(["name", "row", *STEP_COLUMNS])
 
 
-def _reading_tasks(shards: Artifact, name: str) -> list[dict[str, Any]]:
-    """Cut a file into reading tasks: rows `start` to before `stop`, by whole row groups."""
-    in_group, rows = shards.config["rows_per_group"], shards.files[name].rows
-    group_bytes = in_group * 3 * shards.config["size"] ** 2
-    step = in_group * max(1, TASK_BYTES // group_bytes)
-    return [
-        {"name": name, "start": start, "stop": min(start + step, rows)}
-        for start in range(0, rows, step)
-    ]
+def forward_rows(
+    rows: Sequence[Mapping[str, Any]],
+    load: Callable[[Any], Any],
+    make_model: ModelMaker,
+    batch_size: int,
+) -> Iterator[pa.Table]:
+    """Yield tables with the columns of `load`, without `pixels`, and the model's, in any order.
+
+    `load` is called in tasks with batches of `rows`.
+    """
+    loaded = ray.data.from_items(list(rows)).map_batches(
+        load, batch_size=batch_size, num_cpus=DECODE_CPUS
+    )
+    answered = Pool(make_model=make_model, batch_size=batch_size).forward(loaded, len(rows))
+    for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield cast(pa.Table, batch)
 
 
 def _read(shards: Artifact, task: Any) -> Any:
-    """Read a task, a table of one row: pixels (N, S, S, 3), ids and row numbers of its rows."""
-    began = time.perf_counter()
-    name, start, stop = (task[key][0].as_py() for key in ("name", "start", "stop"))
-    table = read_rows(shards.path(name), start, stop, ["id", "image"])
-    read = time.perf_counter()
-    pixels = np.stack([images.decode(data.as_py()) for data in table["image"]])
-    rows, decoded = len(pixels), time.perf_counter()
-    return {
-        "name": np.full(rows, name),
-        "id": np.array(table["id"].to_pylist()),
-        "row": np.arange(start, stop),
-        "pixels": pixels,
-        "read_s": np.full(rows, (read - began) / rows),
-        "decode_s": np.full(rows, (decoded - read) / rows),
-    }
-
-
-def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of equal-length vectors, in any of Ray Data's encodings, as (N, D)."""
-    array = column.combine_chunks()
-    if hasattr(array, "to_numpy_ndarray"):
-        return array.to_numpy_ndarray()
-    return np.stack(array.to_numpy(zero_copy_only=False)) if len(array) else np.empty((0, 0))
+    """Read a task, a table of one row (`read_task`)."""
+    return read_task(
+        shards, ReadingTask(**{name: task[name][0].as_py() for name in task.column_names})
+    )
 
 
 def forward_split(shards: Artifact, split: str, pool: Pool) -> pa.Table:

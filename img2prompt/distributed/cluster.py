@@ -22,7 +22,9 @@ import ray.data
 from ray.exceptions import AuthenticationError
 
 from img2prompt.distributed.internals import apply_authentication_settings, session_folder
+from img2prompt.distributed.placement import LOG_FORMAT, OWN_CLUSTER
 from img2prompt.errors import UserError
+from img2prompt.lease import WORKER
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +126,10 @@ def _process_setup() -> Callable[[], None]:
     running cluster can import this package only after this setup.
     """
 
+    log_format = LOG_FORMAT
+
     def set_up() -> None:
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(format=log_format)
         logging.getLogger("img2prompt").setLevel(logging.INFO)
         logging.getLogger("ray").setLevel(logging.WARNING)
         if ray.is_initialized():
@@ -153,7 +157,7 @@ def _address() -> str:
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Return the workers' runtime environment, without variables that the submitter set."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= TRAINING
+    variables |= TRAINING | {WORKER: "1"}
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     own = (submitted.get("runtime_env") or {}).get("env_vars") or {}
@@ -211,6 +215,7 @@ def _local_environment() -> dict[str, str]:
     variables = {
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
         "RAY_ADDRESS": "",
+        OWN_CLUSTER: "" if os.environ.get("RAY_ADDRESS") else "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # This machine is not preemptible, and Ray's watcher logs an error when it starts.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

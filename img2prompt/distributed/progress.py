@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from img2prompt.distributed import metrics
 from img2prompt.draft import Draft
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,13 @@ class Progress:
     def add(self, rows: int) -> None:
         """Count rows that are done, and log a line when one is due or all rows are done."""
         self._done += rows
+        metrics.count("img2prompt_rows", rows, stage=self._stage)
         now = time.perf_counter()
         if now - self._logged < SECONDS and self._done != self._total:
             return
         self._logged = now
         rate = self._done / max(now - self._began, 1e-9)
+        metrics.record("img2prompt_rows_per_second", rate, stage=self._stage)
         if self._total is None:
             logger.info("%s: %d rows, %.0f rows/s", self._stage, self._done, rate)
             return

@@ -1,5 +1,7 @@
 """Put a model on a device for predictions."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -33,3 +35,14 @@ def compile_for_batches(module: nn.Module, device: torch.device) -> None:
     if device.type == "cuda":
         torch._dynamo.config.suppress_errors = True
         module.compile(dynamic=False)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread in torch, so that sums are equal to the last bit on any number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

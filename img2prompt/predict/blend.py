@@ -20,11 +20,11 @@ from img2prompt.artifact import Artifact
 from img2prompt.config.predict import BlendConfig, EvaluateConfig
 from img2prompt.data.vectors import DIMENSIONS, matrix, unit_rows
 from img2prompt.draft import Draft
-from img2prompt.predict.evaluate import held_out_pictures, predict_split
+from img2prompt.predict import evaluate
 from img2prompt.predict.metrics import Score, cosine, mean_cosine_interval
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.blend import BlendWeights
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.workspace import BLEND_WEIGHTS, Stage
 
 SPLIT = "val"
@@ -56,9 +56,11 @@ def run(
     draft = Draft.open(out, Stage.BLEND, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    pictures = held_out_pictures(prepared, SPLIT)
+    pictures = evaluate.held_out_pictures(prepared, SPLIT)
     options = EvaluateConfig(split=SPLIT, batch_size=config.batch_size, views=config.views)
-    predicted = predict_split(options, shards, features, members, pictures["id"].to_pylist())
+    predicted = evaluate.predict_split(
+        options, shards, features, members, pictures["id"].to_pylist()
+    )
     vectors = np.stack([unit_rows(predicted[member.name]) for member in members])
     targets = unit_rows(matrix(pictures["target"]))
     weights, scores = choose_weights(config, vectors, targets, pictures["group"].to_numpy())
@@ -66,6 +68,11 @@ def run(
     content = safetensors.numpy.save({"weights": weights.weights, "offset": weights.offset})
     draft.write_bytes(BLEND_WEIGHTS, content)
     return draft.publish(members=dict(zip(names, scores.pop("members"), strict=True)), **scores)
+
+
+def needs_cluster(shards: Artifact) -> bool:
+    """Return True unless there are few validation pictures, which this process answers for."""
+    return evaluate.needs_cluster(EvaluateConfig(split=SPLIT), shards)
 
 
 def _check(shards: Artifact, features: Artifact, members: Sequence[PredictorSpec]) -> None:
@@ -103,11 +110,11 @@ def choose_weights(
     folds = _folds(groups, config.folds, config.seed)
     score = functools.partial(_left_out_cosines, targets=targets, folds=folds)
 
-    def interval(cosines: np.ndarray) -> Score:
-        return mean_cosine_interval(cosines, groups, config.bootstrap, config.seed)
+    def interval(cosines: np.ndarray, limit: float = 1.0) -> Score:
+        return mean_cosine_interval(cosines, groups, limit)
 
     by_equal, by_fitted = score(equal, vectors), score(fitted, vectors)
-    gain = interval(by_fitted - by_equal)
+    gain = interval(by_fitted - by_equal, limit=2.0)
     fit, cosines = (fitted, by_fitted) if gain.low > 0 else (equal, by_equal)
     weights = fit(vectors, targets)
     members = [
@@ -115,7 +122,7 @@ def choose_weights(
             "weight": float(weights.weights[number].mean()),
             "alone": dataclasses.asdict(interval(cosine(own, targets))),
             "gain": dataclasses.asdict(
-                interval(cosines - score(fit, np.delete(vectors, number, axis=0)))
+                interval(cosines - score(fit, np.delete(vectors, number, axis=0)), limit=2.0)
             ),
         }
         for number, own in enumerate(vectors)

@@ -5,8 +5,8 @@ over all pictures and by source), `scores.parquet` (each picture's cosine for ea
 `report.html` (both as tables and charts) and, if asked for, `texts.parquet` (readable prompts with
 their cosines to the predicted and the true vector).
 
-Predictors that can answer from the cached features do so. The others see the pictures, a few of
-them in one pass through actors that hold them.
+Predictors that can answer from the cached features do so. The others see the pictures, up to four
+of them in one pass: few pictures in this process, more through actors that hold the predictors.
 """
 
 import dataclasses
@@ -19,8 +19,10 @@ import torch
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.predict import EvaluateConfig
-from img2prompt.data.vectors import matrix
+from img2prompt.data.vectors import matrix, require_finite
 from img2prompt.distributed.actors import Pool, forward_split
+from img2prompt.distributed.forward import ModelMaker, forward_split_in_process
+from img2prompt.distributed.placement import few_pictures
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
@@ -37,8 +39,8 @@ from img2prompt.predictors.base import (
 from img2prompt.predictors.cached import has_views, read_view
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
-from img2prompt.prepare.run import PreparedData
-from img2prompt.report.evaluation import Results, page, ranking
+from img2prompt.prepare.prepared_data import PreparedData
+from img2prompt.report.evaluation import FEW_GROUPS, Results, page, ranking
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
@@ -46,8 +48,9 @@ TEXTS = "texts.parquet"
 REPORT = "report.html"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
-PREDICTORS_AT_ONCE = 2
-"""Predictors that an actor holds: more read the pictures fewer times, and take more memory."""
+PREDICTORS_AT_ONCE = 4
+"""Most predictors that are held at once: more read the pictures fewer times, and take more memory
+(1.2 GB for a CLIP ViT-L/14 in float32)."""
 FEATURES_AT_ONCE = 8192
 PICTURE_COLUMNS = ("id", "source", "group")
 """Columns of SCORES beside those of the predictors."""
@@ -89,14 +92,14 @@ def run(
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values))
     draft.write_table(SCORES, table)
-    summaries = _summaries(config, pictures, scores)
+    summaries = _summaries(pictures, scores)
     draft.write_bytes(REPORT, _report(config, pictures, scores, summaries).encode())
     texts = {}
     if config.texts:
         own = {spec.name: vectors[spec.name] for spec in predictors}
         table = score_texts(config, training_prompts(prepared), pictures, own)
         draft.write_table(TEXTS, table)
-        texts = summarise_texts(config, pictures["group"].to_numpy(), table)
+        texts = summarise_texts(pictures["group"].to_numpy(), table)
     return draft.publish(split=config.split, systems=summaries, texts=texts)
 
 
@@ -136,11 +139,18 @@ def predict_split(
     systems: Sequence[PredictorSpec],
     ids: list[str],
 ) -> dict[str, np.ndarray]:
-    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor."""
+    """Return vectors (N, 384) for the pictures `ids` of the split, by predictor.
+
+    Raises:
+        UserError: an answer is non-finite.
+    """
     cached = [spec for spec in systems if _uses_cache(config, features, spec)]
     streamed = [spec for spec in systems if not _uses_cache(config, features, spec)]
     vectors = _from_features(config, features, cached, ids)
-    return vectors | _from_pictures(config, shards, streamed, ids)
+    vectors |= _from_pictures(config, shards, streamed, ids)
+    for name, answers in vectors.items():
+        require_finite(answers, ids, f"answers of {name}")
+    return vectors
 
 
 def _from_features(
@@ -174,11 +184,24 @@ def _from_pictures(
     for start in range(0, len(systems), PREDICTORS_AT_ONCE):
         held = systems[start : start + PREDICTORS_AT_ONCE]
         make_model = functools.partial(AnswerColumns, held, config.views)
-        pool = Pool(make_model=make_model, batch_size=config.batch_size)
-        table = forward_split(shards, config.split, pool)
+        table = _forward(config, shards, make_model)
         assert table["id"].to_pylist() == ids
         vectors |= {spec.name: read_answers(table, spec.name).vectors for spec in held}
     return vectors
+
+
+def _forward(config: EvaluateConfig, shards: Artifact, make_model: ModelMaker) -> pa.Table:
+    """Return `id` and the model's columns for all pictures of the split, in the shards' order."""
+    if not needs_cluster(config, shards):
+        return forward_split_in_process(shards, config.split, make_model, config.batch_size)
+
+    pool = Pool(make_model=make_model, batch_size=config.batch_size)
+    return forward_split(shards, config.split, pool)
+
+
+def needs_cluster(config: EvaluateConfig, shards: Artifact) -> bool:
+    """Return True unless the split has few pictures, which are answered for in this process."""
+    return not few_pictures(shards.counts[config.split])
 
 
 def held_out_pictures(prepared: PreparedData, split: str) -> pa.Table:
@@ -190,19 +213,16 @@ def held_out_pictures(prepared: PreparedData, split: str) -> pa.Table:
     return rows.append_column("group", labels).drop_columns(["prompt_id"])
 
 
-def _summaries(
-    config: EvaluateConfig, pictures: pa.Table, scores: dict[str, np.ndarray]
-) -> dict[str, dict]:
+def _summaries(pictures: pa.Table, scores: dict[str, np.ndarray]) -> dict[str, dict]:
     """Return each predictor's mean cosine and interval, over all pictures and by source."""
     clusters = pictures["group"].to_numpy()
     sources = pictures["source"].to_pylist()
-    options = {"samples": config.bootstrap, "seed": config.seed}
     return {
         name: {
-            "all": dataclasses.asdict(mean_cosine_interval(values, clusters, **options)),
+            "all": dataclasses.asdict(mean_cosine_interval(values, clusters)),
             "by_source": {
                 source: dataclasses.asdict(score)
-                for source, score in by_source(values, clusters, sources, **options).items()
+                for source, score in by_source(values, clusters, sources).items()
             },
         }
         for name, values in scores.items()
@@ -223,14 +243,16 @@ def _report(
     clusters = pictures["group"].to_numpy()
     best = ranking(summaries)[0]
     leads = {
-        name: dataclasses.asdict(
-            mean_cosine_interval(scores[best] - values, clusters, config.bootstrap, config.seed)
-        )
+        name: dataclasses.asdict(mean_cosine_interval(scores[best] - values, clusters, limit=2.0))
         for name, values in scores.items()
         if name != best
     }
     groups = len(np.unique(clusters))
     return page(Results(config.split, groups, MEAN, summaries, leads, scores))
+
+
+SUMMARY = ("system", "mean cosine", "95 % interval", "pictures", "prompt groups")
+"""Columns of `summary`."""
 
 
 def summary(evaluation: Artifact) -> list[list[object]]:
@@ -245,4 +267,5 @@ def summary(evaluation: Artifact) -> list[list[object]]:
 
 def _row(name: str, score: dict) -> list[object]:
     interval = f"{score['low']:.4f} to {score['high']:.4f}"
-    return [name, score["mean"], interval, score["rows"]]
+    few = " (few prompts)" if score["groups"] < FEW_GROUPS else ""
+    return [name, score["mean"], interval + few, score["rows"], score["groups"]]

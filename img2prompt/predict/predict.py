@@ -10,21 +10,23 @@ parts that are missing.
 import functools
 import logging
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
 from img2prompt.data.sources import files
 from img2prompt.data.sources.rows import REJECTED_SCHEMA, Rejected, count_kinds, unread_picture
-from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed.actors import DECODE_CPUS, Pool
+from img2prompt.data.vectors import finite_rows, matrix, vector_column
+from img2prompt.distributed import metrics
+from img2prompt.distributed.forward import ModelMaker, forward_in_process
+from img2prompt.distributed.placement import few_pictures
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
@@ -41,7 +43,7 @@ from img2prompt.predict.prompts import (
 from img2prompt.predict.sheets import sheet
 from img2prompt.predict.submission import read_submission, submission_rows, write_submission
 from img2prompt.predictors.base import PredictorSpec
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ logger = logging.getLogger(__name__)
 SUBMISSION = "submission.csv"
 PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
+NONFINITE = "non-finite answer: the predictor's vector for this picture has NaN or infinite values"
+"""Reason in REJECTED."""
 PART = 10_000
 """Pictures in one file of vectors."""
 PROMPTS_PART = 1000
@@ -81,6 +85,7 @@ def run(
             _write_prompts(config, prompts, prepared, ids, vectors, draft)
         omitted = _write_submission(draft, ids, vectors, sample)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
+    metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
 
 
@@ -114,15 +119,41 @@ def _predict_parts(
     progress = Progress("predict", total=len(ids))
     load = functools.partial(load_pictures, size=shards.config["size"], fit=shards.config["fit"])
     make_model = functools.partial(AnswerColumns, [predictor], config.views)
-    pool = Pool(make_model=make_model, batch_size=config.batch_size)
     done = draft.receipts()
     for number, start in enumerate(range(0, len(ids), PART)):
         part = ids[start : start + PART]
         if f"rejected-{number:05d}.parquet" not in done:
-            rows = ray.data.from_items([{"id": name, "uri": uris[name]} for name in part])
-            rows = rows.map_batches(load, batch_size=config.batch_size, num_cpus=DECODE_CPUS)
-            _write_part(draft, number, _gather(pool.forward(rows, len(part)), predictor.name))
+            rows = [{"id": name, "uri": uris[name]} for name in part]
+            tables = _forward(config, make_model, load, rows, few=not needs_cluster(len(ids)))
+            _write_part(draft, number, _gather(tables, predictor.name))
         progress.add(len(part))
+
+
+def needs_cluster(pictures: int) -> bool:
+    """Return True unless so many pictures are few, and are answered for in this process."""
+    return not few_pictures(pictures)
+
+
+def _forward(
+    config: PredictConfig,
+    make_model: ModelMaker,
+    load: Callable[[dict[str, np.ndarray]], dict[str, Any]],
+    rows: list[dict[str, str]],
+    *,
+    few: bool,
+) -> Iterator[pa.Table]:
+    """Yield `id`, `reason` and answers of the pictures `rows` (id, uri), in any order."""
+    size = config.batch_size
+    if few:
+        batches = [_columns(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return forward_in_process(make_model, load, batches, size)
+    from img2prompt.distributed.actors import forward_rows
+
+    return forward_rows(rows, load, make_model, size)
+
+
+def _columns(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str, Any]:
@@ -137,14 +168,19 @@ def load_pictures(batch: dict[str, np.ndarray], size: int, fit: Any) -> dict[str
     return {"id": batch["id"], "reason": np.array(reasons, object), "pixels": pixels}
 
 
-def _gather(rows: ray.data.Dataset, name: str) -> pa.Table:
-    """Return all rows, in the order of the ids, with the answers of the predictor `name`."""
+def _gather(batches: Iterable[pa.Table], name: str) -> pa.Table:
+    """Return all rows, in the order of the ids, with the answers of the predictor `name`.
+
+    A picture whose vector is non-finite gets a `reason`.
+    """
     tables = []
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in batches:
         answers = read_answers(batch, name)
+        reasons = np.array(batch["reason"], object)
+        reasons[~finite_rows(answers.vectors) & (reasons == "")] = NONFINITE
         columns = {
             "id": batch["id"],
-            "reason": batch["reason"],
+            "reason": pa.array(reasons, pa.string()),
             "vector": vector_column(answers.vectors),
         }
         if answers.texts is not None:

@@ -16,7 +16,7 @@ from img2prompt.model.text import PromptEncoder
 from img2prompt.predictors.compose import Composer
 from img2prompt.predictors.neighbours import NearestPrompts
 from img2prompt.predictors.phrases import distinct, read_phrases, split_clauses
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import read_bytes
 
 SCHEMA = pa.schema(

@@ -47,19 +47,17 @@ def score_texts(
     return pa.concat_tables(tables).select(columns)
 
 
-def summarise_texts(
-    config: EvaluateConfig, clusters: np.ndarray, texts: pa.Table
-) -> dict[str, dict[str, dict]]:
+def summarise_texts(clusters: np.ndarray, texts: pa.Table) -> dict[str, dict[str, dict]]:
     """Return, by system and kind, the mean cosine to the vectors, and the score of the texts.
 
     `clusters` are labels (N,) of the pictures, for the intervals.
     """
     summaries: dict[str, dict[str, dict]] = {}
     for system in texts["system"].unique().to_pylist():
-        for kind in config.texts:
+        for kind in texts["kind"].unique().to_pylist():
             rows = texts.filter((pc.field("system") == system) & (pc.field("kind") == kind))
             true = rows["true_cosine"].to_numpy().astype(np.float64)
-            score = mean_cosine_interval(true, clusters, config.bootstrap, config.seed)
+            score = mean_cosine_interval(true, clusters)
             summaries.setdefault(system, {})[kind] = {
                 "predicted": float(rows["cosine"].to_numpy().mean()),
                 "true": dataclasses.asdict(score),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from img2prompt.artifact import Artifact
-from img2prompt.data.vectors import DIMENSIONS, unit_rows
+from img2prompt.data.vectors import DIMENSIONS
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,15 @@ def concatenate(parts: Sequence[Answers]) -> Answers:
 def average_views(views: Sequence[Answers]) -> Answers:
     """Return one answer for each picture from the answers for its views (test-time augmentation).
 
-    Vectors are the mean of the vectors at unit length. The text and the confidence are those of
-    the view with the highest confidence, or of the first view where confidences are missing.
+    Vectors are the mean of the vectors at unit length; NaN where that of a view is not finite. The
+    text and the confidence are those of the view with the highest confidence, or of the first view
+    where confidences are missing.
     A single view is returned as it is.
     """
     first = views[0]
     if len(views) == 1:
         return first
-    mean = np.mean([unit_rows(view.vectors) for view in views], axis=0).astype(np.float32)
+    mean = np.mean([_at_unit_length(view.vectors) for view in views], axis=0).astype(np.float32)
     averaged = replace(first, vectors=mean)
     confidences = [view.confidences for view in views if view.confidences is not None]
     if len(confidences) < len(views):
@@ -138,3 +139,10 @@ def average_views(views: Sequence[Answers]) -> Answers:
     if len(texts) == len(views):
         averaged = replace(averaged, texts=[texts[view][row] for row, view in enumerate(best)])
     return replace(averaged, confidences=np.max(confidences, axis=0))
+
+
+def _at_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors (N, D) at unit length as float64; NaN for those that have none."""
+    vectors = vectors.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

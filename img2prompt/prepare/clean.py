@@ -21,12 +21,11 @@ from img2prompt.config.prepare import CleanConfig
 from img2prompt.data.hashed import HashedMap
 from img2prompt.data.images import size_reason
 from img2prompt.data.sources.rows import Rejected, Row, count_kinds, rejected_table
-from img2prompt.data.text.blocked import BlockedWords
-from img2prompt.data.text.language import LanguageFilter
-from img2prompt.data.text.normalise import normalise, prompt_id, reject_reason
+from img2prompt.data.text.normalise import normalise, prompt_id
+from img2prompt.data.text.rules import PromptRules, read_blocked
+from img2prompt.distributed import metrics
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
-from img2prompt.storage import read_bytes
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def check(config: CleanConfig) -> None:
     Raises:
         UserError: the blocked words cannot be read, or a language is unknown.
     """
-    _Judge(config, _read_blocked(config.blocked_words))
+    _Judge(config, read_blocked(config.blocked_words))
 
 
 def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
@@ -51,7 +50,7 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
     Raises:
         UserError: no row is fit, the blocked words cannot be read, or a language is unknown.
     """
-    blocked = _read_blocked(config.blocked_words)
+    blocked = read_blocked(config.blocked_words)
     inputs = {"index": index.fingerprint}
     if blocked:
         inputs["blocked_words"] = hashlib.sha256(blocked).hexdigest()[:16]
@@ -69,18 +68,10 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
         rows += len(fit)
         kinds.update(count_kinds(rejected))
     logger.info("clean: %d rows, rejected %s", rows, dict(kinds))
+    metrics.count_rejected(Stage.CLEAN, kinds)
     if not rows:
         raise UserError(f"no row is fit: {dict(kinds)}; change the limits under --clean")
     return draft.publish(rows=rows, rejected=dict(kinds.most_common()))
-
-
-def _read_blocked(uri: str) -> bytes:
-    if not uri:
-        return b""
-    try:
-        return read_bytes(uri)
-    except OSError as error:
-        raise UserError(f"blocked_words: {uri} cannot be read: {error}") from None
 
 
 class _Judge:
@@ -88,10 +79,7 @@ class _Judge:
 
     def __init__(self, config: CleanConfig, blocked: bytes) -> None:
         self._config = config
-        words = BlockedWords(blocked, config.blocked_words) if config.blocked_words else None
-        languages = LanguageFilter(config.languages) if config.languages else None
-        self._filters = [rule for rule in (words, languages) if rule]
-        self._text_reason = lru_cache(_PROMPTS_KEPT)(self._judge_text)
+        self._text_reason = lru_cache(_PROMPTS_KEPT)(PromptRules(config, blocked).reason)
         self._pictures = HashedMap()
 
     def judge(self, rows: Sequence[Row]) -> list[Row | Rejected]:
@@ -108,10 +96,6 @@ class _Judge:
             else {"id": row["id"], "prompt_id": prompt_id(prompt), "prompt": prompt}
             for row, prompt, reason in zip(rows, prompts, reasons, strict=True)
         ]
-
-    def _judge_text(self, prompt: str) -> str | None:
-        reasons = (rule.reason(prompt) for rule in self._filters)
-        return reject_reason(prompt, self._config) or next(filter(None, reasons), None)
 
     def _reject_repeats(
         self, rows: Sequence[Row], prompts: Sequence[str], reasons: list[str | None]

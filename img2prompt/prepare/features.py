@@ -16,8 +16,8 @@ import torch
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.data.shards import SPLITS, check_size
-from img2prompt.data.vectors import vector_column
-from img2prompt.distributed.actors import Pool, actor_count, forward_shards, to_matrix
+from img2prompt.data.vectors import require_finite, to_matrix, vector_column
+from img2prompt.distributed.actors import Pool, actor_count, forward_shards
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.model.inference import compile_for_batches, prepare_for_inference
@@ -34,7 +34,8 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     """Embed all shards; counts `pictures` and `rows` (pictures times views).
 
     Raises:
-        UserError: the shards have another size than the tower, or the cluster is too small.
+        UserError: the shards have another size than the tower, the cluster is too small, or a
+            feature is non-finite.
     """
     tower = open_tower(config.tower)
     inputs = {"shards": shards.fingerprint, "tower": tower.base_fingerprint}
@@ -57,7 +58,8 @@ def run(config: FeaturesConfig, shards: Artifact, out: str) -> Artifact:
     progress, times = Progress("features", total=rows), pool.times("features", rows)
     for name, rows_of_views in forward_shards(shards, names, pool, times):
         with times.measure("write"):
-            draft.write_table(name, _one_row_a_view(rows_of_views, config.views))
+            source = f"features of {shards.path(name)} by the tower {config.tower.weights!r}"
+            draft.write_table(name, _one_row_a_view(rows_of_views, config.views, source))
         progress.add(len(rows_of_views))
     times.keep(draft)
     stamp = {"stamp": checkpoint_stamp(config.tower)}
@@ -73,14 +75,21 @@ def _load_tower(config: FeaturesConfig, device: torch.device) -> ViewVectors:
     return ViewVectors(tower, config.views)
 
 
-def _one_row_a_view(table: pa.Table, views: Sequence[str]) -> pa.Table:
-    """Turn rows with a `vector` (V * D) into V rows, all of one view before the next."""
+def _one_row_a_view(table: pa.Table, views: Sequence[str], source: str) -> pa.Table:
+    """Turn rows with a `vector` (V * D) into V rows, all of one view before the next.
+
+    Raises:
+        UserError: a feature is non-finite, as float16 at the latest; `source` begins the message.
+    """
     ids, vectors = table["id"].to_pylist(), to_matrix(table["vector"])
     by_view = np.concatenate(np.split(vectors, len(views), axis=1))
+    with np.errstate(over="ignore"):
+        features = by_view.astype(np.float16)
+    require_finite(features, ids * len(views), source)
     return pa.table(
         {
             "id": ids * len(views),
             "view": np.repeat(np.array(views), len(ids)),
-            "feature": vector_column(by_view, np.float16),
+            "feature": vector_column(features, np.float16),
         }
     )

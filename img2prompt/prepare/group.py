@@ -65,15 +65,15 @@ def run(config: GroupConfig, targets: Artifact, out: str) -> Artifact:
     prompts = targets.read_tables("rows", ["prompt_id", "prompt", "pictures", "target"])
     vectors = matrix(prompts["target"])
     prompts = prompts.drop_columns(["target"])  # a second copy of the vectors
-    on_cluster = partial(_on_cluster, prompts=len(vectors))
-    unique = on_cluster(keep_first)(vectors, config.duplicate_cosine)
+    spread = partial(on_cluster, prompts=len(vectors))
+    unique = spread(keep_first)(vectors, config.duplicate_cosine)
     logger.info("groups: %d of %d prompts kept", len(unique.kept), len(vectors))
-    labels = on_cluster(components)(vectors[unique.kept], config.split_cosine)
+    labels = spread(components)(vectors[unique.kept], config.split_cosine)
     pictures = prompts["pictures"].to_numpy()[unique.kept]
     split = assign(labels, pictures, config.val_fraction, config.test_fraction, config.seed)
     draft.write_table("rows-00000.parquet", _table(prompts["prompt_id"], unique, labels, split))
     texts = prompts["prompt"].take(pa.array(unique.kept))
-    leaks = _leaks(on_cluster(leak_report), vectors, texts, unique.kept, split)
+    leaks = _leaks(spread(leak_report), vectors, texts, unique.kept, split)
     draft.write_bytes(LEAKS, json.dumps(leaks, indent=2).encode())
     counts = _counts(unique, labels, split, pictures)
     logger.info("groups: %s", counts)
@@ -82,7 +82,7 @@ def run(config: GroupConfig, targets: Artifact, out: str) -> Artifact:
     )
 
 
-def _on_cluster(compare: Callable[..., Any], prompts: int) -> Callable[..., Any]:
+def on_cluster(compare: Callable[..., Any], prompts: int) -> Callable[..., Any]:
     """Return a function that compares vectors where that is fastest, with the same result.
 
     In this process when there are few vectors or it has a GPU; else on a worker with a GPU; else

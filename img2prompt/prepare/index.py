@@ -27,7 +27,7 @@ from img2prompt.data.sources.catalogue import identity, list_portion, portions
 from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA, Rejected, Row, printable
-from img2prompt.distributed import cluster
+from img2prompt.distributed import cluster, metrics
 from img2prompt.distributed.progress import Progress
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.draft import Draft
@@ -138,6 +138,7 @@ def _gather(parts: Draft, draft: Draft) -> Artifact:
     rejected.write()
     counts = dict(kinds.most_common())
     logger.info("index: %d rows, rejected %s", rows.count, counts)
+    metrics.count_rejected(Stage.INDEX, counts)
     if not rows.count:
         names = [source["name"] for source in draft.config["sources"]]
         raise UserError(f"no row of {names} is usable: {counts}{''.join(examples)}")

@@ -1,47 +1,15 @@
 """Raw pictures and prompts -> shards: the driver of the five stages that make a data set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from img2prompt.artifact import MANIFEST, Artifact
+from img2prompt.artifact import MANIFEST
 from img2prompt.config.prepare import PrepareConfig, TargetsConfig
 from img2prompt.model.text import check_model
 from img2prompt.prepare import clean, group, index, shard, targets
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import exists, join, write_bytes
 from img2prompt.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """The finished folders of a data set, in the order of the stages."""
-
-    index: Artifact
-    clean: Artifact
-    targets: Artifact
-    groups: Artifact
-    shards: Artifact
-
-    @classmethod
-    def load(cls, out: str) -> "PreparedData":
-        """Open the data set under `out`.
-
-        Raises:
-            UserError: a folder is absent or unfinished, or was made from another input.
-        """
-        workspace = Workspace(out)
-        prepared = cls(
-            index=workspace.open_index(),
-            clean=workspace.open_clean(),
-            targets=workspace.open_targets(),
-            groups=workspace.open_groups(),
-            shards=workspace.open_shards(),
-        )
-        prepared.clean.require_input("index", prepared.index)
-        prepared.targets.require_input("clean", prepared.clean)
-        prepared.groups.require_input("targets", prepared.targets)
-        prepared.shards.require_input("groups", prepared.groups)
-        return prepared
 
 
 def check(config: PrepareConfig, out: str) -> None:

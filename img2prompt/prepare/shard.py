@@ -27,7 +27,7 @@ from img2prompt.data.shards import SCHEMA, SPLITS
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import Rejected, count_kinds, rejected_table, unread_picture
 from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed import cluster
+from img2prompt.distributed import cluster, metrics
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.draft import Draft
@@ -270,4 +270,5 @@ def _publish(draft: Draft) -> Artifact:
             f"a split has no picture: {counts}, rejected {kinds}; the reasons are in "
             f"{join(draft.uri, 'rejected')}. Repair or add pictures, then delete {draft.uri}"
         )
+    metrics.count_rejected(Stage.SHARDS, kinds)
     return draft.publish(**counts, rejected=kinds)

@@ -8,7 +8,7 @@ that have no receipt yet.
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ import torch
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import TargetsConfig
-from img2prompt.data.vectors import VECTOR, vector_column
+from img2prompt.data.vectors import VECTOR, require_finite, vector_column
 from img2prompt.distributed import cluster
 from img2prompt.distributed.progress import Progress, StepTimes
 from img2prompt.distributed.tasks import run_bounded
 from img2prompt.draft import Draft
+from img2prompt.model.inference import one_thread
 from img2prompt.model.text import PromptEncoder, Tokens, check_model, tokenise
 from img2prompt.workspace import Stage
 
@@ -56,7 +57,7 @@ class _Encoder:
         """
         tokens, seconds = tokenised
         began = time.perf_counter()
-        with _one_thread():
+        with one_thread():
             vectors = self._encoder.encode_tokens(tokens)
         taken = {"tokenise": seconds, "encode": time.perf_counter() - began}
         return name, vectors, tokens.cut, taken
@@ -68,7 +69,7 @@ def run(config: TargetsConfig, clean: Artifact, out: str) -> Artifact:
     Counts `prompts`, `pictures` and `cut`.
 
     Raises:
-        UserError: the folder of the encoder has no model.
+        UserError: the folder of the encoder has no model, or a vector is non-finite.
     """
     inputs = {"clean": clean.fingerprint}
     draft = Draft.open(out, Stage.TARGETS, config, inputs, lambda: check_model(config.encoder))
@@ -111,6 +112,8 @@ def _encode_parts(draft: Draft, config: TargetsConfig, parts: dict[str, pa.Table
     encode = _encode_here if len(parts) == 1 else _encode_by_actors
     with contextlib.closing(encode(config.encoder, parts, workers)) as encoded:
         for name, vectors, cut, seconds in encoded:
+            prompts = parts[name]["prompt"].to_pylist()
+            require_finite(vectors, prompts, f"targets by the encoder {config.encoder!r}")
             part = parts[name].append_column("target", vector_column(vectors))
             with times.measure("write"):
                 draft.write_table(name, part.append_column("cut", pa.array(cut)).cast(SCHEMA))
@@ -152,17 +155,6 @@ def _encode_by_actors(folder: str, parts: dict[str, pa.Table], workers: int) -> 
     finally:
         for encoder in encoders:
             ray.kill(encoder)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread in torch, so that sums are equal to the last bit on any number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tokenise(prompts: list[str], folder: str) -> tuple[Tokens, float]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 QUANTILES = 201
 """Points of a curve in the chart of distributions."""
+FEW_GROUPS = 5
+"""Below this number of prompt groups, tables say that an interval rests on few prompts."""
 LABEL_WIDTH = 16
 """Characters of a line of a label, so that it fits beside a chart on a phone."""
 
@@ -29,7 +31,8 @@ LABEL_WIDTH = 16
 class Results:
     """Scores of the systems of an evaluation, as its stage computes them.
 
-    A score is a mapping with the keys `mean`, `low` and `high` (95 % interval) and `rows`.
+    A score is a mapping with the keys `mean`, `low` and `high` (95 % interval), `rows` and
+    `groups`.
     """
 
     split: str
@@ -74,6 +77,7 @@ def page(results: Results) -> str:
         figures={"scores": _scores_chart(rows), "distributions": _distributions_chart(results)},
         filters={"plural": plural, "percent": percent},
         results=results,
+        few=FEW_GROUPS,
         best=best,
         runner_up=runner_up,
         score=results.systems[best]["all"],

@@ -16,7 +16,6 @@ import torch
 from img2prompt.artifact import CONFIG
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
-from img2prompt.data.order import rows_in_share, steps_per_epoch
 from img2prompt.distributed import cluster
 from img2prompt.errors import UserError
 from img2prompt.model.plan import LayerPlan, layer_plan
@@ -24,7 +23,12 @@ from img2prompt.model.precision import compute_dtype
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.search.space import Setting, Space
 from img2prompt.storage import exists, join, open_uri, read_bytes
-from img2prompt.train.estimate import average_count, estimate, memory_arguments
+from img2prompt.train.estimate import (
+    epoch_flop,
+    estimate,
+    memory_arguments,
+    rows_of_epoch,
+)
 from img2prompt.train.preflight import worker_count
 from img2prompt.train.steplog import PEAKS, epochs_and_seconds
 
@@ -49,15 +53,13 @@ class Price:
 def price(config: TrainConfig, shape: TowerShape, counts: Mapping[str, Any]) -> Price:
     """Predict the cost of a trial; `counts` are the rows of the splits."""
     a_row, workers = estimate(config, shape), worker_count(config)
-    used, size = rows_in_share(counts["train"], config.optim.share), config.optim.batch_size
-    rows, flop = steps_per_epoch(used, size) * size, a_row.forward + a_row.backward
     return Price(
         layers=layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate),
         learned=a_row.learned,
-        flop=flop,
+        flop=a_row.forward + a_row.backward,
         memory=sum(a_row.memory(*memory_arguments(config, workers)).values()),
-        rows=rows,
-        epoch=rows * flop + counts["val"] * a_row.forward * (1 + average_count(config)),
+        rows=rows_of_epoch(config, counts["train"]),
+        epoch=epoch_flop(config, shape, counts),
     )
 
 

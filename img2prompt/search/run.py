@@ -58,7 +58,7 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
         space = space.only([setting for setting in fitting if setting.head_width in starts])
         costs = {setting: costs[setting] for setting in space.settings}
     budget = Budget(config.max_hours)
-    watch = SearchWatch(budget, prices.total_flop(config, costs))
+    watch = SearchWatch(config.name, budget, prices.total_flop(config, costs))
     search = SearchRounds(config, inputs, folder, shape, space, costs, starts, budget, watch)
     search.run(choose(config, space))
     return _publish(config, draft, search)

@@ -3,6 +3,7 @@
 On a terminal the progress is redrawn in place; elsewhere each epoch is a line of the log.
 """
 
+import functools
 import logging
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from img2prompt.distributed import metrics
 from img2prompt.search.budget import Budget
 from img2prompt.search.propose import ListSearcher
 from img2prompt.search.schedule import SearchScheduler
@@ -26,6 +28,7 @@ ROWS = 20
 """Most trials of the live table: the running ones first, then the best."""
 MAX_SETTINGS = 40
 """Most settings of the table before the start."""
+STATES = ("running", "finished", "paused", "stopped", "failed")
 
 
 def show_report(report: Mapping[str, Any]) -> None:
@@ -81,8 +84,9 @@ def _hours(hours: float | None) -> str:
 class SearchWatch(tune.Callback):
     """Collects the results of trials, and shows them while the `with` block is active."""
 
-    def __init__(self, budget: Budget, flop: float) -> None:
-        """`flop`: predicted for the whole search, at most."""
+    def __init__(self, name: str, budget: Budget, flop: float) -> None:
+        """`name`: of the search; `flop`: predicted for the whole search, at most."""
+        self._name = name
         self._budget = budget
         self._flop = flop
         self._epoch_flop: Mapping[str, float] = {}
@@ -143,6 +147,7 @@ class SearchWatch(tune.Callback):
         self._budget.update([self._jobs[name]])
         best = max(result[METRIC], self._rows[name]["best"] or -1.0)
         self._rows[name] = _row("running", result["epoch"], best, result["rows_per_second"])
+        self._export()
         if self._live is None:
             logger.info(
                 "search: %s, epoch %d: %.4f; %s",
@@ -160,21 +165,34 @@ class SearchWatch(tune.Callback):
         is_last = self._rows[name]["epoch"] == self._jobs[name].config.optim.epochs
         early = "stopped" if name in self._scheduler.reasons else "paused"
         self._rows[name]["state"] = "finished" if is_last else early
+        self._export()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         self._rows[trial.config["name"]]["state"] = "failed"
+        self._export()
+
+    def _export(self) -> None:
+        """Set the metrics of the search, for dashboards."""
+        record = functools.partial(metrics.record, search=self._name)
+        for state, count in self._counts().items():
+            record("img2prompt_trials", count, state=state)
+        scores = [row["best"] for row in self._rows.values() if row["best"] is not None]
+        record("img2prompt_search_best_val_cosine", max(scores, default=None))
+        record("img2prompt_search_device_hours", self._budget.hours)
+        record("img2prompt_search_device_hours_left", self._hours_left())
+
+    def _counts(self) -> dict[str, int]:
+        """Return the number of trials by state."""
+        assert self._searcher is not None
+        states = [row["state"] for row in self._rows.values()]
+        return {state: states.count(state) for state in STATES} | {
+            "waiting": self._searcher.waiting
+        }
 
     def _status(self) -> list[str]:
         """Return lines with the counts of trials, the best, the rungs and the hours."""
-        assert self._searcher is not None
         assert self._scheduler is not None
-        states = [row["state"] for row in self._rows.values()]
-        counts = {
-            state: states.count(state)
-            for state in ("running", "finished", "paused", "stopped", "failed")
-        }
-        lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
-        lines[0] += f", {self._searcher.waiting} waiting"
+        lines = [", ".join(f"{count} {state}" for state, count in self._counts().items())]
         if scored := [(row["best"], name) for name, row in self._rows.items() if row["best"]]:
             lines.append("best {:.4f} {}".format(*max(scored)))
         for at, count, score in self._scheduler.reached_rungs():
@@ -183,13 +201,18 @@ class SearchWatch(tune.Callback):
         return [*lines, f"{rate:.0f} images/s", self._hours()]
 
     def _hours(self) -> str:
-        """Return the hours spent, and those left: to the end at the same rate, or to the limit."""
+        """Return the hours spent, and those left."""
+        left = self._hours_left()
+        remaining = "" if left is None else f", at most {left:.3g} left"
+        return f"{self._budget.hours:.3g} device-hours spent{remaining}"
+
+    def _hours_left(self) -> float | None:
+        """Return the hours to the end at the same rate, or to the limit; None if unknown."""
         spent, limit = self._budget.hours, self._budget.max_hours
         done = sum(row["epoch"] * self._epoch_flop[name] for name, row in self._rows.items())
         left = [max(0.0, self._flop / done - 1) * spent] if done else []
         left += [max(0.0, limit - spent)] if limit else []
-        remaining = f", at most {min(left):.3g} left" if left else ""
-        return f"{spent:.3g} device-hours spent{remaining}"
+        return min(left, default=None)
 
     def _table(self) -> Group:
         table = Table()

@@ -1,8 +1,6 @@
 """Input of a worker's loop: its rank, rows, batches, and sums over all workers."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from img2prompt.config.train import TrainConfig
+from img2prompt.data.ahead import map_ahead
 from img2prompt.data.order import first_rows, steps_per_epoch
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
@@ -73,19 +72,8 @@ PREFETCH = 2
 
 
 def prefetch(rows: Rows, shares: Iterable[np.ndarray]) -> Iterator[Batch]:
-    """Yield the batches in order, and fetch the next ones in threads meanwhile."""
-    pending: deque[Future[Batch]] = deque()
-    with ThreadPoolExecutor(PREFETCH, "fetch") as pool:
-        try:
-            for share in shares:
-                pending.append(pool.submit(rows.fetch, share))
-                if len(pending) > PREFETCH:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    """Return the batches in order; the next ones are fetched in threads meanwhile."""
+    return map_ahead(rows.fetch, shares, PREFETCH)
 
 
 def split_batch(batch: Batch, count: int) -> Iterator[Batch]:

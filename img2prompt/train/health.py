@@ -1,6 +1,6 @@
 """Ending a run early, and noticing a worker that hangs.
 
-Nothing here knows Ray: `ray_worker.py` connects signals, files and the log.
+Nothing here knows Ray: `worker.py` and `ray_worker.py` connect signals, files and the log.
 """
 
 import contextlib

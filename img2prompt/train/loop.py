@@ -1,9 +1,10 @@
 """The training loop of one worker: batches, loss, step, validation, and resuming anywhere.
 
-The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `ray_worker.py` provides them.
+The loop sees an engine, a recipe and rows, never Ray or DeepSpeed; `worker.py` provides them.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -66,7 +67,8 @@ class Loop:
         """Train from `position` to the last epoch, or to the one to pause after.
 
         Raises:
-            NonFiniteLossError: the loss is not finite, more often than may be skipped.
+            NonFiniteLossError: the loss is not finite, more often than may be skipped, or a
+                validation cosine is not.
             StopRequestedError, PreemptedError: the workers voted to end; `save` was called before.
         """
         while position.epoch < (self.until or self.config.optim.epochs):
@@ -86,7 +88,13 @@ class Loop:
         rate = (done.step - position.step) * size / (time.perf_counter() - began)
         models = self.candidates()
         scores = validate(list(models.values()), self.val, self.worker, size, self.beat)
-        after = self.end_epoch(done, dict(zip(models, scores, strict=True)), rate)
+        by_name = dict(zip(models, scores, strict=True))
+        if not all(map(math.isfinite, scores)):
+            raise NonFiniteLossError(
+                f"{self.config.name}: non-finite validation after epoch {position.epoch + 1}: "
+                f"{by_name}. Lower optim.lr ({self.config.optim.lr})"
+            )
+        after = self.end_epoch(done, by_name, rate)
         if self.worker.rank == 0:
             self._log_epoch(after.history[-1])
         return after

@@ -11,7 +11,7 @@ from img2prompt.config.base import completed, differences, without
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import rows_in_share
 from img2prompt.data.shards import check_size
-from img2prompt.distributed import cluster
+from img2prompt.distributed.placement import cluster_is_named, has_gpus
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
@@ -24,7 +24,7 @@ from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import check_batch, total_steps
 from img2prompt.train.checkpoint import CheckpointStore
 from img2prompt.train.job import TrainInputs, build_model
-from img2prompt.train.steplog import require_mlflow
+from img2prompt.train.mlflow_copy import require_mlflow
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
@@ -87,13 +87,12 @@ def worker_count(config: TrainConfig) -> int:
 
     Plain torch always has one.
     """
-    gpus = int(cluster.resources().gpus)
-    automatic = 1 if config.engine.kind == "plain" else gpus or 2
+    if config.engine.kind == "plain":
+        return 1
+    from img2prompt.distributed import cluster  # imports Ray, which a run in this process needs not
+
+    automatic = int(cluster.resources().gpus) or 2
     return config.engine.workers or max(automatic, config.engine.min_workers)
-
-
-def has_gpus() -> bool:
-    return cluster.resources().gpus >= 1
 
 
 def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: str) -> None:
@@ -126,13 +125,20 @@ def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: st
 def _check_steps(config: TrainConfig, inputs: TrainInputs) -> None:
     """Check workers and batches of a run that learns in steps."""
     workers = worker_count(config)
-    least = config.engine.min_workers or workers
-    cluster.require(gpus=least) if has_gpus() else cluster.require(cpus=least)
+    if config.engine.kind != "plain" or cluster_is_named():
+        _require_room(config.engine.min_workers or workers)
     check_batch(config, workers)
     require_mlflow(config.engine.mlflow)
     if not has_gpus():
         compute_dtype(config.engine.precision, torch.device("cpu"))
     total_steps(config, rows_in_share(inputs.shards.counts["train"], config.optim.share))
+
+
+def _require_room(workers: int) -> None:
+    """Check that the cluster has room for the workers; one always fits on this machine."""
+    from img2prompt.distributed import cluster
+
+    cluster.require(gpus=workers) if has_gpus() else cluster.require(cpus=workers)
 
 
 def _check_groups(inputs: TrainInputs) -> None:
@@ -179,6 +185,7 @@ def adopt_config(config: TrainConfig, made_from: Mapping[str, str], out: str) ->
     if (manifest["stage"], manifest["inputs"]) != (Stage.TRAIN, made_from):
         return
     draft = Draft(out, Stage.TRAIN, new, made_from)
+    draft.hold()
     before = json.loads(read_bytes(join(out, CONFIG)))
     if without(before, FREE) != new:  # equal if an earlier call was killed between these writes
         number = sum(name.startswith(CHANGES) for name in draft.receipts())

@@ -1,11 +1,7 @@
-"""The driver's reactions to errors of its workers, resizes and SIGTERM."""
+"""The driver's reactions to errors of its workers and resizes."""
 
-import contextlib
 import logging
-import posixpath
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from ray.exceptions import RayError
@@ -13,7 +9,6 @@ from ray.train import ControllerError, TrainingFailedError, UserCallback, Worker
 
 from img2prompt.distributed.internals import TrainCallback, is_resizing
 from img2prompt.errors import UserError
-from img2prompt.storage import delete_folder, write_bytes
 from img2prompt.train.checkpoint import CheckpointStore
 from img2prompt.train.health import end_and_wait, note_sigterm
 
@@ -82,20 +77,6 @@ class SaveBeforeResize(TrainCallback):
                 self._group.execute(end_and_wait, SAVE_TIMEOUT_S)
             except RayError as error:
                 logger.warning("no checkpoint before the number of workers changes: %s", error)
-
-
-@contextlib.contextmanager
-def sigterm_requests_stop(file: str) -> Iterator[None]:
-    """In the main thread, SIGTERM writes the file that makes the workers save and end."""
-    delete_folder(posixpath.dirname(file))
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: write_bytes(file, b""))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def to_user_error(error: TrainingFailedError) -> Exception:

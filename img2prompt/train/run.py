@@ -3,10 +3,11 @@
 shards/ (+ features/ for a probe) -> runs/<name>/ with `model.safetensors` (the learned tensors of
 the epoch with the best validation cosine), `history.json` and `metrics.json`.
 
-Ray Train runs the workers (`loop.Loop`) and replaces them when one dies; they resume from their
-newest checkpoint with the next batch. So does a killed run when it is started again with the same
-folder, also with another number of workers. A probe in closed form (`ridge.py`) needs no workers
-and no checkpoints; a killed one starts over.
+Ray Train runs the workers (`worker.py`, `loop.Loop`) and replaces them when one dies; they resume
+from their newest checkpoint with the next batch. So does a killed run when it is started again with
+the same folder, also with another number of workers. A short run of one worker, such as a probe,
+runs in this process: starting Ray and Ray Train would take longer. Both give the same weights. A
+probe in closed form (`ridge.py`) needs no workers and no checkpoints; a killed one starts over.
 """
 
 import json
@@ -15,23 +16,16 @@ import time
 from typing import Any
 
 import safetensors.torch
-from ray.train import TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import rows_in_share
-from img2prompt.distributed.internals import (
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-)
-from img2prompt.distributed.tasks import map_in_order
+from img2prompt.distributed.placement import cluster_is_named
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.prompt_model import WEIGHTS
+from img2prompt.model.tensor_checks import require_finite_weights
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
 from img2prompt.storage import absolute, delete_folder
@@ -44,7 +38,7 @@ from img2prompt.train.checkpoint import (
     Position,
     best_weights,
 )
-from img2prompt.train.estimate import estimate, memory_arguments
+from img2prompt.train.estimate import estimate, memory_arguments, run_flop
 from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import (
     FREE,
@@ -52,13 +46,12 @@ from img2prompt.train.preflight import (
     check,
     check_resumable,
     fingerprints,
-    has_gpus,
     worker_count,
 )
-from img2prompt.train.ray_callbacks import own_callbacks, sigterm_requests_stop, to_user_error
-from img2prompt.train.ray_worker import train_worker
 from img2prompt.train.recipe import validated_weights
 from img2prompt.train.ridge import solve_probe
+from img2prompt.train.signals import sigterm_requests_stop
+from img2prompt.train.worker import OneWorker, train_worker
 from img2prompt.workspace import RunFolder, Stage
 
 logger = logging.getLogger(__name__)
@@ -67,6 +60,9 @@ HISTORY = "history.json"
 SPREAD_ROWS = 200_000
 """Pictures from which on tasks share the work of a probe in closed form. Fewer take less than a
 minute on one core, at 1,024 features."""
+IN_PROCESS_FLOP = 1e13
+"""FLOP of a whole run of one worker up to which it runs in this process: minutes on one core. A
+longer run gets Ray Train, which replaces a worker that dies."""
 
 
 def run(
@@ -83,14 +79,29 @@ def run(
     with another config, if model, batch size, recipe and inputs are the same; the artifact keeps
     both configs.
     """
-    draft = _open_draft(config, inputs, out, resume_anyway)
+    in_process = not needs_cluster(config, inputs, callbacks)
+    draft = _open_draft(config, inputs, out, in_process, resume_anyway)
     if finished := draft.finished():
         return finished
     began = time.perf_counter()
     if config.optim.solver == "ridge":
         return _solve(draft, config, inputs, began)
-    _fit(config, inputs, out, callbacks or [])
+    _fit(TrainJob(config, inputs, absolute(out)), callbacks or [], in_process)
     return publish(draft, config, checkpoints(out), time.perf_counter() - began)
+
+
+def needs_cluster(
+    config: TrainConfig, inputs: TrainInputs, callbacks: list[Any] | None = None
+) -> bool:
+    """Return True unless the run is one of few rows or one short worker, and runs in this process.
+
+    Callbacks are Ray Train's and need it. So does every run where RAY_ADDRESS names a cluster.
+    """
+    if config.optim.solver == "ridge":
+        return inputs.shards.counts["train"] >= SPREAD_ROWS
+    if callbacks or cluster_is_named() or config.engine.kind != "plain":
+        return True
+    return run_flop(config, read_shape(config.tower), inputs.shards.counts) > IN_PROCESS_FLOP
 
 
 def advance(
@@ -101,12 +112,18 @@ def advance(
     callbacks: list[Any] | None = None,
 ) -> None:
     """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
-    if not _open_draft(config, inputs, out).finished():
-        _fit(config, inputs, out, callbacks or [], until=epochs)
+    in_process = not needs_cluster(config, inputs, callbacks)
+    draft = _open_draft(config, inputs, out, in_process)  # it keeps other jobs out while it lives
+    if not draft.finished():
+        _fit(TrainJob(config, inputs, absolute(out), epochs), callbacks or [], in_process)
 
 
 def _open_draft(
-    config: TrainConfig, inputs: TrainInputs, out: str, resume_anyway: bool = False
+    config: TrainConfig,
+    inputs: TrainInputs,
+    out: str,
+    in_process: bool,
+    resume_anyway: bool = False,
 ) -> Draft:
     """Check a run and open its folder, new or to resume; log what will be trained."""
     shape, made_from = read_shape(config.tower), fingerprints(config, inputs)
@@ -119,25 +136,28 @@ def _open_draft(
 
     draft = Draft.open(out, Stage.TRAIN, config, made_from, check_run, free=FREE)
     if draft.finished() is None and config.optim.solver == "adamw":
-        _announce(config, shape, inputs, worker_count(config))
+        _announce(config, shape, inputs, 0 if in_process else worker_count(config))
     return draft
 
 
-def _fit(
-    config: TrainConfig, inputs: TrainInputs, out: str, callbacks: list[Any], until: int = 0
-) -> None:
-    job = TrainJob(config, inputs, absolute(out), until)
-    try:
-        with sigterm_requests_stop(RunFolder(out).stop_request):
-            _trainer(job, callbacks).fit()
-    except TrainingFailedError as error:
-        raise to_user_error(error) from error
+def _fit(job: TrainJob, callbacks: list[Any], in_process: bool) -> None:
+    with sigterm_requests_stop(RunFolder(job.out).stop_request):
+        if in_process:
+            train_worker(job, OneWorker())
+            return
+        from img2prompt.train import ray_run  # imports Ray Train, which takes seconds
+
+        ray_run.fit(job, callbacks)
 
 
 def _solve(draft: Draft, config: TrainConfig, inputs: TrainInputs, began: float) -> Artifact:
     """Solve a probe in closed form and publish it; with many rows, in tasks on all workers."""
-    spread = map if inputs.shards.counts["train"] < SPREAD_ROWS else map_in_order
+    spread: Any = map
+    if needs_cluster(config, inputs):
+        from img2prompt.distributed.tasks import map_in_order as spread
+
     result = solve_probe(config.optim, inputs, spread)
+    require_finite_weights(result.state, f"{config.name}, solved in closed form")
     draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(result.state)))
     draft.write_bytes(HISTORY, json.dumps(result.history, indent=2).encode())
     run = draft.publish(**result.best, seconds=time.perf_counter() - began)
@@ -145,37 +165,19 @@ def _solve(draft: Draft, config: TrainConfig, inputs: TrainInputs, began: float)
     return run
 
 
-def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
-    """Return Ray Train's trainer. Workers write their own checkpoints, unseen by it."""
-    use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
-    return TorchTrainer(
-        lambda: train_worker(job),
-        scaling_config=ScalingConfig(
-            num_workers=(engine.min_workers, most) if engine.min_workers else most,
-            elastic_resize_monitor_interval_s=engine.resize_seconds,
-            use_gpu=use_gpu,
-            resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
-        ),
-        run_config=RunConfig(
-            name=Stage.TRAIN,
-            storage_path=RunFolder(job.out).work,
-            failure_config=FailureConfig(max_failures=-1),  # a callback limits them
-            callbacks=[*callbacks, *own_callbacks(checkpoints(job.out))],
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-
-
 def _announce(config: TrainConfig, shape: TowerShape, inputs: TrainInputs, workers: int) -> None:
-    """Log the layer plan, the number of rows, and the predicted cost of a row and a worker."""
+    """Log the layer plan, the number of rows, and the predicted cost of a row and a worker.
+
+    `workers` is 0 in this process.
+    """
     plan = layer_plan(shape.depth, config.plan.lora_rate, config.plan.nfz_rate)
     logger.info(
-        "%s: %s; %d rows; %d worker(s); %s",
+        "%s: %s; %s: %d rows; %s",
         config.name,
         plan,
+        f"{workers} worker(s)" if workers else "in this process",
         rows_in_share(inputs.shards.counts["train"], config.optim.share),
-        workers,
-        estimate(config, shape).describe(*memory_arguments(config, workers)),
+        estimate(config, shape).describe(*memory_arguments(config, max(1, workers))),
     )
 
 
@@ -185,12 +187,14 @@ def publish(draft: Draft, config: TrainConfig, store: CheckpointStore, seconds: 
     The published weights are those with the best validation cosine of all epochs: the model's own,
     or another set that the recipe validates, which `metrics.json` names.
     """
+    draft.require_lease()
     last = store.newest()
     assert last is not None, "every epoch saves one"
     history = last.position.history
     best, row = _best(store, history)
     weights = best_weights(row)
     tensors = validated_weights(config, best, weights)
+    require_finite_weights(tensors, f"{store.uri}, the best epoch {row['epoch']}")
     draft.write_bytes(WEIGHTS, safetensors.torch.save(dict(tensors)))
     draft.write_bytes(HISTORY, json.dumps(history, indent=2).encode())
     metrics = {"best_epoch": row["epoch"], SCORE: row[SCORE], "seconds": seconds}

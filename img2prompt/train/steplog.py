@@ -5,11 +5,11 @@ synchronised: work that the optimiser's step leaves running counts for the next 
 """
 
 import contextlib
-import importlib.util
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,11 +17,16 @@ from typing import Any
 import torch
 from tensorboardX import SummaryWriter
 
-from img2prompt.errors import UserError
-from img2prompt.storage import exists, join, read_bytes, write_bytes
+from img2prompt.storage import delete_file, exists, join, read_bytes, write_bytes
+from img2prompt.train.mlflow_copy import MlflowCopy
 
 LINES = "metrics.jsonl"
+"""The first file of lines; the next ones are metrics-0001.jsonl and so on."""
+LINES_IN_FILE = 200
+"""A file is written anew for each of its lines: object stores cannot append."""
 BOARD = "tensorboard"
+BOARD_BYTES = 256 << 10
+"""Size from which on TensorBoard's events go to another file, for the same reason."""
 SECONDS = 15.0
 """Seconds between two lines."""
 
@@ -46,15 +51,6 @@ def peak_of(device: torch.device) -> float:
     return next((peak for name, peak in PEAKS.items() if name in words), 0.0)
 
 
-def require_mlflow(uri: str) -> None:
-    """Raise a UserError if MLflow is configured but not installed."""
-    if uri and importlib.util.find_spec("mlflow") is None:
-        raise UserError(
-            f"engine.mlflow is {uri!r}, and MLflow is not installed: pip install mlflow-skinny on "
-            "all machines, or leave this setting empty"
-        )
-
-
 class StepLog:
     """Collects times and losses of this worker; that of the first worker writes them too."""
 
@@ -69,20 +65,22 @@ class StepLog:
         device: torch.device | None = None,
         mlflow: str = "",
         settings: Mapping[str, Any] | None = None,
+        observe: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         """Open the log.
 
         `out` is the run's folder, empty to write nothing; `step` the number of steps done; `flop`
-        the forward and backward FLOP of one row; `settings` the parameters of the MLflow run.
+        the forward and backward FLOP of one row; `settings` the parameters of the MLflow run;
+        `observe` gets each line that is written.
         """
-        self._out = out
         self._workers = workers
         self._flop = flop
         self._peak = peak_of(device) if device else 0.0
-        self._lines = _lines_before(out, step)
-        self._hours = self._lines[-1]["worker_hours"] if self._lines else 0.0
+        self._lines = _LineFiles(out, step) if out else None
+        self._hours = self._lines.worker_hours if self._lines else 0.0
         self._board = _Board(out, step) if out else None
-        self._mlflow = _mlflow_run(mlflow, name, settings or {}) if out and mlflow else None
+        self._mlflow = MlflowCopy(mlflow, name, settings or {}) if out and mlflow else None
+        self._observe = observe
         self._restart()
 
     def _restart(self) -> None:
@@ -139,27 +137,37 @@ class StepLog:
         self._restart()
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._board is None:
+        if self._lines is None or self._board is None:
             return
-        self._lines.append(line)
-        text = "".join(json.dumps(row) + "\n" for row in self._lines)
-        write_bytes(join(self._out, LINES), text.encode())
+        self._lines.add(line)
         numbers = {n: v for n, v in line.items() if isinstance(v, int | float) and n != "step"}
         self._board.write(numbers, line["step"])
         if self._mlflow is not None:
-            self._mlflow.log_metrics(numbers, step=line["step"])
+            self._mlflow.add(numbers, line["step"])
+        if self._observe is not None:
+            self._observe(line)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
         if self._mlflow is not None:
-            self._mlflow.end_run()
+            self._mlflow.close()
+
+
+def _line_file(out: str, number: int) -> str:
+    stem, ending = LINES.split(".")
+    return join(out, f"{stem}-{number:04d}.{ending}" if number else LINES)
+
+
+def _files_of(out: str) -> list[list[dict[str, Any]]]:
+    """Return the lines of each file of the run in a folder."""
+    files = itertools.takewhile(exists, (_line_file(out, number) for number in itertools.count()))
+    return [[json.loads(line) for line in read_bytes(file).splitlines()] for file in files]
 
 
 def _lines_of(out: str) -> list[dict[str, Any]]:
     """Return all lines of the run in a folder."""
-    lines = read_bytes(join(out, LINES)).splitlines() if exists(join(out, LINES)) else []
-    return [json.loads(line) for line in lines]
+    return list(itertools.chain.from_iterable(_files_of(out)))
 
 
 def worker_seconds(out: str) -> float:
@@ -174,40 +182,66 @@ def epochs_and_seconds(out: str) -> tuple[int, float]:
     return len(ends), 3600 * ends[-1]["worker_hours"] if ends else 0.0
 
 
-def _lines_before(out: str, step: int) -> list[dict[str, Any]]:
-    """Return the lines of an earlier process, without those of steps that will be repeated."""
-    return [line for line in _lines_of(out) if line["step"] <= step] if out else []
+class _LineFiles:
+    """The files of lines of a run that goes on after `step` steps.
+
+    Lines of an earlier process are kept, but for those of steps that will be repeated.
+    """
+
+    def __init__(self, out: str, step: int) -> None:
+        self._out = out
+        files = _files_of(out)
+        kept = [[line for line in lines if line["step"] <= step] for lines in files]
+        while len(kept) > 1 and not kept[-1]:
+            kept.pop()
+        for number in range(max(len(kept), 1), len(files)):
+            delete_file(_line_file(out, number))
+        self._number = max(len(kept) - 1, 0)
+        self._lines = kept[-1] if kept else []
+        self.worker_hours = self._lines[-1]["worker_hours"] if self._lines else 0.0
+
+    def add(self, line: dict[str, Any]) -> None:
+        if len(self._lines) >= LINES_IN_FILE:
+            self._number, self._lines = self._number + 1, []
+        self._lines.append(line)
+        text = "".join(json.dumps(row) + "\n" for row in self._lines)
+        write_bytes(_line_file(self._out, self._number), text.encode())
 
 
 class _Board:
-    """TensorBoard's event file, written to a local folder and copied to any filesystem."""
+    """TensorBoard's event files, written to a local folder and copied to any filesystem."""
 
     def __init__(self, out: str, step: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._writer = SummaryWriter(self._folder.name, purge_step=step + 1 if step else None)
         self._out = join(out, BOARD)
+        self._files = 0
+        self._writer = self._next_writer(purge_step=step + 1 if step else None)
+
+    def _next_writer(self, purge_step: int | None = None) -> SummaryWriter:
+        """Begin a file; TensorBoard reads those of a folder in the order of their names."""
+        self._files += 1
+        suffix = f".{self._files:04d}"
+        return SummaryWriter(self._folder.name, purge_step=purge_step, filename_suffix=suffix)
 
     def write(self, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
-        self._copy()
+        if self._copy() > BOARD_BYTES:
+            self._end_file()
+            self._writer = self._next_writer()
 
-    def _copy(self) -> None:
-        for path in Path(self._folder.name).glob("events*"):
-            write_bytes(join(self._out, path.name), path.read_bytes())
+    def _copy(self) -> int:
+        """Copy the newest file, and return its size."""
+        (path,) = Path(self._folder.name).glob(f"events*.{self._files:04d}")
+        data = path.read_bytes()
+        write_bytes(join(self._out, path.name), data)
+        return len(data)
 
-    def close(self) -> None:
+    def _end_file(self) -> None:
         self._writer.close()
         self._copy()  # the writer's thread may not have written everything at a flush
+
+    def close(self) -> None:
+        self._end_file()
         self._folder.cleanup()
-
-
-def _mlflow_run(uri: str, name: str, settings: Mapping[str, Any]) -> Any:
-    require_mlflow(uri)
-    mlflow = importlib.import_module("mlflow")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment("img2prompt")
-    mlflow.start_run(run_name=name)
-    mlflow.log_params(dict(settings))
-    return mlflow

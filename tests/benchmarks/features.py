@@ -52,15 +52,10 @@ from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.tower import TowerConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
-from img2prompt.data.vectors import DIMENSIONS, vector_column
+from img2prompt.data.vectors import DIMENSIONS, to_matrix, vector_column
 from img2prompt.distributed import cluster
-from img2prompt.distributed.actors import (
-    ModelMaker,
-    Pool,
-    actor_count,
-    forward_shards,
-    to_matrix,
-)
+from img2prompt.distributed.actors import Pool, actor_count, forward_shards
+from img2prompt.distributed.forward import ModelMaker
 from img2prompt.draft import Draft
 from img2prompt.model.inference import compile_for_batches, prepare_for_inference
 from img2prompt.model.precision import compute_dtype

@@ -77,10 +77,22 @@ def test_with_the_token_a_job_runs_this_package_on_a_worker(exports, outside) ->
 
 def test_a_job_runs_as_in_the_readme(exports, outside, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = submit(
-        outside | exports,
-        *("--working-dir", str(ROOT), "--", "python", "jobs/prepare.py", "demo"),
-        *("--sources.0.prompts", "60", "--out", str(out)),
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "cluster" / "submit.py",
+            "prepare",
+            "demo",
+            "--sources.0.prompts",
+            "60",
+            "--out",
+            str(out),
+        ],
+        env=outside | exports,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout
     shards = Artifact.load(str(out / "shards"), Stage.SHARDS)
@@ -92,3 +104,16 @@ def test_a_job_runs_as_in_the_readme(exports, outside, tmp_path: Path) -> None:
     assert f"demo in {out}" in done.stdout
     for name, split in (("train", "train"), ("validation", "val"), ("test", "test")):
         assert re.search(rf"│ {name} pictures +│ +{pictures[split]} │", done.stdout), done.stdout
+
+
+def test_the_exit_code_of_a_submitted_job_is_that_of_the_job(exports, outside) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "cluster" / "submit.py", "prepare", "no-such-preset"],
+        env=outside | exports,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode != 0
+    assert "no-such-preset" in done.stdout

@@ -2,7 +2,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from img2prompt.data.vectors import VECTOR, check_unit, exact_cosine, matrix, vector_column
+from img2prompt.data.vectors import (
+    VECTOR,
+    check_unit,
+    exact_cosine,
+    finite_rows,
+    matrix,
+    require_finite,
+    vector_column,
+)
+from img2prompt.errors import UserError
 
 
 def random_rows(rows: int, seed: int = 0) -> np.ndarray:
@@ -37,3 +46,18 @@ def test_exact_cosine_has_the_same_bits_in_any_batch() -> None:
     assert strided.tolist() == together[::3].tolist()
     expected = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
     np.testing.assert_allclose(together, expected, rtol=0, atol=1e-15)
+
+
+def test_rows_with_a_non_finite_value_are_found_and_named() -> None:
+    vectors = random_rows(9).astype(np.float16)
+    names = [f"row-{n}" for n in range(9)]
+    require_finite(vectors, names, "targets")
+    for row, value in ((2, np.nan), (5, np.inf), (8, -np.inf)):
+        vectors[row, row] = value
+    assert np.flatnonzero(~finite_rows(vectors)).tolist() == [2, 5, 8]
+    with pytest.raises(UserError) as caught:
+        require_finite(vectors, names, "targets")
+    assert str(caught.value).startswith(
+        "targets: 3 of 9 vectors have values that are NaN or infinite, the first of 'row-2', "
+        "'row-5', 'row-8'."
+    )

@@ -9,14 +9,9 @@ from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import ShardConfig
 from img2prompt.data import images
 from img2prompt.data.shards import SCHEMA
-from img2prompt.data.vectors import matrix, vector_column
-from img2prompt.distributed.actors import (
-    ModelMaker,
-    Pool,
-    forward_shards,
-    forward_split,
-    to_matrix,
-)
+from img2prompt.data.vectors import matrix, to_matrix, vector_column
+from img2prompt.distributed.actors import Pool, forward_shards, forward_split
+from img2prompt.distributed.forward import ModelMaker, forward_split_in_process
 from img2prompt.draft import Draft
 from img2prompt.model.views import ViewVectors
 
@@ -67,6 +62,10 @@ def test_a_split_comes_in_the_order_of_its_rows(cluster, shards: Artifact) -> No
     vectors = to_matrix(table["vector"])
     np.testing.assert_array_equal(vectors, expected("train"))
     assert vectors.dtype == np.float32
+    in_process = forward_split_in_process(shards, "train", make_means(), batch_size=4)
+    assert in_process.column_names == ["id", "vector"]
+    assert in_process["id"].equals(table["id"])
+    np.testing.assert_array_equal(to_matrix(in_process["vector"]), vectors)
 
 
 def test_each_file_comes_once_and_whole(cluster, shards: Artifact) -> None:

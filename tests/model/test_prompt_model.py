@@ -111,6 +111,16 @@ def test_a_learned_state_makes_the_same_model_again(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], t) for name, t in trained.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_non_finite_learned_weight_is_refused(value: float) -> None:
+    state = {name: tensor.clone() for name, tensor in learned_state(predictor()).items()}
+    state["head.3.bias"][:2] = value
+    with pytest.raises(
+        UserError, match=r"^runs/x: 2 of 384 values of tensor head\.3\.bias are non"
+    ):
+        load_learned_state(predictor(), state, "runs/x")
+
+
 def test_all_misfits_are_listed() -> None:
     state = dict(learned_state(predictor()))
     state.pop("head.3.bias")
@@ -230,7 +240,7 @@ def test_the_published_model_learns_165_8_of_356_0_million(monkeypatch) -> None:
     tower = 24 * layer + 3 * patch**2 * d + d + tokens * d + 2 * d + 2 * d
     assert (learned, tower + lora + head) == (165_830_016, 355_969_408)
 
-    monkeypatch.setattr("img2prompt.model.towers.vit.fingerprint", lambda tensors: "")
+    monkeypatch.setattr("img2prompt.model.towers.pretrained.fingerprint", lambda tensors: "")
     shape = {"image_size": 336, "patch_size": patch, "hidden_size": d, "intermediate_size": f}
     config = presets.lora_published()
     with torch.device("meta"):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from img2prompt.artifact import Artifact
-from img2prompt.distributed.actors import forward_split
+from img2prompt.distributed import placement
 from img2prompt.errors import UserError
 from img2prompt.predict import evaluate
 from img2prompt.predictors.base import PredictorSpec
@@ -121,20 +121,21 @@ def test_scores_are_those_of_each_predictor_in_this_process(chained, scores, num
     assert cosines.std() > 0.02  # else the tolerance would prove nothing
 
 
-def test_views_that_are_not_cached_are_seen_in_few_passes(chained, tmp_path, monkeypatch) -> None:
-    streams = []
+def test_views_that_are_not_cached_are_seen_in_one_pass(chained, tmp_path, monkeypatch) -> None:
+    streams, forward = [], evaluate._forward
 
-    def watched(shards, split, pool):
-        streams.append(split)
-        return forward_split(shards, split, pool)
+    def watched(config, *arguments):
+        streams.append(config.split)
+        return forward(config, *arguments)
 
-    monkeypatch.setattr(evaluate, "forward_split", watched)
+    monkeypatch.setattr(evaluate, "_forward", watched)
     prepared = chained.made.prepared
     features = Artifact.load(f"{chained.out}/features", "features")
     config = dataclasses.replace(chained.config.evaluate, split="val", views=("plain", "flip"))
     systems = systems_of(chained)
     made = evaluate.run(config, prepared, features, systems[2:], str(tmp_path / "flips"))
     assert streams == ["val"] * (len(systems) // evaluate.PREDICTORS_AT_ONCE)
+    assert len(streams) == 1
     rows, table = rows_of(chained, "val"), made.read_table(evaluate.SCORES).to_pylist()
     truth = unit(column(rows, "target"))
     for spec in systems:
@@ -143,6 +144,16 @@ def test_views_that_are_not_cached_are_seen_in_few_passes(chained, tmp_path, mon
         np.testing.assert_allclose(column(table, spec.name), cosines, atol=2e-3)
         if spec.name != evaluate.MEAN:
             assert abs(plain - flipped).max() > 1e-3
+
+
+def test_actors_score_what_this_process_scores(chained, scores, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(placement, "FEW_PICTURES", 0)
+    features = Artifact.load(f"{chained.out}/features", "features")
+    lora, config = systems_of(chained)[3], chained.config.evaluate
+    out, prepared = str(tmp_path / "actors"), chained.made.prepared
+    made = evaluate.run(config, prepared, features, [lora], out)
+    table = made.read_table(evaluate.SCORES)
+    np.testing.assert_allclose(table["lora"].to_numpy(), column(scores, "lora"), atol=1e-3)
 
 
 def test_names_of_predictors_must_differ(chained, tmp_path) -> None:
@@ -167,7 +178,7 @@ def test_the_table_names_systems_and_sources(chained, systems) -> None:
     assert [row[0] for row in table] == [n for m in names for n in (m, "  files", "  scenes")]
     lora = systems["lora"]["all"]
     interval = f"{lora['low']:.4f} to {lora['high']:.4f}"
-    assert table[9] == ["lora", lora["mean"], interval, lora["rows"]]
+    assert table[9] == ["lora", lora["mean"], interval, lora["rows"], lora["groups"]]
 
 
 def test_the_report_names_every_system(chained, systems) -> None:

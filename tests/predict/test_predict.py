@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 import torch
@@ -20,8 +21,8 @@ from img2prompt.config.sources import SceneSource
 from img2prompt.data.sources import files
 from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
-from img2prompt.data.vectors import matrix
-from img2prompt.distributed.actors import Pool
+from img2prompt.data.vectors import matrix, vector_column
+from img2prompt.distributed import placement
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
@@ -115,17 +116,17 @@ def predicted(chained, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     run = TrainedRun(Artifact.load(f"{chained.out}/runs/lora", Stage.TRAIN), name="lora")
     out = str(tmp_path_factory.mktemp("predicted") / "out")
     parts: list[str] = []
-    real = Pool.forward
+    real = predict._forward
 
-    def forward(*arguments):
+    def forward(*arguments, **options):
         parts.append("killed" if len(parts) == 1 else "done")
         if parts[-1] == "killed":
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "PART", 7)
-        patch.setattr(Pool, "forward", forward)
+        patch.setattr(predict, "_forward", forward)
         with pytest.raises(KeyboardInterrupt):
             predict.run(config, run, chained.made.prepared, out)
         made = predict.run(config, run, chained.made.prepared, out)
@@ -145,6 +146,20 @@ def marked(test):
 def test_a_killed_run_resumes_with_the_missing_part(predicted) -> None:
     assert predicted.parts == ["done", "killed", "done"]
     assert [predicted.made.files[f"rejected-0000{n}.parquet"].rows for n in (0, 1)] == [2, 2]
+
+
+@marked
+def test_actors_predict_what_this_process_predicts(
+    chained, predicted, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(placement, "FEW_PICTURES", 0)
+    out = str(tmp_path / "out")
+    made = predict.run(predicted.config, predicted.run, chained.made.prepared, out)
+    here, there = vectors_of(predicted.made), vectors_of(made)
+    assert here.keys() == there.keys()
+    for name, vector in here.items():
+        np.testing.assert_allclose(there[name], vector, atol=2e-3)  # bf16, other batches
+    assert made.read_table(predict.REJECTED).equals(predicted.made.read_table(predict.REJECTED))
 
 
 @marked
@@ -337,10 +352,13 @@ def test_bad_prompt_files_are_refused_before_any_work(
 
 @marked
 def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monkeypatch) -> None:
-    def any_vectors(batch: dict) -> dict:
-        return {**batch, "vector of lora": np.ones((len(batch.pop("pixels")), 384), np.float32)}
+    class AnyVectors:
+        def __init__(self, specs, views, device) -> None: ...
 
-    monkeypatch.setattr(Pool, "forward", lambda self, rows, count: rows.map_batches(any_vectors))
+        def __call__(self, pixels: torch.Tensor) -> dict:
+            return {"vector of lora": np.ones((len(pixels), 384), np.float32)}
+
+    monkeypatch.setattr(predict, "AnswerColumns", AnyVectors)
     (tmp_path / "pictures").mkdir()
     write_bad(tmp_path / "pictures")
     config = PredictConfig(pictures=str(tmp_path / "pictures"), run="lora")
@@ -426,3 +444,13 @@ def test_a_passing_network_error_rejects_no_picture(tmp_path: Path, monkeypatch)
     assert loaded["reason"].tolist() == ["", f"missing picture: {uris[1]} does not exist"]
     assert loaded["pixels"][0].any()
     assert not loaded["pixels"][1].any()
+
+
+def test_a_picture_with_a_non_finite_answer_is_rejected() -> None:
+    vectors = np.ones((4, 384), np.float32)
+    vectors[1, 5], vectors[2, 0] = np.nan, np.inf
+    reasons = ["", "", "unreadable picture: b", ""]
+    columns = {"id": list("dcba"), "reason": reasons, "vector of p": vector_column(vectors)}
+    table = predict._gather([pa.table(columns)], "p")
+    assert table["id"].to_pylist() == list("abcd")
+    assert table["reason"].to_pylist() == ["", reasons[2], predict.NONFINITE, ""]

@@ -58,8 +58,7 @@ def test_cosines_are_to_the_predicted_and_to_the_true_vector(table, encoder) -> 
 
 
 def test_summaries_are_means_by_system_and_kind(table: pa.Table) -> None:
-    config = EvaluateConfig(texts=("nearest", "composed"))
-    summaries = summarise_texts(config, np.array([0, 1]), table)
+    summaries = summarise_texts(np.array([0, 1]), table)
     rows = table.to_pylist()
     score = summaries["wrong"]["composed"]
     assert score["predicted"] == pytest.approx(np.mean([row["cosine"] for row in rows[6:]]))

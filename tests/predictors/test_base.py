@@ -32,6 +32,14 @@ def test_the_mean_over_views_is_that_of_vectors_at_unit_length() -> None:
     np.testing.assert_allclose(averaged.vectors, sum(unit) / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_a_vector_without_a_direction_makes_its_own_answer_nan(value: float) -> None:
+    views = [random_vectors(3, seed) for seed in range(2)]
+    views[1][2] = value
+    averaged = average_views([Answers(vectors) for vectors in views]).vectors
+    assert np.isfinite(averaged).all(axis=1).tolist() == [True, True, False]
+
+
 def test_a_single_view_is_returned_as_it_is() -> None:
     answers = Answers(random_vectors(3, seed=0), ["a", "b", "c"], np.ones(3))
     assert average_views([answers]) is answers

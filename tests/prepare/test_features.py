@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.data.shards import SPLITS, ShardRows
-from img2prompt.data.vectors import matrix
+from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed import actors
 from img2prompt.distributed.progress import TIMINGS
 from img2prompt.errors import UserError
@@ -162,3 +163,16 @@ def test_more_actors_than_the_cluster_has_room_for_are_refused(
 ) -> None:
     with pytest.raises(UserError, match="the cluster has 4 at most"):
         features.run(config.replace({"workers": 9}), prepared.shards, str(tmp_path))
+
+
+def test_a_non_finite_feature_is_refused_with_its_row() -> None:
+    """A value that float16 cannot hold counts as well."""
+    vectors = np.ones((3, 8), np.float32)
+    rows = pa.table({"id": list("abc"), "vector": vector_column(vectors)})
+    assert features._one_row_a_view(rows, ("plain", "flip"), "features")["id"].to_pylist() == [
+        *"abcabc"
+    ]
+    vectors[1, 6] = 70_000
+    rows = pa.table({"id": list("abc"), "vector": vector_column(vectors)})
+    with pytest.raises(UserError, match=r"features of x: 1 of 6 vectors .* the first of 'b'\."):
+        features._one_row_a_view(rows, ("plain", "flip"), "features of x")

@@ -9,7 +9,7 @@ from img2prompt.config.prepare import PrepareConfig
 from img2prompt.data.shards import SPLITS
 from img2prompt.errors import UserError
 from img2prompt.prepare import run as prepare
-from img2prompt.prepare.run import PreparedData
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.storage import join
 
 pytestmark = pytest.mark.ray

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from report_pages import HOSTILE, browse, figures, words
 
-from img2prompt.report.evaluation import Results, page, ranking
+from img2prompt.report.evaluation import FEW_GROUPS, Results, page, ranking
 
 BASELINE = "mean vector"
 
 
-def score(values: np.ndarray) -> dict[str, Any]:
+def score(values: np.ndarray, groups: int = 30) -> dict[str, Any]:
     """Return a score whose interval is half as wide as the values' deviation."""
     mean, half = float(values.mean()), float(values.std()) / 4
-    return {"mean": mean, "low": mean - half, "high": mean + half, "rows": len(values)}
+    low, high = mean - half, mean + half
+    return {"mean": mean, "low": low, "high": high, "rows": len(values), "groups": groups}
 
 
 def results(
@@ -30,14 +31,14 @@ def results(
     names = np.resize(np.array(sources), 60)
     systems = {
         name: {
-            "all": score(values),
+            "all": score(values, groups),
             "by_source": {source: score(values[names == source]) for source in sources},
         }
         for name, values in cosines.items()
     }
     best = ranking(systems)[0]
     leads = {
-        name: {"mean": gap, "low": gap - 0.01, "high": gap + 0.01, "rows": 60}
+        name: {"mean": gap, "low": gap - 0.01, "high": gap + 0.01, "rows": 60, "groups": groups}
         for name in means
         if name != best
         for gap in [means[best] - means[name]]
@@ -83,8 +84,15 @@ def test_the_table_has_every_system_the_best_first() -> None:
     assert [row[0] for row in rows] == ["lora", "probe", BASELINE]
     assert [row[1] for row in rows] == ["0.7500", "0.7000", "0.5000"]
     assert [row[3] for row in rows] == ["+0.2500", "+0.2000", ""]
-    assert rows[0][4] == ""
+    assert rows[0][4:] == ["", "60", "30"]
     assert rows[1][4] == "+0.0500 (+0.0400 to +0.0600)"
+
+
+def test_an_interval_that_rests_on_few_prompts_says_so() -> None:
+    for groups, said in ((FEW_GROUPS - 1, True), (FEW_GROUPS, False)):
+        rows = table_of(page(results({BASELINE: 0.5, "probe": 0.7}, groups=groups)))
+        assert all(row[2].endswith("(few prompts)") == said for row in rows)
+        assert [row[-1] for row in rows] == [str(groups)] * 2
 
 
 def test_sources_have_rows_and_blocks_where_there_are_several() -> None:

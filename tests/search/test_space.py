@@ -88,7 +88,7 @@ def test_points_that_are_not_valid_configs_are_named() -> None:
         ({"optim.lr": "1e-4,-1"}, "optim.lr is -1; allowed: above 0"),
         ({"optim.lr": "high"}, "unable to parse string as a number (got 'high')"),
         ({"plan.lora_rank": " , "}, "axes plan.lora_rank is ' , '; allowed: values with commas"),
-        ({"plan.lora_init": "normal"}, "Input should be 'kaiming' or 'published'"),
+        ({"plan.lora_init": "normal"}, "Input should be 'kaiming', 'published' or 'pissa'"),
     ],
 )
 def test_a_bad_axis_is_reported(axes: dict[str, str], message: str) -> None:

@@ -32,7 +32,7 @@ class Course:
         budget = Budget(max_hours)
         self.scheduler = SearchScheduler(config, budget, dict.fromkeys(NAMES, 1.0), {})
         self.searcher = ListSearcher(dict.fromkeys(NAMES, Setting(0.1, 0.2, 0)), budget)
-        self.watch = SearchWatch(budget, flop=4 * 9 * 1e12)
+        self.watch = SearchWatch("mine", budget, flop=4 * 9 * 1e12)
         past = {"one": TrialOutcome("finished", [row(epoch, 0.5) for epoch in range(1, 10)])}
         flop = dict.fromkeys(NAMES, 1e12)
         self.watch.add_trials(self.jobs, flop, self.searcher, self.scheduler, past)

@@ -33,7 +33,9 @@ def announced(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_fine_tune_logs_its_plan_and_cost(announced, tiny_tower: str) -> None:
     line = announced(config_of(tiny_tower, FINETUNE, width=8))
-    assert line.startswith("run: frozen 0-0 (1), LoRA 1-2 (2), trained 3-3 (1); 77 rows; 2 worker")
+    assert line.startswith(
+        "run: frozen 0-0 (1), LoRA 1-2 (2), trained 3-3 (1); 2 worker(s): 77 rows"
+    )
     learn = 2 * 8 * 32 * 4 + (4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32) + 2 * 32
     learn += 32 * 8 + 2 * 8 + 8 * 384 + 384
     assert f"{learn / 1e6:.2f}M of " in line

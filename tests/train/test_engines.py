@@ -143,20 +143,46 @@ UNEVEN = ((0, 0), (0, 2), (24, 0))
 """Head width and micro-batch."""
 
 
+VARIANTS = {
+    "LoRA": {},
+    "DoRA": {"plan.lora_dora": True},
+    "PiSSA": {"plan.lora_init": "pissa", "plan.lora_targets": "both"},
+}
+
+
 def uneven(rank: int, workers: int, folder: str, tower: str) -> None:
     """16 rows on three workers: five, five and six of them."""
     os.environ["LOCAL_RANK"] = str(rank)
     found = [gradients(tower, *case, WorkerRank(rank, workers)) for case in UNEVEN]
-    run = run_loop(changed(tower, 1, 0, workers), TRAIN, VAL, WorkerRank(rank, workers)).saved
-    torch.save((found, run), f"{folder}/{rank}.pt")
+    config, own = changed(tower, 1, 0, workers), WorkerRank(rank, workers)
+    runs = {n: run_loop(config.replace(VARIANTS[n]), TRAIN, VAL, own).saved for n in VARIANTS}
+    torch.save((found, runs), f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def three_workers(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Gradients, and the runs of VARIANTS, of the second of three workers."""
+    folder = tmp_path_factory.mktemp("three")
+    run_workers(uneven, 3, folder, 3, str(folder), tiny_tower)
+    return torch.load(folder / "1.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("variant", ["DoRA", "PiSSA"])
+def test_variants_of_lora_are_those_of_plain_torch(
+    three_workers: Any, tiny_tower: str, variant: str
+) -> None:
+    run = three_workers[1][variant]
+    config = config_of(tiny_tower, engine__save_every=2).replace(VARIANTS[variant])
+    expected = run_loop(config, TRAIN, VAL).saved
+    assert_same_run(run, expected, atol=1e-4)
+    assert_same_run(run_loop(config, TRAIN, VAL, start=run[MIDDLE]).saved, expected, atol=1e-4)
 
 
 def test_shares_that_differ_by_a_row_have_the_gradient_of_the_whole_batch(
-    tiny_tower: str, tmp_path: Path
+    tiny_tower: str, three_workers: Any
 ) -> None:
     """Elastic runs need this to resume with any number of workers."""
-    run_workers(uneven, 3, tmp_path, 3, str(tmp_path), tiny_tower)
-    found, run = torch.load(tmp_path / "1.pt", weights_only=False)
+    found, run = three_workers[0], three_workers[1]["LoRA"]
     for case, ours in zip(UNEVEN, found, strict=True):
         theirs = gradients(tiny_tower, *case, WorkerRank())
         largest = max(tensor.abs().max() for tensor in theirs.values())
@@ -370,6 +396,14 @@ def test_a_scaled_loss_gives_the_same_step(tiny_tower: str) -> None:
     engine._scaler = torch.amp.GradScaler("cpu")
     engine.load(states[1])
     assert engine._scaler.get_scale() == 1024.0
+
+
+def test_zero_3_has_no_dora(tiny_tower: str) -> None:
+    config = changed(tiny_tower, 3, 0, 2)
+    with pytest.raises(
+        UserError, match=r"lora_dora is True; allowed: false with engine\.zero_stage"
+    ):
+        config.replace({"plan.lora_dora": True})
 
 
 def test_zero_3_is_not_compiled() -> None:

@@ -225,6 +225,25 @@ def test_a_skipped_batch_leaves_no_trace(tiny_tower: str) -> None:
     assert_close(engine.state().model, before.model, atol=0)
 
 
+def test_a_non_finite_validation_ends_the_run_before_it_is_saved(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, optim__epochs=1)
+    saved: list[Position] = []
+    loop = Loop(
+        config=config,
+        engine=PlainEngine(model_of(config), config, 9, CPU),
+        recipe=Recipe(),
+        train=TRAIN,
+        val=Poisoned(21, seed=2),
+        worker=WorkerRank(),
+        save=saved.append,
+    )
+    with pytest.raises(
+        NonFiniteLossError, match=r"non-finite validation after epoch 1: .*optim\.lr"
+    ):
+        loop.run(Position())
+    assert saved == []
+
+
 @pytest.mark.parametrize("micro_batch", [0, 5])
 def test_a_non_finite_loss_is_reported_with_its_rows(tiny_tower: str, micro_batch: int) -> None:
     config = config_of(tiny_tower, optim__batch_size=10, engine__micro_batch=micro_batch)

@@ -1,19 +1,17 @@
 import json
-import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from img2prompt.errors import UserError
+from img2prompt.storage import write_bytes
 from img2prompt.train import steplog
-from img2prompt.train.steplog import BOARD, LINES, StepLog, peak_of, require_mlflow
+from img2prompt.train.steplog import BOARD, LINES, StepLog, peak_of, worker_seconds
 
 
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
+def lines_of(folder: Path, name: str = LINES) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_a_line_has_losses_rates_and_times(tmp_path: Path) -> None:
@@ -59,22 +57,97 @@ def test_a_resumed_run_repeats_no_line(tmp_path: Path) -> None:
     assert len(list((tmp_path / BOARD).glob("events.out.tfevents*"))) >= 1
 
 
-def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+def test_lines_go_to_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steplog, "LINES_IN_FILE", 3)
+    sizes = []
+
+    def measured(uri: str, data: bytes) -> None:
+        if uri.endswith(".jsonl"):
+            sizes.append(data.count(b"\n"))
+        write_bytes(uri, data)
+
+    monkeypatch.setattr(steplog, "write_bytes", measured)
+    log = StepLog(str(tmp_path))
+    lines = [log.line(step=step) for step in range(1, 9)]
+    log.close()
+    assert sizes == [1, 2, 3, 1, 2, 3, 1, 2], "the cost of a line does not grow"
+    names = ["metrics.jsonl", "metrics-0001.jsonl", "metrics-0002.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == sorted(names)
+    assert [line for name in names for line in lines_of(tmp_path, name)] == lines
+    assert worker_seconds(str(tmp_path)) == pytest.approx(3600 * lines[-1]["worker_hours"])
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 4, 6, 7, 8])
+def test_a_run_resumes_in_any_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(steplog, "LINES_IN_FILE", 3)
+    first = StepLog(str(tmp_path))
+    for number in range(1, 9):
+        first.line(step=number)
+    first.close()
+    second = StepLog(str(tmp_path), step=step)
+    for number in range(step + 1, 11):
+        second.line(step=number)
+    second.close()
+    lines = steplog._lines_of(str(tmp_path))
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    hours = [line["worker_hours"] for line in lines]
+    assert hours == sorted(hours)
+
+
+def test_a_long_file_of_an_earlier_version_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = StepLog(str(tmp_path))
+    for number in range(1, 9):
+        first.line(step=number)
+    first.close()
+    monkeypatch.setattr(steplog, "LINES_IN_FILE", 3)
+    second = StepLog(str(tmp_path), step=8)
+    second.line(step=9)
+    second.close()
+    assert [line["step"] for line in steplog._lines_of(str(tmp_path))] == list(range(1, 10))
+
+
+def test_tensorboard_files_have_a_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steplog, "BOARD_BYTES", 1000)
+    log = StepLog(str(tmp_path))
+    for step in range(1, 13):
+        log.add(float(step), 8)
+        log.line(step=step)
+    log.close()
+    files = sorted((tmp_path / BOARD).glob("events*"))
+    assert len(files) > 2
+    assert max(path.stat().st_size for path in files) < 2000
+    losses = [event for path in files for event in events_of(path) if event[0] == "loss"]
+    assert losses == [("loss", step, float(step)) for step in range(1, 13)]
+
+
+def events_of(path: Path) -> list[tuple[str, int, float]]:
+    """Tag, step and value of the scalars in an event file, by its format."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
+    data, events = path.read_bytes(), []
+    while data:  # a record: length, its checksum, event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        events += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return events
+
+
+def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     log = StepLog(str(tmp_path))
     log.add(0.25, 8)
     log.line(step=3)
     log.close()
     (path,) = (tmp_path / BOARD).glob("events*")
-    data, found = path.read_bytes(), {}
-    while data:  # a record: length, its checksum, event, its checksum
-        length = int.from_bytes(data[:8], "little")
-        assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
-        event = Event.FromString(data[12 : 12 + length])
-        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
-        data = data[16 + length :]
+    found = {tag: (step, value) for tag, step, value in events_of(path)}
     assert found["loss"] == (3, 0.25)
     assert {"images_per_s", "worker_hours", "data_s", "compute_s", "step_s"} <= found.keys()
 
@@ -85,39 +158,6 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
     log.epoch({"epoch": 1}, step=1)
     log.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_mlflow_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_mlflow("")
-    monkeypatch.setattr(steplog.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="MLflow is not installed: pip install mlflow-skinny"):
-        require_mlflow("http://server:5000")
-
-
-def test_mlflow_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the functions that are called."""
-    calls: list[tuple] = []
-    fake = types.ModuleType("mlflow")
-    fake.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
-    functions = ["set_tracking_uri", "set_experiment", "start_run", "log_params"]
-    functions += ["log_metrics", "end_run"]
-    for name in functions:
-
-        def call(*given, name=name, **named) -> None:
-            calls.append((name, given, named))
-
-        setattr(fake, name, call)
-    monkeypatch.setitem(sys.modules, "mlflow", fake)
-    settings = {"optim.lr": 0.1}
-    log = StepLog(str(tmp_path), "run", mlflow="http://server:5000", settings=settings)
-    log.add(0.5, 2)
-    log.line(step=7, epoch=1)
-    log.close()
-    assert [name for name, *_ in calls] == functions
-    assert calls[0][1] == ("http://server:5000",)
-    assert calls[3][1] == (settings,)
-    numbers, named = calls[4][1][0], calls[4][2]
-    assert (numbers["loss"], numbers["epoch"], named) == (0.5, 1, {"step": 7})
 
 
 @pytest.mark.parametrize(

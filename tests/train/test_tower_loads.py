@@ -19,7 +19,7 @@ from img2prompt.model.towers import weights
 from img2prompt.model.towers.build import checkpoint_stamp, open_tower, read_shape
 from img2prompt.model.towers.weights import STAMP
 from img2prompt.prepare.features import FREE
-from img2prompt.train import preflight, ray_worker
+from img2prompt.train import preflight, worker
 from img2prompt.train import run as train
 from img2prompt.train.estimate import estimate
 from img2prompt.train.job import TrainInputs, TrainJob, build_model
@@ -70,7 +70,7 @@ def start_driver(config: TrainConfig, inputs: TrainInputs) -> dict[str, str]:
 def start_worker(config: TrainConfig, inputs: TrainInputs, out: Path) -> None:
     """What a worker derives from the tower."""
     build_model(config, inputs)
-    ray_worker._log(TrainJob(config, inputs, str(out), str(out)), ALONE, CPU, 0).close()
+    worker._log(TrainJob(config, inputs, str(out), str(out)), ALONE, CPU, 0).close()
 
 
 def test_a_probe_reads_no_weights(

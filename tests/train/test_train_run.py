@@ -139,6 +139,17 @@ def test_a_finished_folder_contains_no_leftovers(probe: Artifact) -> None:
     assert not exists(join(probe.uri, "receipts"))
 
 
+def test_ray_train_gives_the_weights_of_this_process(
+    inputs: TrainInputs, probe: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "IN_PROCESS_FLOP", 0)
+    config = TrainConfig.from_json(json.dumps(probe.config))
+    made = train.run(config, inputs, str(tmp_path / "probe"))
+    assert curve_of(made) == curve_of(probe)
+    expected = read_learned_state(probe)
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in read_learned_state(made).items())
+
+
 def by_hand(config: TrainConfig, inputs: TrainInputs) -> Trained:
     """Train the same run by plain torch in this process."""
     plain = config.replace({"engine.kind": "plain", "engine.workers": 1, "engine.zero_stage": 1})
@@ -209,7 +220,7 @@ def train_workers() -> list[psutil.Process]:
 
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "TorchTrainer", None)
+    monkeypatch.setattr(train, "_fit", None)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +289,7 @@ def test_the_folder_of_another_run_is_refused(
     inputs: TrainInputs, probe: Artifact, tiny_tower: str, tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tuned(2, 1)
-    monkeypatch.setattr(train, "TorchTrainer", None)
+    monkeypatch.setattr(train, "_fit", None)
     own = TrainInputs(inputs.shards, start=probe)
     assert train.run(TrainConfig.from_json(json.dumps(run.config)), own, run.uri) == run
     other = shared(tiny_tower, "other", 2, 1).replace({"optim.lr": 1e-3, "seed": 4})

@@ -10,10 +10,16 @@ from img2prompt.data.sources.tables import Record, Table, table_format
 from img2prompt.errors import UserError
 
 ENDS = (".csv", ".csv.gz")
+OPTIONS = (
+    "--sources.N.file_column and --sources.N.prompt_column (N: its position in the list, from 0)"
+)
 
 
 def read_records(
-    text: io.TextIOBase, source: PictureSource, needed: tuple[tuple[str, ...], ...]
+    text: io.TextIOBase,
+    source: PictureSource,
+    needed: tuple[tuple[str, ...], ...],
+    options: str = OPTIONS,
 ) -> Iterator[Record | Rejected]:
     """Yield each record's position (`<source>/line <number>`) and its cells by column.
 
@@ -21,12 +27,13 @@ def read_records(
         text: opened with `newline=""`.
         source: for messages.
         needed: alternative names of each column that must be present.
+        options: how to name the columns, for messages.
 
     Raises:
         UserError: the header line lacks a needed column.
     """
     reader = csv.reader(text, strict=True)  # type: ignore[arg-type]
-    header = _header(reader, source, needed)
+    header = _header(reader, source, needed, options)
     while True:
         first = reader.line_num + 1
         where = f"{source.name}/line {first}"
@@ -44,7 +51,10 @@ def read_records(
 
 
 def _header(
-    reader: Iterator[list[str]], source: PictureSource, needed: tuple[tuple[str, ...], ...]
+    reader: Iterator[list[str]],
+    source: PictureSource,
+    needed: tuple[tuple[str, ...], ...],
+    options: str,
 ) -> list[str]:
     try:
         header = next(reader, [])
@@ -54,8 +64,8 @@ def _header(
         wanted = " and ".join(f"one of {list(names)}" for names in needed)
         raise UserError(
             f"{source.path} has the columns {header}; needed: {wanted}. Name the columns of source "
-            f"{source.name!r} with --sources.N.file_column and --sources.N.prompt_column (N: its "
-            "position in the list, from 0), or give a comma-separated UTF-8 file with a header line"
+            f"{source.name!r} with {options}, or give a comma-separated UTF-8 file with a header "
+            "line"
         )
     return header
 

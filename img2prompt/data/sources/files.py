@@ -5,6 +5,7 @@ so that `a b#1.png` in a bucket can be opened like any other file; `fsspec+` URI
 """
 
 import errno
+import hashlib
 import io
 import logging
 import posixpath
@@ -44,6 +45,8 @@ _TRANSIENT = {
     errno.ETIMEDOUT,
 }
 _PERMANENT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "Forbidden", "PermissionDenied")
+
+_BLOCK_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -188,6 +191,19 @@ def read_bytes(uri: str) -> bytes:
     with SteadyFile(uri) as file:
         refuse_large(file.size)
         return file.readall()
+
+
+def content_digest(uri: str) -> str:
+    """Return 16 hex digits of the bytes of a file of any size.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+    """
+    content = hashlib.sha256()
+    with SteadyFile(uri) as file:
+        while block := file.read(_BLOCK_BYTES):
+            content.update(block)
+    return content.hexdigest()[:16]
 
 
 def refuse_large(size: int) -> None:

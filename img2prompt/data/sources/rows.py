@@ -84,7 +84,7 @@ def new_row(
     Of `settings` the names in SETTINGS are used, in the types of INDEX_SCHEMA; values that do not
     fit count as unknown. `size`: width and height in pixels.
     """
-    if reason := _prompt_reason(prompt):
+    if reason := prompt_reason(prompt):
         return Rejected(row_id, reason)
     return {
         "id": printable(row_id),
@@ -103,7 +103,8 @@ def new_row(
     }
 
 
-def _prompt_reason(prompt: Any) -> str | None:
+def prompt_reason(prompt: Any) -> str | None:
+    """Return why a value of a prompt column is no readable text, or None."""
     if prompt is None:
         return "empty prompt: None; allowed: visible text"
     if not isinstance(prompt, str):

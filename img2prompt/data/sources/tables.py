@@ -4,7 +4,6 @@ Beside the file and the prompt a record may have `id`, `source` and the columns 
 Ids are `<source name>/<id, else file>`: tables of several sources often count from 1.
 """
 
-import hashlib
 import io
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
@@ -93,11 +92,7 @@ def portions(table: Table, source: PictureSource) -> Iterator[list[Row | Rejecte
 
 def digest(table: Table, source: PictureSource) -> str:
     """Return 16 hex digits of the table's bytes; UserError when the table is missing."""
-    content = hashlib.sha256()
-    with files.SteadyFile(find_table(table, source)) as file:
-        while block := file.read(_BUFFER_BYTES):
-            content.update(block)
-    return content.hexdigest()[:16]
+    return files.content_digest(find_table(table, source))
 
 
 def find_table(table: Table, source: PictureSource) -> str:
@@ -117,6 +112,18 @@ def find_table(table: Table, source: PictureSource) -> str:
 
 
 @contextmanager
+def opened_text(uri: str) -> Iterator[io.TextIOWrapper]:
+    """Open a table's text. Bytes that are not UTF-8 become lone surrogates."""
+    with (
+        _opened(uri) as stream,
+        io.TextIOWrapper(
+            stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as text,
+    ):
+        yield text
+
+
+@contextmanager
 def _opened(uri: str) -> Iterator[BinaryIO]:
     """Open a table's bytes, decompressed when its name ends with `.gz`."""
     with io.BufferedReader(files.SteadyFile(uri), _BUFFER_BYTES) as file:
@@ -128,19 +135,14 @@ def _opened(uri: str) -> Iterator[BinaryIO]:
 
 
 def _rows(table: Table, source: PictureSource) -> Iterator[Row | Rejected]:
-    """Yield rows without sizes. Bytes that are not UTF-8 become lone surrogates."""
+    """Yield rows without sizes."""
     uri = find_table(table, source)
     columns = _Columns(
         (source.file_column,) if source.file_column else table.file_columns,
         (source.prompt_column,) if source.prompt_column else PROMPT_COLUMNS,
     )
     picture_uri = table.picture_uris(source, uri)
-    with (
-        _opened(uri) as stream,
-        io.TextIOWrapper(
-            stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
-        ) as text,
-    ):
+    with opened_text(uri) as text:
         records = table.read_records(text, source, (columns.file, columns.prompt))
         try:
             for record in records:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
 
 from img2prompt.config.tower import TowerConfig
-from img2prompt.config.train import PlanConfig
+from img2prompt.config.train import LoraTargets, PlanConfig
 from img2prompt.model.cost import Cost
 
 RGB = tuple[float, float, float]
@@ -103,10 +103,10 @@ class Tower(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def lora_targets(self, layer: int) -> list[str]:
+    def lora_targets(self, layer: int, targets: LoraTargets) -> list[str]:
         """Names, below the tower, of the modules of a layer that LoRA adapts.
 
-        They are linear layers or convolutions.
+        They are linear layers or convolutions. `targets` as in PlanConfig.
         """
 
     @abstractmethod

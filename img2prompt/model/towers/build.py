@@ -10,8 +10,9 @@ from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower, TowerShape
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
+from img2prompt.model.towers.json_files import read_json
 from img2prompt.model.towers.siglip import SiglipTower
-from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config, read_json
+from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config
 
 FAMILIES: tuple[type[Tower], ...] = (ClipTower, SiglipTower, EfficientNetLiteTower)
 
@@ -47,7 +48,7 @@ def read_shape(config: TowerConfig) -> TowerShape:
         UserError: the checkpoint is absent, or of another family or resolution.
     """
     if config.weights == FRESH:
-        return ClipTower.shape_of(ClipTower.config_class(**DEMO_SHAPE))
+        return ClipTower.shape_of(ClipTower.config_class.from_dict(DEMO_SHAPE))
     if config.weights == LITE2:
         return EfficientNetLiteTower.packaged_shape(config)
     folder = find_config(config)

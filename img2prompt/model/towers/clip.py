@@ -6,7 +6,6 @@ space that CLIP shares with text: the published heads start from these D = 1024 
 
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.model.towers.vit import VitTower
 
@@ -20,13 +19,10 @@ class ClipTower(VitTower):
     model_types = ("clip", "clip_vision_model")
     config_class = CLIPVisionConfig
     model_class = CLIPVisionModel
-    processor_class = CLIPImageProcessorPil
     other_tensors = ("logit_scale", "text_projection.weight", "visual_projection.weight")
-    class_token = True
     patch_bias = False
     input_norm = True
-    pooling = "class token"
 
     @property
     def embeddings(self) -> list[nn.Module]:
-        return [self.vision.embeddings, self.vision.get_submodule("pre_layrnorm")]
+        return [*super().embeddings, self.vision.get_submodule("pre_layrnorm")]

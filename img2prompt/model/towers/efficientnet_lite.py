@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import LoraTargets
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower
 from img2prompt.model.towers.efficientnet_lite_net import EfficientNetLite
@@ -27,7 +28,8 @@ from img2prompt.model.towers.efficientnet_lite_shape import (
     EfficientNetLiteShape,
     scaled_blocks,
 )
-from img2prompt.model.towers.weights import CONFIG, fingerprint, read_json, read_tensors
+from img2prompt.model.towers.json_files import read_json
+from img2prompt.model.towers.weights import CONFIG, fingerprint, read_tensors
 
 LITE2 = "efficientnet-lite2"
 """Value of `tower.weights` for the packaged tower."""
@@ -134,7 +136,7 @@ class EfficientNetLiteTower(Tower):
     def pooling_head(self) -> nn.Module:
         return self.vision.head.conv
 
-    def lora_targets(self, layer: int) -> list[str]:
+    def lora_targets(self, layer: int, targets: LoraTargets) -> list[str]:
         """Names of the 1 x 1 convolutions, which mix channels as linear layers do."""
         names = self.shape.blocks[layer].convolutions.keys() - {"depthwise"}
         return [f"vision.blocks.{layer}.{name}.conv" for name in sorted(names)]

@@ -17,6 +17,7 @@ from img2prompt.config.train import PlanConfig
 from img2prompt.model.cost import FLOAT, HALF, Cost
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.towers.base import TowerShape
+from img2prompt.model.towers.block_cost import Learning
 
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -96,13 +97,14 @@ class EfficientNetLiteShape(TowerShape):
     def cost(self, plan: PlanConfig, *, half: bool) -> Cost:
         layers = layer_plan(self.depth, plan.lora_rate, plan.nfz_rate)
         total = _Stack(self.size, half)
-        total.add(self.stem, trained=plan.embeddings)
+        total.add(self.stem, Learning(trained=plan.embeddings))
         for number, block in enumerate(self.blocks):
-            rank = plan.lora_rank if number in layers.lora else 0
+            lora, trained = number in layers.lora, number in layers.trained
             for conv in block.convolutions.values():
-                total.add(conv, trained=number in layers.trained, rank=rank)
+                adapted = lora and conv.kernel == 1
+                total.add(conv, Learning.of(plan, trained=trained, lora=adapted))
         learned = not plan.frozen_tower
-        total.add(self.head, trained=bool(layers.trained), norm_trained=learned)
+        total.add(self.head, Learning(trained=bool(layers.trained)), norm_trained=learned)
         return total.cost
 
 
@@ -140,25 +142,24 @@ class _Stack:
         self._below = False
         """Something below learns, so inputs need gradients."""
 
-    def add(
-        self, conv: ConvShape, *, trained: bool, rank: int = 0, norm_trained: bool = False
-    ) -> None:
-        """Add a convolution and its norm; LoRA of `rank` if it is 1 x 1.
+    def add(self, conv: ConvShape, learning: Learning, *, norm_trained: bool = False) -> None:
+        """Add a convolution and its norm.
 
         `norm_trained`: the norm learns even if the convolution does not.
         """
-        rank = rank if conv.kernel == 1 else 0
         self._side = math.ceil(self._side / conv.stride)
+        trained, rank = learning.trained, learning.rank
+        extra = rank * (conv.inputs + conv.outputs) + conv.outputs * learning.dora
         lora = rank * (conv.inputs + conv.outputs)
-        learned = conv.weights * trained + 2 * conv.outputs * (norm_trained or trained) + lora
+        learned = conv.weights * trained + 2 * conv.outputs * (norm_trained or trained) + extra
         back = self._below or learned > 0
         self.cost += Cost(
-            parameters=conv.weights + 2 * conv.outputs + lora,
+            parameters=conv.weights + 2 * conv.outputs + extra,
             learned=learned,
             shortened=conv.weights if self._half and not trained else 0,
             forward=2 * self._side**2 * (conv.weights + lora),
             backward=self._backward(conv, trained, rank),
-            activations=self._activations(conv, trained, rank) if back else 0,
+            activations=self._activations(conv, learning) if back else 0,
             copies=HALF * (conv.weights * trained + lora) if self._half else 0,
         )
         self._below = back
@@ -168,15 +169,15 @@ class _Stack:
         inputs = (conv.weights + rank * conv.inputs) * self._below + rank * conv.outputs
         return 2 * self._side**2 * (weights + inputs)
 
-    def _activations(self, conv: ConvShape, trained: bool, rank: int) -> int:
+    def _activations(self, conv: ConvShape, learning: Learning) -> int:
         """Inputs of the convolution, of LoRA's matrices, of the norm and of ReLU6.
 
         A convolution with stride keeps its input with the padding. Autocast makes a copy of the
         input for LoRA, which peft reads as float32.
         """
         padded = (self._side - 1) * conv.stride + conv.kernel if conv.stride > 1 else self._side
-        own = self._below or trained
+        own, rank = self._below or learning.trained, learning.rank
         inputs = own + (rank > 0 and (self._half or not own))
-        outputs = conv.outputs * (1 + conv.relu) + rank
+        outputs = conv.outputs * (1 + conv.relu + 2 * learning.dora) + rank
         element = HALF if self._half else FLOAT
         return element * (conv.inputs * padded**2 * inputs + self._side**2 * outputs)

@@ -1,157 +1,96 @@
-"""Vision transformers of the transformers library: what its CLIP and SigLIP models share."""
+"""Vision transformers of the transformers library: what its families share."""
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
-from transformers.initialization import no_init_weights
 
 from img2prompt.config.tower import TowerConfig
+from img2prompt.config.train import LoraTargets
 from img2prompt.errors import UserError
-from img2prompt.model.towers.base import Tower
-from img2prompt.model.towers.vit_shape import Pooling, VitShape
-from img2prompt.model.towers.weights import (
-    CONFIG,
-    POSITIONS,
-    Shapes,
-    fingerprint,
-    read_json,
-    read_tensors,
-    resize_positions,
+from img2prompt.model.towers.pretrained import PretrainedTower, side_of
+from img2prompt.model.towers.vit_shape import (
+    Pooling,
+    VitShape,
+    attention_matrices,
+    mlp_matrices,
 )
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-VisionConfig = CLIPVisionConfig | SiglipVisionConfig
-VisionModel = CLIPVisionModel | SiglipVisionModel
+from img2prompt.model.towers.weights import POSITIONS, resize_positions
 
 
-class VitTower(Tower):
-    """A tower around `vision`, a model of transformers; its layers are `vision.encoder.layers`."""
+class VitTower(PretrainedTower):
+    """A vision transformer; the class variables are those of CLIP where others differ."""
 
-    model_types: ClassVar[tuple[str, ...]]
-    """Values of `model_type` in `config.json`: of a whole model with its text side, or this one."""
-    config_class: ClassVar[type[VisionConfig]]
-    model_class: ClassVar[type[VisionModel]]
-    other_tensors: ClassVar[tuple[str, ...]]
-    """Tensors of a whole model that are no part of the tower, beside those of its text side."""
-    class_token: ClassVar[bool]
-    patch_bias: ClassVar[bool]
-    input_norm: ClassVar[bool]
-    pooling: ClassVar[Pooling]
+    class_token: ClassVar[bool] = True
+    patch_bias: ClassVar[bool] = True
+    input_norm: ClassVar[bool] = False
+    pooling: ClassVar[Pooling] = "class token"
     """Fields of `VitShape` that are the same for all towers of a family."""
-
-    def __init__(self, vision: VisionModel) -> None:
-        super().__init__()
-        self.vision = vision
-        self._shape = self.shape_of(vision.config)
-        self.base_fingerprint = fingerprint(vision.state_dict())
+    layers_name: ClassVar[str] = "encoder.layers"
+    final_norm_name: ClassVar[str] = "post_layernorm"
+    attention_names: ClassVar[tuple[str, ...]] = tuple(
+        f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    )
+    mlp_names: ClassVar[tuple[str, ...]] = ("mlp.fc1", "mlp.fc2")
+    gated_mlp_names: ClassVar[tuple[str, ...]] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    """Names of modules, those of matrices below a layer."""
+    positions_name: ClassVar[str] = POSITIONS
+    """Name of the position embeddings; empty for rotary ones."""
+    smooth_positions: ClassVar[bool] = False
+    """Positions are interpolated with antialiasing, as the family was trained."""
 
     @classmethod
-    def shape_of(cls, config: VisionConfig) -> VitShape:
-        """Return the sizes of the tower that a vision config describes."""
+    def shape_of(cls, config: Any) -> VitShape:
         return VitShape(
             depth=config.num_hidden_layers,
             width=config.hidden_size,
+            token=config.hidden_size,
             mlp=config.intermediate_size,
             heads=config.num_attention_heads,
             activation=config.hidden_act,
+            attention=attention_matrices(config.hidden_size, (True, True, True, True)),
+            mlp_matrices=mlp_matrices(config.hidden_size, config.intermediate_size),
             size=side_of(config.image_size),
             patch=side_of(config.patch_size),
             class_token=cls.class_token,
+            positions=bool(cls.positions_name),
             patch_bias=cls.patch_bias,
             input_norm=cls.input_norm,
             pooling=cls.pooling,
         )
 
     @classmethod
-    def fresh(cls, fields: Mapping[str, Any], seed: int) -> Self:
-        """Draw an untrained tower from `seed`; `fields` are those of the family's config class."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(cls._build(cls.config_class(**fields)))
+    def resized(cls, tensors: dict[str, Tensor], stored: Any, wanted: Any) -> dict[str, Tensor]:
+        shape, before = cls.shape_of(wanted), cls.shape_of(stored)
+        if shape.size == before.size or not cls.positions_name:
+            return tensors
+        table = tensors[cls.positions_name]
+        rows = resize_positions(
+            table.reshape(-1, shape.token),
+            shape.size // shape.patch,
+            shape.class_token,
+            antialias=cls.smooth_positions,
+        )
+        return tensors | {cls.positions_name: rows.reshape(*table.shape[:-2], *rows.shape)}
 
     @classmethod
-    def load(cls, folder: Path, config: TowerConfig) -> Self:
-        stored = cls.read_config(folder)
-        wanted = cls._at_size(stored, config)
-        tensors = read_tensors(folder, cls._tensor_shapes(stored), cls.other_tensors)
-        shape = cls.shape_of(wanted)
-        if shape.size != stored.image_size:
-            grid = shape.size // shape.patch
-            tensors[POSITIONS] = resize_positions(tensors[POSITIONS], grid, shape.class_token)
-        with no_init_weights():
-            vision = cls._build(wanted)
-        vision.load_state_dict(tensors)
-        return cls(vision).eval()
+    def check_config(cls, path: Path, config: Any) -> None:
+        super().check_config(path, config)
+        if config.hidden_size % config.num_attention_heads:
+            raise UserError(
+                f"{path} has num_attention_heads {config.num_attention_heads}; allowed: a divisor "
+                f"of hidden_size, {config.hidden_size}"
+            )
 
     @classmethod
-    def read_shape(cls, folder: Path, config: TowerConfig) -> VitShape:
-        return cls.shape_of(cls._at_size(cls.read_config(folder), config))
-
-    @classmethod
-    def read_config(cls, folder: Path) -> VisionConfig:
-        """Read and check the vision part of a `config.json`; a bad one is a UserError."""
-        path = folder / CONFIG
-        fields = read_json(path)
-        fields = fields.get("vision_config", fields)
-        if not isinstance(fields, dict):
-            raise UserError(f"{path} has a vision_config that is no JSON object")
-        try:
-            config = cls.config_class.from_dict({**fields, "dtype": "float32"})
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a valid {cls.family} vision config: {error}") from error
-        _check_config(path, config)
-        return config
-
-    @property
-    def shape(self) -> VitShape:
-        return self._shape
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.vision.encoder.layers
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.vision.post_layernorm
-
-    def lora_targets(self, layer: int) -> list[str]:
-        return [f"vision.encoder.layers.{layer}.self_attn.{name}" for name in ATTENTION]
-
-    def encode(self, normalised: Tensor) -> Tensor:
-        return self.vision(pixel_values=normalised).pooler_output
-
-    def recompute_activations(self) -> None:
-        self.vision.activation_checkpointing_enable()
-
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        config = copy.deepcopy(self.vision.config)
-        config.dtype, config.architectures = dtype, [self.model_class.__name__]
-        config.save_pretrained(folder)
-        tensors = {name: t.to(dtype).contiguous() for name, t in self.vision.state_dict().items()}
-        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-
-    @classmethod
-    def _build(cls, config: VisionConfig) -> VisionModel:
-        return cls.model_class._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-
-    @classmethod
-    def _tensor_shapes(cls, config: VisionConfig) -> Shapes:
-        with torch.device("meta"), no_init_weights():
-            tensors = cls._build(config).state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    @classmethod
-    def _at_size(cls, stored: VisionConfig, config: TowerConfig) -> VisionConfig:
-        """The config at the resolution that the user asks for."""
+    def at_size(cls, stored: Any, config: TowerConfig) -> Any:
         shape = cls.shape_of(stored)
+        if config.resize_positions and not cls.positions_name:
+            raise UserError(
+                f"tower.resize_positions is on, and {config.weights} has rotary positions: leave "
+                "it off; tower.image_size alone is enough"
+            )
         if config.image_size in (0, shape.size):
             return stored
         if config.image_size % shape.patch:
@@ -159,32 +98,54 @@ class VitTower(Tower):
                 f"tower.image_size is {config.image_size}; "
                 f"allowed: a multiple of the patch, {shape.patch}"
             )
-        if not config.resize_positions:
+        if cls.positions_name and not config.resize_positions:
             raise UserError(
                 f"tower.image_size is {config.image_size}, and {config.weights} was made for "
                 f"{shape.size}: leave it at 0, or add --tower.resize-positions to interpolate "
                 "position embeddings"
             )
         wanted = copy.deepcopy(stored)
-        wanted.image_size = config.image_size
+        cls.set_size(wanted, config.image_size)
         return wanted
 
+    @classmethod
+    def set_size(cls, config: Any, size: int) -> None:
+        """Set the side of pictures in a config of the family."""
+        config.image_size = size
 
-def side_of(value: object) -> int:
-    """A side in pixels, which transformers' types allow to be a pair as well."""
-    assert isinstance(value, int)
-    return value
+    @property
+    def shape(self) -> VitShape:
+        assert isinstance(self._shape, VitShape)
+        return self._shape
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.vision.get_submodule(self.layers_name)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def embeddings(self) -> list[nn.Module]:
+        return [self.vision.get_submodule("embeddings")]
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.vision.get_submodule(self.final_norm_name)
+
+    def lora_targets(self, layer: int, targets: LoraTargets) -> list[str]:
+        gated = len(self.shape.mlp_matrices) == 3
+        mlp = self.gated_mlp_names if gated else self.mlp_names
+        names = {
+            "attention": self.attention_names,
+            "mlp": mlp,
+            "both": (*self.attention_names, *mlp),
+        }
+        return [f"vision.{self.layers_name}.{layer}.{name}" for name in names[targets]]
 
 
-def _check_config(path: Path, config: VisionConfig) -> None:
-    sides = (config.image_size, config.patch_size)
-    if not all(isinstance(side, int) for side in sides) or config.num_channels != 3:
-        raise UserError(
-            f"{path} has image_size {sides[0]}, patch_size {sides[1]} and num_channels "
-            f"{config.num_channels}; allowed: one number (square), one number, and 3"
-        )
-    if config.hidden_size % config.num_attention_heads:
-        raise UserError(
-            f"{path} has num_attention_heads {config.num_attention_heads}; allowed: a divisor of "
-            f"hidden_size, {config.hidden_size}"
-        )
+def fix_mask_token(embeddings: nn.Module) -> None:
+    """Make the mask token, which only pre-training reads, a tensor that never learns."""
+    token = getattr(embeddings, "mask_token", None)
+    if token is not None:
+        del embeddings.mask_token
+        embeddings.register_buffer("mask_token", token.detach())

@@ -8,26 +8,25 @@ with the prefix `vision_model.` (all of transformers 4, and towers with a projec
 """
 
 import hashlib
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
+from img2prompt.model.tensor_checks import require_finite_weights, shortened
+from img2prompt.model.towers.weight_files import read_weights
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo-tower"
 CONFIG = "config.json"
 PREFIX = "vision_model."
 POSITIONS = "embeddings.position_embedding.weight"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""In order of preference; each may also be split, with a `.index.json` beside it."""
+OPENCLIP = "visual."
+"""Prefix of the vision tower in OpenCLIP's checkpoints."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 STAMP = "tower.json"
@@ -36,22 +35,29 @@ FRESH = "fresh"
 """Value of `tower.weights` for an untrained tower of the demo's shape."""
 
 
-def read_tensors(source: Path, expected: Shapes, others: Collection[str]) -> dict[str, Tensor]:
+def read_tensors(
+    source: Path,
+    expected: Shapes,
+    others: Collection[str],
+    prefixes: Collection[str] = (PREFIX,),
+    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
     """Read the tensors named in `expected`, as float32 and under these names.
 
     `source` is a checkpoint folder, or one file of weights. Tensors of the text side and those
-    named in `others` are skipped.
+    named in `others` are skipped; a name that ends with a dot stands for all below it. All names
+    may begin with one of `prefixes`. `renamed` changes the names of older versions.
 
     Raises:
         UserError: the checkpoint has no readable weights, or tensors are missing, unknown or
-            wrongly sized (all of them are listed).
+            wrongly sized (the first of each kind are listed), or have non-finite values.
     """
-    tensors = {
-        name: tensor for name, tensor in _read_files(source).items() if not _skipped(name, others)
-    }
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    tensors = renamed(read_weights(source, lambda name: _skipped(name, others)))
+    used = (prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors))
+    prefix = next(used, "")
     stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_tensors(source, {prefix + name: shape for name, shape in expected.items()}, stored)
+    require_finite_weights(tensors, str(source))
     return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
 
 
@@ -65,7 +71,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
+def resize_positions(
+    positions: Tensor, grid: int, class_token: bool, *, antialias: bool = False
+) -> Tensor:
     """Interpolate the position embeddings (G * G, D) of a grid to (grid * grid, D).
 
     With a class token, its row comes first and is kept. Bicubic, as transformers'
@@ -74,7 +82,7 @@ def resize_positions(positions: Tensor, grid: int, class_token: bool) -> Tensor:
     first, rest = positions[: int(class_token)], positions[int(class_token) :]
     old_grid = round(len(rest) ** 0.5)
     square = rest.T.reshape(1, -1, old_grid, old_grid)
-    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic")
+    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=antialias)
     return torch.cat([first, resized.flatten(2)[0].T])
 
 
@@ -95,17 +103,6 @@ def find_checkpoint(config: TowerConfig) -> Path:
 def find_config(config: TowerConfig) -> Path:
     """Folder with the `config.json` of a checkpoint; no weights are fetched from the hub."""
     return _local_folder(config) or _from_hub(config, [CONFIG])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; anything else is a UserError."""
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give a checkpoint folder") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds a {type(fields).__name__}; allowed: a JSON object")
-    return fields
 
 
 def _local_folder(config: TowerConfig) -> Path | None:
@@ -139,58 +136,34 @@ def _from_hub(config: TowerConfig, patterns: Sequence[str]) -> Path:
     return Path(folder)
 
 
-def _read_files(source: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in [source] if source.is_file() else _weight_files(source):
-        try:
-            tensors |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
-        except Exception as error:  # readers fail in many ways on foreign bytes
-            raise UserError(f"{path} cannot be read as weights: {error}") from error
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            shards = read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise UserError(f"{index} names no files: it needs a `weight_map`")
-            return [folder / str(shard) for shard in sorted(set(shards.values()))]
-    raise UserError(f"{folder} holds no weights; allowed: {', '.join(WEIGHT_FILES)}")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors but those of a text side, which may be larger than the tower."""
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if not _skipped(name)]  # noqa: SIM118
-        return {name: file.get_tensor(name) for name in names}
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise TypeError("it holds other things than tensors by name")
-    return tensors
-
-
 def _skipped(name: str, others: Collection[str] = ()) -> bool:
     """Whether a tensor is of the text side, an index that newer versions leave out, or named."""
-    return name in others or name.startswith("text_model.") or name.endswith(".position_ids")
+    folders = ("text_model.", *(other for other in others if other.endswith(".")))
+    return name in others or name.startswith(folders) or name.endswith(".position_ids")
 
 
-def _check_tensors(folder: Path, expected: Shapes, stored: Shapes) -> None:
-    lines = [f"missing: {name} {expected[name]}" for name in expected if name not in stored]
-    lines += [f"unknown: {name} {stored[name]}" for name in stored if name not in expected]
-    lines += [
+def _check_tensors(source: Path, expected: Shapes, stored: Shapes) -> None:
+    _refuse_openclip(source, stored)
+    missing = [f"missing: {name} {expected[name]}" for name in expected if name not in stored]
+    unknown = [f"unknown: {name} {stored[name]}" for name in stored if name not in expected]
+    wrong = [
         f"wrong size: {name} is {stored[name]}, its config.json needs {expected[name]}"
         for name in expected
         if name in stored and stored[name] != expected[name]
     ]
+    lines = [line for kind in (missing, unknown, wrong) for line in shortened(kind)]
     if lines:
         raise UserError(
-            f"{folder} does not hold the vision tower that its config.json describes:\n  "
+            f"{source} does not hold the vision tower that its config.json describes:\n  "
             + "\n  ".join(lines)
+        )
+
+
+def _refuse_openclip(source: Path, stored: Shapes) -> None:
+    visual = sum(name.startswith(OPENCLIP) for name in stored)
+    if visual:
+        raise UserError(
+            f"{source} has OpenCLIP's tensor names ({visual} begin with {OPENCLIP!r}); allowed: "
+            "those of transformers. Give the model in transformers' format (config.json and "
+            "model.safetensors), which many OpenCLIP repositories on the hub hold as well"
         )

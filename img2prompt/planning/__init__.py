@@ -1,0 +1,1 @@
+"""Time, money, storage, network and memory of a chain before it runs."""

@@ -1,0 +1,54 @@
+import logging
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from img2prompt.distributed import placement
+from img2prompt.distributed.placement import (
+    FEW_PICTURES,
+    OWN_CLUSTER,
+    cluster_is_named,
+    connected,
+    few_pictures,
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "own", "named"),
+    [
+        ("", "", False),
+        ("10.0.0.1:6379", "", True),
+        ("local", "", True),
+        ("127.0.0.1:6379", "1", False),
+    ],
+)
+def test_a_named_cluster_gets_all_work(monkeypatch, address: str, own: str, named: bool) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv(OWN_CLUSTER, own)
+    assert cluster_is_named() == named
+    assert few_pictures(FEW_PICTURES) != named
+    assert not few_pictures(FEW_PICTURES + 1)
+
+
+def test_a_cluster_that_is_not_needed_is_not_started(monkeypatch) -> None:
+    started = []
+
+    @contextmanager
+    def connect(**options):
+        started.append(options)
+        yield
+
+    monkeypatch.setattr("img2prompt.distributed.cluster.connect", connect)
+    with connected(False, dashboard=True):
+        assert logging.getLogger("img2prompt").isEnabledFor(logging.INFO)
+    assert started == []
+    with connected(True, dashboard=True):
+        assert started == [{"dashboard": True}]
+
+
+def test_gpus_are_those_of_this_machine_without_a_cluster(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for available in (True, False):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        assert placement.has_gpus() == available
