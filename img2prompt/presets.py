@@ -7,7 +7,13 @@ through EfficientNet-Lite2, which is installed with this package. `l14-336` is t
 
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.planning import ScaleConfig
-from img2prompt.config.predict import BlendConfig, EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.predict import (
+    BlendConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+)
 from img2prompt.config.prepare import FeaturesConfig, GroupConfig, PrepareConfig, ShardConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.sources import PictureSource, SceneSource
@@ -259,6 +265,7 @@ TRAIN = {
 EVALUATE = {"default": EvaluateConfig}
 PREDICT = {"default": PredictConfig}
 BLEND = {"default": BlendConfig}
+CALIBRATE = {"default": CalibrateConfig}
 EXPORT = {"default": ExportConfig}
 CHAINS = {
     "demo": demo_chain,

@@ -31,6 +31,8 @@ BUILT_IN_PREDICTORS = (NEIGHBOURS, MEAN) = ("neighbours", "mean")
 
 BLEND_WEIGHTS = "blend.safetensors"
 """File of a blend in its folder under `runs/`."""
+CONFIDENCE_HEAD = "confidence.safetensors"
+"""File of a calibrated predictor in its folder under `runs/`."""
 
 
 class Stage:
@@ -50,6 +52,7 @@ class Stage:
     PREDICTIONS = "predictions"
     EXPORT = "export"
     BLEND = "blend"
+    CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -165,22 +168,26 @@ class Workspace:
     def open_run(self, name: str) -> Artifact:
         return Artifact.load(self.run(name), Stage.TRAIN)
 
-    def open_blend(self, name: str) -> Artifact | None:
-        """Load the finished blend of that name; None when the folder holds a training run."""
+    def open_predictor(self, name: str) -> Artifact:
+        """Load the finished training run, blend or calibrated predictor of that name."""
         manifest = read_manifest(self.run(name))
-        if manifest is None or manifest["stage"] != Stage.BLEND:
-            return None
-        return Artifact.load(self.run(name), Stage.BLEND)
+        stages = (Stage.BLEND, Stage.CALIBRATION)
+        stage = manifest["stage"] if manifest and manifest["stage"] in stages else Stage.TRAIN
+        return Artifact.load(self.run(name), stage)
 
     def check_predictor(self, name: str) -> None:
         """Check that the finished folders are there which a predictor answers from."""
-        if name == NEIGHBOURS:
+        if name in BUILT_IN_PREDICTORS:
+            if name == NEIGHBOURS:
+                self.open_features()
+            return
+        predictor = self.open_predictor(name)
+        if predictor.stage == Stage.CALIBRATION:
             self.open_features()
-        elif name not in BUILT_IN_PREDICTORS and (blend := self.open_blend(name)):
-            for member in blend.config["runs"]:
+            self.check_predictor(predictor.config["run"])
+        elif predictor.stage == Stage.BLEND:
+            for member in predictor.config["runs"]:
                 self.check_predictor(member)
-        elif name not in BUILT_IN_PREDICTORS:
-            self.open_run(name)
 
 
 def _check_name(kind: str, name: str) -> None:

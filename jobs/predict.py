@@ -10,7 +10,7 @@ def job() -> None:
     workspace.check_predictor(config.run)
 
     from img2prompt.distributed.placement import connected
-    from img2prompt.predict import predict
+    from img2prompt.predict import outputs, predict
     from img2prompt.predict.pictures import list_pictures
     from img2prompt.predictors.build import choose_predictor
     from img2prompt.prepare.prepared_data import PreparedData
@@ -26,7 +26,7 @@ def job() -> None:
         predict.summary(predictions),
     )
     if reason := predictions.counts["submission"]:
-        print(f"{predict.SUBMISSION} is not written: {reason}")
+        print(f"{outputs.SUBMISSION} is not written: {reason}")
     if rejected := predict.rejected_summary(predictions):
         title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
         cli.show(title, ["picture", "reason"], rejected)

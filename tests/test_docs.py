@@ -31,6 +31,7 @@ OTHER_PROJECTS = {"executor/base.py", "pipeline/filters/base_filter.py", "nodes.
 """Files of datatrove and ComfyUI that comments name."""
 PRESETS = {
     "blend": presets.BLEND,
+    "calibrate": presets.CALIBRATE,
     "demo": presets.CHAINS,
     "evaluate": presets.EVALUATE,
     "export": presets.EXPORT,

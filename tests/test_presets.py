@@ -10,7 +10,13 @@ import pytest
 from img2prompt import presets
 from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
-from img2prompt.config.predict import BlendConfig, EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.predict import (
+    BlendConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+)
 from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
@@ -31,6 +37,7 @@ TABLES = {
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
     "BLEND": BlendConfig,
+    "CALIBRATE": CalibrateConfig,
     "EXPORT": ExportConfig,
     "CHAINS": ChainConfig,
     "SEARCH": SearchConfig,

@@ -89,6 +89,12 @@ class PredictConfig(Config):
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     encoder: str = ""
     """Folder of the all-MiniLM-L6-v2 model; empty: the installed package."""
+    captions: Literal["none", "beside", "jsonl", "parquet"] = "none"
+    """Where each picture's best prompt is also written: `beside` the picture (`a.txt`), or into
+    one file."""
+    abstain: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Confidence below which a picture gets no prompt but is listed as `unknown`, for predictors
+    with confidences (`jobs/calibrate.py`)."""
     texts: tuple[Text, ...] = ("nearest",)
     """Readable prompts in `prompts.csv`: the `nearest` known ones, and one `composed` from the
     nearest and phrases."""
@@ -98,6 +104,8 @@ class PredictConfig(Config):
         super().__post_init__()
         check_views(self.views)
         _check_texts(self.texts)
+        fits = self.captions == "none" or len(self.texts) > 0
+        check(fits, "captions", self.captions, "none where --texts is empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +135,23 @@ class BlendConfig(Config):
         check_views(self.views)
         few = len(set(self.runs)) == len(self.runs) >= 2
         check(few, "runs", self.runs, "two predictors or more, each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(Config):
+    """The confidence of a predictor, fitted on the validation split."""
+
+    name: str = "calibrated"
+    """Folder name under `runs/`, by which the predictor with its confidence is used like a run."""
+    run: str = "lora"
+    """Predictor whose confidence is fitted: a training run or blend under `runs/`, or `neighbours`
+    or `mean`."""
+    neighbours: PositiveInt = 5
+    """Training pictures with similar features that a confidence is computed from."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Folds of prompt groups on which the confidence is compared with the score."""
+    batch_size: PositiveInt = 64
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)

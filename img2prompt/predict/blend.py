@@ -21,6 +21,7 @@ from img2prompt.config.predict import BlendConfig, EvaluateConfig
 from img2prompt.data.vectors import DIMENSIONS, matrix, unit_rows
 from img2prompt.draft import Draft
 from img2prompt.predict import evaluate
+from img2prompt.predict.folds import group_folds
 from img2prompt.predict.metrics import Score, cosine, mean_cosine_interval
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.blend import BlendWeights
@@ -107,7 +108,7 @@ def choose_weights(
         )
     equal = functools.partial(equal_weights, scale=config.scale)
     fitted = functools.partial(fit_weights, scale=config.scale, per=config.per)
-    folds = _folds(groups, config.folds, config.seed)
+    folds = group_folds(groups, config.folds, config.seed)
     score = functools.partial(_left_out_cosines, targets=targets, folds=folds)
 
     def interval(cosines: np.ndarray, limit: float = 1.0) -> Score:
@@ -134,13 +135,6 @@ def choose_weights(
         "fitted_gain": dataclasses.asdict(gain),
         "fitted": fit is fitted,
     }
-
-
-def _folds(groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the fold (N,) of each picture, where a group is in one fold."""
-    labels, number = np.unique(groups, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    return (order % min(count, len(labels)))[number]
 
 
 def _left_out_cosines(

@@ -9,9 +9,7 @@ parts that are missing.
 
 import functools
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,34 +27,28 @@ from img2prompt.distributed.forward import ModelMaker, forward_in_process
 from img2prompt.distributed.placement import few_pictures
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
-from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
+from img2prompt.predict import outputs
 from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.pictures import Pictures, list_pictures
 from img2prompt.predict.prompts import (
     KnownPrompts,
-    ReadablePrompts,
     phrases_fingerprint,
     read_prompts,
     training_prompts,
 )
-from img2prompt.predict.sheets import sheet
-from img2prompt.predict.submission import read_submission, submission_rows, write_submission
+from img2prompt.predict.submission import read_submission, submission_rows
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-SUBMISSION = "submission.csv"
-PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
 NONFINITE = "non-finite answer: the predictor's vector for this picture has NaN or infinite values"
 """Reason in REJECTED."""
 PART = 10_000
 """Pictures in one file of vectors."""
-PROMPTS_PART = 1000
-"""Pictures in one file of readable prompts."""
 
 
 def run(
@@ -76,14 +68,20 @@ def run(
     draft = Draft.open(out, Stage.PREDICTIONS, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
+    beside = outputs.text_uris(pictures.uris, draft) if config.captions == "beside" else {}
     _predict_parts(config, predictor, prepared.shards, pictures.uris, draft)
-    ids, vectors, rejected = _collect(draft)
+    ids, vectors, confidences, rejected = _collect(draft)
     draft.write_table(REJECTED, rejected)
     omitted = "no picture was predicted"
+    if ids and config.texts:
+        known = _known_prompts(config, prompts, prepared)
+        table = outputs.find_prompts(config, known, ids, vectors, confidences, draft)
+        outputs.write_prompts(draft, table, ids, confidences)
+        outputs.write_texts(config, draft, table)
+        if beside:
+            outputs.write_beside(draft, table, beside)
     if ids:
-        if config.texts:
-            _write_prompts(config, prompts, prepared, ids, vectors, draft)
-        omitted = _write_submission(draft, ids, vectors, sample)
+        omitted = outputs.submit(draft, ids, vectors, sample)
     kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
     metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
@@ -201,42 +199,14 @@ def _write_part(draft: Draft, number: int, table: pa.Table) -> None:
     draft.write_table(f"rejected-{number:05d}.parquet", rejected)
 
 
-def _collect(draft: Draft) -> tuple[list[str], np.ndarray, pa.Table]:
-    """Return ids, vectors (N, 384) and rejected rows of all parts."""
+def _collect(draft: Draft) -> tuple[list[str], np.ndarray, np.ndarray | None, pa.Table]:
+    """Return ids, vectors (N, 384), confidences (N,) if predicted, and rejected rows."""
     names = sorted(draft.receipts())
     vectors = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("vectors-")])
     rejected = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("rejected-")])
-    return vectors["id"].to_pylist(), matrix(vectors["vector"]), rejected
-
-
-def _write_prompts(
-    config: PredictConfig,
-    prompts: list[str],
-    prepared: PreparedData,
-    ids: list[str],
-    vectors: np.ndarray,
-    draft: Draft,
-) -> None:
-    """Write the readable prompts of each part that has none yet, then all of them as a sheet."""
-    starts = {
-        f"prompts-{number:05d}.parquet": start
-        for number, start in enumerate(range(0, len(ids), PROMPTS_PART))
-    }
-    done = draft.receipts()
-    if missing := [name for name in starts if name not in done]:
-        known = _known_prompts(config, prompts, prepared)
-        readable = ReadablePrompts(
-            known, config.texts, config.nearest, config.compose, config.encoder, config.csls
-        )
-        progress = Progress("prompts", total=len(ids))
-        for name in missing:
-            part = slice(starts[name], starts[name] + PROMPTS_PART)
-            draft.write_table(name, readable.find(ids[part], vectors[part]))
-            progress.add(len(ids[part]))
-    table = pa.concat_tables([draft.read_table(name) for name in starts])
-    columns = ["picture", "kind", "rank", "cosine", "prompt"]
-    rows = ([*r[:3], f"{r[3]:.4f}", r[4]] for r in zip(*table.to_pydict().values(), strict=True))
-    draft.write_bytes(PROMPTS, sheet(columns, rows), rows=len(table))
+    has_confidences = "confidence" in vectors.column_names
+    confidences = vectors["confidence"].to_numpy() if has_confidences else None
+    return vectors["id"].to_pylist(), matrix(vectors["vector"]), confidences, rejected
 
 
 def _known_prompts(
@@ -247,29 +217,11 @@ def _known_prompts(
     return training_prompts(prepared)
 
 
-def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray, sample: list[str]) -> str:
-    """Write the submission; return an empty text, or why the pictures cannot be submitted."""
-    try:
-        rows = submission_rows(ids, sample)
-    except UserError as error:
-        logger.warning("%s is not written: %s", SUBMISSION, error)
-        return str(error)
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / SUBMISSION)
-        write_submission(path, list(rows), vectors[list(rows.values())])
-        with pa.memory_map(path) as file:
-            draft.write_bytes(SUBMISSION, file.read_buffer(), rows=vectors.size)
-    return ""
-
-
 def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
-    """Return table rows: the last kind of prompt of the first pictures, with its cosine."""
+    """Return table rows: the best prompt of the first pictures, with its cosine."""
     names = predictions.names("prompts-")
-    if not names:
-        return []
-    firsts = predictions.read_table(names[0]).filter(pc.field("rank") == 1)
-    last = {row["id"]: row for row in firsts.to_pylist()}
-    return [[row["id"], row["prompt"], row["cosine"]] for row in [*last.values()][:limit]]
+    best = outputs.best_prompts(predictions.read_table(names[0])) if names else {}
+    return [[row["id"], row["prompt"], row["cosine"]] for row in [*best.values()][:limit]]
 
 
 def rejected_summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:

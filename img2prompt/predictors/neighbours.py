@@ -16,6 +16,7 @@ from torch import Tensor
 from img2prompt.artifact import Artifact
 from img2prompt.data.vectors import matrix, unit_rows
 from img2prompt.model.inference import compile_for_batches, prepare_for_inference
+from img2prompt.model.towers.base import Tower
 from img2prompt.predictors.base import Answers, Predictor, PredictorSpec, TowerPredictor
 from img2prompt.predictors.cached import load_frozen_tower, read_view
 
@@ -100,16 +101,20 @@ class NearestNeighbours(PredictorSpec):
         load_frozen_tower(self.features)
 
     def load(self, device: torch.device, *, compiled: bool = False) -> Predictor:
+        return TowerPredictor(self.load_tower(device, compiled=compiled), self.load_head(device))
+
+    def load_tower(self, device: torch.device, *, compiled: bool = False) -> Tower:
+        """Load the frozen tower that made the features."""
         tower = load_frozen_tower(self.features)
         prepare_for_inference(tower, tower, device, self.features.config["precision"])
         if compiled:
             compile_for_batches(tower, device)
-        return TowerPredictor(tower, self.load_head(device))
+        return tower
 
     def reads_features(self, features: Artifact) -> bool:
         return features.inputs["tower"] == self.features.inputs["tower"]
 
-    def load_head(self, device: torch.device) -> Predictor:
+    def load_head(self, device: torch.device) -> "NeighbourPredictor":
         ids, features = read_view(self.features, "train", "plain")
         rows = self.shards.read_tables("train/", ["id", "target"])
         assert ids == rows["id"].to_pylist(), "the features are those of the shards"
@@ -132,22 +137,29 @@ class NeighbourPredictor:
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, neighbours: int) -> None:
         self._index = _index(features, "features")
-        self._targets = targets
+        self.targets = targets
         self._neighbours = min(neighbours, len(features))
 
     def predict(self, inputs: Tensor) -> Answers:
         """Answer for features (Q, D)."""
-        queries = unit_rows(inputs.float().cpu().numpy(), "queries").astype(np.float32)
-        means = [
-            self._weighted_mean(queries[start : start + _QUERIES_AT_ONCE])
-            for start in range(0, len(queries), _QUERIES_AT_ONCE)
-        ]
-        return Answers(unit_rows(np.concatenate(means), "neighbours").astype(np.float32))
+        means, _ = self.neighbourhood(inputs)
+        return Answers(unit_rows(means, "neighbours").astype(np.float32))
 
-    def _weighted_mean(self, queries: np.ndarray) -> np.ndarray:
-        cosines, rows = self._index.search(queries, self._neighbours)
-        weights = np.maximum(cosines, 1e-6)
-        return np.einsum("qk,qkd->qd", weights, self._targets[rows])
+    def neighbourhood(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the neighbours' weighted mean target (Q, 384) and mean cosine (Q,) for features.
+
+        The mean is shorter the more the neighbours' prompts differ.
+        """
+        queries = unit_rows(inputs.float().cpu().numpy(), "queries").astype(np.float32)
+        means, likeness = [], []
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            some = queries[start : start + _QUERIES_AT_ONCE]
+            cosines, rows = self._index.search(some, self._neighbours)
+            weights = np.maximum(cosines, 1e-6)
+            weights /= weights.sum(axis=1, keepdims=True)
+            means.append(np.einsum("qk,qkd->qd", weights, self.targets[rows]))
+            likeness.append(cosines.mean(axis=1))
+        return np.concatenate(means), np.concatenate(likeness)
 
 
 def _index(vectors: np.ndarray, name: str) -> faiss.IndexFlatIP:

@@ -27,7 +27,7 @@ from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.model.text import PromptEncoder
-from img2prompt.predict import predict
+from img2prompt.predict import outputs, predict
 from img2prompt.predict.submission import read_submission, write_submission
 from img2prompt.predictors.base import Answers, PredictorSpec
 from img2prompt.predictors.build import choose_predictor
@@ -200,7 +200,7 @@ def test_vectors_are_those_of_the_model(predicted) -> None:
 
 @marked
 def test_names_that_cannot_be_ids_leave_out_the_submission_alone(predicted) -> None:
-    assert predict.SUBMISSION not in predicted.made.files
+    assert outputs.SUBMISSION not in predicted.made.files
     reason = predicted.made.counts["submission"]
     assert reason == "'=plain,3.png' has a comma, a quote or a line end in its name: rename it"
 
@@ -215,10 +215,10 @@ def test_a_sample_gives_the_submission_its_pictures_and_order(
     config = replace(predicted.config, sample=str(sample), texts=())
     made = predict.run(config, predicted.run, prepared, str(tmp_path / "out"))
     written = vectors_of(predicted.made)
-    ids, vectors = read_submission(made.path(predict.SUBMISSION))
+    ids, vectors = read_submission(made.path(outputs.SUBMISSION))
     assert (ids, made.counts["submission"]) == (["turned", "alpha"], "")
     np.testing.assert_array_equal(vectors, [written["turned.JPEG"], written["alpha.png"]])
-    assert predict.PROMPTS not in made.files
+    assert outputs.PROMPTS not in made.files
     for ids, message in [(["alpha", "x"], "1 of 2 ids"), (["plain-0"], "both have the id")]:
         write_submission(str(sample), ids, np.ones((len(ids), 384)))
         with pytest.raises(UserError, match=message):
@@ -241,7 +241,7 @@ def nearest_by_hand(
 
 
 def assert_prompts(made: Artifact, expected: list[list]) -> None:
-    with open(made.path(predict.PROMPTS), newline="") as file:
+    with open(made.path(outputs.PROMPTS), newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["picture", "kind", "rank", "cosine", "prompt"]
     assert {row[1] for row in rows} == {"nearest"}
@@ -294,7 +294,7 @@ def test_composed_prompts_are_written_beside_the_nearest(
     chained, predicted, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(predict, "_predict_parts", functools.partial(copy_parts, predicted.made))
-    monkeypatch.setattr(predict, "PROMPTS_PART", 4)
+    monkeypatch.setattr(outputs, "PROMPTS_PART", 4)
     (tmp_path / "phrases.txt").write_text("oil painting\nat night\nin the rain\n")
     changes = {"texts": ["nearest", "composed"], "compose.phrases": [str(tmp_path / "phrases.txt")]}
     config = predicted.config.replace({**changes, "nearest": 1})
@@ -310,7 +310,7 @@ def test_composed_prompts_are_written_beside_the_nearest(
     exact = np.sum(PromptEncoder().encode(texts) * target, axis=1)
     np.testing.assert_allclose([row["cosine"] for row in rows[1::2]], exact, atol=1e-5)
     assert (exact >= np.array([row["cosine"] for row in rows[::2]]) - 1e-5).all()
-    assert [row[1] for row in predict.summary(made)] == texts[:8]
+    assert [row[1] for row in predict.summary(made, limit=3)] == texts[:3]
     (tmp_path / "phrases.txt").write_text("something else\n")
     with pytest.raises(UserError, match=r"inputs\.phrases"):
         predict.run(config, predicted.run, prepared, out)
@@ -364,7 +364,7 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     config = PredictConfig(pictures=str(tmp_path / "pictures"), run="lora")
     made = predict.run(config, predicted.run, chained.made.prepared, str(tmp_path / "out"))
     assert (made.counts["pictures"], made.counts["rejected"]) == (0, BAD)
-    assert predict.SUBMISSION not in made.files
+    assert outputs.SUBMISSION not in made.files
     assert predict.summary(made) == []
     assert len(predict.rejected_summary(made)) == 4
 
