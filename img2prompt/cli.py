@@ -19,6 +19,7 @@ from rich.text import Text
 
 from img2prompt.config.base import Config
 from img2prompt.errors import UserError
+from img2prompt.signals import Stopped, StopSignals
 from img2prompt.storage import absolute, read_bytes
 from img2prompt.workspace import Workspace
 
@@ -136,13 +137,25 @@ def _from_file(arguments: list[str], kind: type[C]) -> C:
 
 
 def main(job: Callable[[], None]) -> None:
-    """Run a job; print a UserError without a traceback and exit with status 2."""
+    """Run a job; print a UserError, or what a signal stopped, without a traceback.
+
+    Raises:
+        SystemExit: 2 after a UserError; 130 after Ctrl-C, and 143 after SIGTERM.
+    """
     try:
-        job()
+        with StopSignals():
+            job()
     except UserError as error:
-        message = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+        _print_end("error: ", str(error))
         sys.exit(2)
+    except Stopped as stopped:
+        _print_end(f"stopped by {stopped.name}: ", stopped.saved)
+        sys.exit(stopped.exit_code)
+
+
+def _print_end(label: str, message: str) -> None:
+    text = Text.assemble((label, "bold red"), message)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
 def show(title: str, columns: list[str], rows: list[list[object]]) -> None:

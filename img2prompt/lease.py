@@ -43,7 +43,7 @@ DEAD_S = 60.0
 """Seconds without renewal after which a job on another machine counts as ended."""
 STALE_S = 3600.0
 """Age of a renewal, by the clocks of two machines, from which on nobody waits DEAD_S."""
-SETTLE_S = 0.1
+SETTLE_S = 0.05
 """Least seconds after which a lease is read back."""
 
 

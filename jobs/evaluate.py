@@ -1,4 +1,4 @@
-"""Score runs on held-out pictures, beside the mean vector and nearest neighbours."""
+"""Score runs on held-out pictures, or by folds, beside the mean vector and nearest neighbours."""
 
 from img2prompt import cli, presets
 
@@ -21,7 +21,7 @@ def job() -> None:
     with connected(evaluate.needs_cluster(config, prepared.shards)):
         evaluation = evaluate.run(config, prepared, embedded, predictors, folder)
     cli.show(
-        f"{config.split} pictures, in {evaluation.uri}",
+        f"{config.scored} pictures, in {evaluation.uri}",
         list(evaluate.SUMMARY),
         evaluate.summary(evaluation),
     )

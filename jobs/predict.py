@@ -28,7 +28,7 @@ def job() -> None:
     if reason := predictions.counts["submission"]:
         print(f"{outputs.SUBMISSION} is not written: {reason}")
     if rejected := predict.rejected_summary(predictions):
-        title = f"{sum(predictions.counts['rejected'].values())} pictures rejected"
+        title = f"{sum(predictions.counts['rejected'].values())} files rejected"
         cli.show(title, ["picture", "reason"], rejected)
 
 

@@ -18,7 +18,9 @@ def job() -> None:
         result = search.run(config, TrainInputs(shards, embedded), options.out)
     cli.show(f"trials in {result.uri}", ["trial", "val cosine", "epochs", ""], summary(result))
     print(f"report of the trials: {result.path(REPORT)}")
-    print(f"train the best: python jobs/train.py --config {result.path(BEST)} --out {options.out}")
+    all_rows = " --optim.share 1" if config.base.optim.share < 1 else ""
+    best = f"--config {result.path(BEST)}{all_rows} --out {options.out}"
+    print(f"train the best: python jobs/train.py {best}")
 
 
 if __name__ == "__main__":

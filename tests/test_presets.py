@@ -76,6 +76,7 @@ def test_jobs_use_presets_that_exist() -> None:
                 defaults[file.stem] = node.value.value
     assert used >= set(TABLES)
     tables = {"demo": "CHAINS", "prepare": "PREPARE", "features": "FEATURES", "search": "SEARCH"}
+    tables |= {"plan": "PLANS"}
     for job, name in defaults.items():
         assert name in getattr(presets, tables[job])
 
@@ -91,6 +92,13 @@ def test_stages_of_a_chain_fit_each_other(name: str) -> None:
     assert not config.finetune.plan.frozen_tower
     assert config.finetune.start_from == config.probe.name
     assert config.finetune.head == config.probe.head
+
+
+def test_probes_of_own_pictures_are_in_closed_form() -> None:
+    solvers = {name: make().probe.optim.solver for name, make in presets.CHAINS.items()}
+    assert solvers.pop("demo") == "adamw"
+    assert set(solvers.values()) == {"ridge"}
+    assert {make().probe.optim.solver for make in presets.SEARCH.values()} == {"adamw"}
 
 
 def test_runs_share_the_tower_of_their_features() -> None:

@@ -38,15 +38,22 @@ class EvaluateConfig(Config):
     name: str = "evaluation"
     """Folder name of the result."""
     runs: tuple[str, ...] = ("probe", "lora")
-    """Predictors that are scored: training runs under `runs/`, or `neighbours` or `mean`. The mean
-    training vector and the nearest neighbours are scored in any case, as baselines."""
+    """Predictors that are scored: training runs under `runs/`, or `neighbours` or `mean`; with
+    `folds`, probes. The mean training vector and the nearest neighbours are scored in any case, as
+    baselines."""
     split: Literal["val", "test"] = "test"
+    """Split that is scored, unless `folds` are."""
+    folds: NonNegativeInt = 0
+    """Grouped cross-validation: divide the similarity groups of all splits into this many folds,
+    train the baselines and probes anew without each of them, and score every picture once. For
+    small data sets, on cached features. 0: off."""
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by the nearest-neighbour baseline."""
     batch_size: PositiveInt = 64
     views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     seed: NonNegativeInt = 0
+    """Seed of the division into folds."""
     csls: NonNegativeInt = 0
     """Correct the order of the nearest prompts for hubs (CSLS), which are near to everything: known
     prompts around each one that are averaged, such as 10; 0: order by cosine."""
@@ -59,6 +66,15 @@ class EvaluateConfig(Config):
         super().__post_init__()
         check_views(self.views)
         _check_texts(self.texts)
+        allowed = "0 (off), or 3 or more: two are left to choose settings on"
+        check(self.folds not in (1, 2), "folds", self.folds, allowed)
+        fits = not (self.folds and self.texts)
+        check(fits, "texts", self.texts, "none with --folds")
+
+    @property
+    def scored(self) -> str:
+        """Name of the scored pictures in tables and reports."""
+        return "cross-validated" if self.folds else self.split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +84,7 @@ class PredictConfig(Config):
     name: str = "predictions"
     """Folder name of the result."""
     pictures: str = ""
-    """Folder of pictures (with its sub-folders), or one picture."""
+    """Folder of pictures (with its sub-folders), or one picture. Other files are counted."""
     sample: str = ""
     """Sample submission, whose ids and order `submission.csv` gets; empty: all pictures, in
     ascending order of their file names without ending."""

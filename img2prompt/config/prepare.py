@@ -38,6 +38,9 @@ class CleanConfig(Config):
     other scripts; symbols and emoji pass."""
     max_symbols: Fraction = 0.5
     """Largest share of visible characters that are not letters, marks or numbers; 1: any."""
+    max_unknown: Fraction = 0.5
+    """Largest share of a prompt's tokens that the prompt encoder does not know; 1: any. Text in a
+    script that it does not know (Thai, Khmer, Amharic) gets the vector of all such text."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes such as `en`; prompts certainly in another language are rejected, uncertain
     ones pass. Empty: any. Needs the extra `language`."""
@@ -47,7 +50,13 @@ class CleanConfig(Config):
     """Shortest picture side in pixels."""
     max_side: NonNegativeInt = 0
     """Longest picture side in pixels; 0: any."""
-    max_megapixels: PositiveFloat = 100.0
+    max_megapixels: Annotated[float, Field(gt=0, le=1000)] = 100.0
+    """Largest picture, in 1e6 pixels."""
+    whole_megapixels: Annotated[float, Field(gt=0, le=1000)] = 100.0
+    """Largest picture that a worker decodes whole, in 1e6 pixels. Larger baseline JPEGs, up to
+    `max_megapixels`, are decoded at 1/2, 1/4 or 1/8 of their sides; other larger pictures are
+    rejected. A worker needs up to 16 bytes a pixel meanwhile: 1.6 GB for 100 megapixels (measured
+    on a PNG with transparency; a JPEG needs 0.3 GB)."""
     max_nsfw: Annotated[float, Field(ge=0, le=2)] = 2.0
     """Largest score of the source, 0 (harmless) to 1, 2 for DiffusionDB's blurred pictures;
     pictures without a score pass."""

@@ -22,18 +22,24 @@ class PictureSource(Config):
     folder that holds such files."""
     format: str = AUTO
     """`auto` detects it from the names of the files. `csv`, `jsonl`: a table of file names and
-    prompts. `kaggle`: `images/` and `prompts.csv`. `sidecar`: `a.txt` beside `a.png`. `metadata`:
-    pictures that contain their prompt. `webdataset`: tars. `parquet`: pictures and prompts in
-    columns. `diffusiondb`: its parts, zipped or not."""
+    prompts, or one in each folder (train/metadata.csv). `kaggle`: images/ and prompts.csv.
+    `sidecar`: a.txt beside a.png. `metadata`: pictures that contain their prompt. `webdataset`:
+    tars. `parquet`: pictures and prompts in columns. `diffusiondb`: its parts, zipped or not."""
     name: Annotated[str, Field(min_length=1, description="one character or more")] = "pictures"
     """Source name of rows, and the beginning of their ids. Scores are reported by it."""
     pictures: str = ""
-    """Folder that a table's file names are relative to; empty: the folder of the table."""
+    """Folder that a table's file names are relative to; empty: the folder of the table, or the one
+    folder beside the table that contains them."""
     file_column: str = ""
     """Column of the file names, or of a Parquet file's pictures; empty: the first that fits of the
     format's usual names."""
     prompt_column: str = ""
     """Column (or JSON key) of the prompts; empty: `prompt`, `caption` or `text`."""
+    captions: Literal["first", "drawn"] = "first"
+    """Caption of a picture that has several, as a list or in several rows of a table: the first, or
+    one drawn for each picture."""
+    captions_seed: NonNegativeInt = 0
+    """Seed of drawn captions."""
 
 
 @dataclass(frozen=True, kw_only=True)

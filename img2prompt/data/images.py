@@ -2,7 +2,11 @@
 
 Decoding uses simplejpeg for JPEG and imagecodecs for PNG and WebP where a picture is plain 8-bit
 RGB: the same pixels as Pillow, faster (pyspng and OpenCV were a twentieth faster still on PNG and
-WebP, for one more dependency each). Pillow reads everything else and all that those refuse.
+WebP, for one more dependency each). Pillow reads everything else and all that those refuse, except
+JPEG XL (`jpeg_xl.py`).
+
+Memory is bounded by `whole_megapixels`: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its sides,
+which libjpeg does without the full picture; a larger picture of another format is refused.
 
 Resizing is torch's antialiased uint8 bicubic. Cropped pictures equal those of Pillow, which is
 CLIP's own, but for one value in fifty, off by one or two levels; where the two sides shrink
@@ -13,6 +17,7 @@ Shapes: H, W are the picture's own height and width in pixels; S is the tower's 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO, Literal
 
@@ -20,25 +25,18 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch.nn.functional import interpolate
+
+from img2prompt.data import jpeg_xl
+from img2prompt.data.jpeg_scans import REDUCTIONS, is_streamed_jpeg
+from img2prompt.data.stored_pixels import UnreadPixels, on_white, orientation_of, turn
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 """Formats that are read. Those that run other programs (EPS) or match any bytes (TGA) are not."""
 
 LONGEST = 32
 """Aspect ratio above which a picture loses its ends before it is resized."""
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 _FAST: dict[str | None, Callable[[bytes], np.ndarray]] = {
     "JPEG": simplejpeg.decode_jpeg,
@@ -47,8 +45,31 @@ _FAST: dict[str | None, Callable[[bytes], np.ndarray]] = {
 }
 
 
+WHOLE_MEGAPIXELS = 100.0
+"""Default of `whole_megapixels`, in 1e6 pixels."""
+
+LARGEST_MEGAPIXELS = 1000.0
+"""A header that claims more is damaged or hostile."""
+
+
 class BadPicture(Exception):
     """A picture that cannot be used; the message is the reason of the rejected row."""
+
+
+class LargePicture(BadPicture):
+    """A picture with more pixels than allowed."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a picture's first bytes say. Width and height are those of the stored picture."""
+
+    width: int
+    height: int
+    orientation: int
+    """EXIF orientation that is still to be applied, 1 to 8."""
+    image: Image.Image | None
+    """Opened by Pillow; None for JPEG XL."""
 
 
 def size_reason(
@@ -74,27 +95,39 @@ def probe(source: bytes | BinaryIO) -> tuple[int, int]:
     `source` is a picture's bytes, or a seekable file, of which little more than the header is read
     (all of it for WebP). Raises BadPicture when the bytes are not a picture of a known format.
     """
-    image = _open(BytesIO(source) if isinstance(source, bytes) else source)
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    header = _open(BytesIO(source) if isinstance(source, bytes) else source)
+    width, height = header.width, header.height
+    return (height, width) if header.orientation >= 5 else (width, height)
 
 
-def decode(data: bytes, max_megapixels: float = 100.0, min_side: int = 1) -> np.ndarray:
+def decode(
+    data: bytes,
+    max_megapixels: float = LARGEST_MEGAPIXELS,
+    min_side: int = 1,
+    whole_megapixels: float = WHOLE_MEGAPIXELS,
+) -> np.ndarray:
     """Return pixels (H, W, 3) uint8 of the upright picture on white; of animations the first frame.
 
     The size that the header claims is checked before anything is decoded. 16-bit values keep their
-    upper 8 bits. Raises BadPicture with the reason when the picture cannot be used.
+    upper 8 bits. A JPEG of more than `whole_megapixels` is returned smaller by 2, 4 or 8.
+
+    Raises:
+        LargePicture: it has more than `max_megapixels`, or more than `whole_megapixels` and cannot
+            be decoded at a reduced scale.
+        BadPicture: it cannot be used, for the reason in the message.
     """
-    image = _open(BytesIO(data))
-    reason = size_reason(*image.size, max_megapixels, min_side)
+    header = _open(BytesIO(data))
+    reason = size_reason(header.width, header.height, max_megapixels, min_side)
     if reason:
-        raise BadPicture(reason)
+        raise (LargePicture if "megapixels" in reason else BadPicture)(reason)
+    factor = _reduction(header, data, whole_megapixels)
+    kind = header.image.format if header.image else jpeg_xl.NAME
     try:
-        return _turn(_decode_plain(image, data), _orientation(image))
-    except BadPicture:
-        raise
+        return turn(_decode_stored(header, data, factor), header.orientation)
+    except UnreadPixels as error:
+        raise BadPicture(str(error)) from error
     except Exception as error:  # decoders fail in many ways on foreign bytes
-        raise BadPicture(f"damaged {image.format} of {len(data)} bytes: {error}") from error
+        raise BadPicture(f"damaged {kind} of {len(data)} bytes: {error}") from error
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -103,7 +136,10 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     Raises:
         BadPicture: its pixels are of a kind that is not read.
     """
-    return _turn(np.array(_on_white(image)), _orientation(image))
+    try:
+        return turn(np.array(on_white(image)), orientation_of(image))
+    except UnreadPixels as error:
+        raise BadPicture(str(error)) from error
 
 
 def resize(image: np.ndarray, size: int, fit: Literal["crop", "whole"]) -> np.ndarray:
@@ -146,30 +182,44 @@ def encode(image: np.ndarray, encoding: Literal["png", "jpeg"]) -> bytes:
     return sink.getvalue()
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO) -> _Header:
     # Pillow has a limit of its own for large pictures; size_reason applies the config's.
     Image.MAX_IMAGE_PIXELS = None
+    start = file.read(12)
+    file.seek(0)
     try:
-        return Image.open(file, formats=FORMATS)
+        if jpeg_xl.is_jpeg_xl(start):
+            return _Header(*jpeg_xl.read_size(file), 1, None)
+        image = Image.open(file, formats=FORMATS)
     except Exception as error:  # headers fail in as many ways as pixels
-        file.seek(0)
-        start = file.read(8).hex(" ") or "nothing"
+        begin = start[:8].hex(" ") or "nothing"
         raise BadPicture(
-            f"not a picture of 1 x 1 pixels or more (it starts with {start}); "
-            f"allowed: {', '.join(FORMATS)}"
+            f"not a picture of 1 x 1 pixels or more (it starts with {begin}); "
+            f"allowed: {', '.join(FORMATS)}, {jpeg_xl.NAME}"
         ) from error
+    return _Header(*image.size, orientation_of(image), image)
 
 
-def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn stored pixels (H, W, 3) upright."""
-    if orientation not in _UPRIGHT:
-        return rgb
-    return np.array(Image.fromarray(rgb).transpose(_UPRIGHT[orientation]))
+def _reduction(header: _Header, data: bytes, whole_megapixels: float) -> int:
+    """Return by how much the sides are divided while decoding: 1, 2, 4 or 8."""
+    reason = size_reason(header.width, header.height, whole_megapixels)
+    if not reason:
+        return 1
+    factors = REDUCTIONS if is_streamed_jpeg(data) else ()
+    for factor in factors:
+        if not size_reason(header.width // factor, header.height // factor, whole_megapixels):
+            return factor
+    raise LargePicture(f"{reason}, or a baseline JPEG, which is decoded at a reduced scale")
 
 
-def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray:
+def _decode_stored(header: _Header, data: bytes, factor: int) -> np.ndarray:
     """Return the stored pixels (H, W, 3) of an opened picture, not yet rotated."""
-    plain = image.mode == "RGB" and not image.has_transparency_data
+    image = header.image
+    if image is None:
+        return np.array(on_white(jpeg_xl.decode(data)))
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    plain = image.mode == "RGB" and not image.has_transparency_data and factor == 1
     if plain and image.format in _FAST and getattr(image, "n_frames", 1) == 1:
         try:
             pixels = _FAST[image.format](data)
@@ -178,36 +228,4 @@ def _decode_plain(image: Image.Image, data: bytes) -> np.ndarray:
         if pixels.dtype == np.uint8 and pixels.shape == (image.height, image.width, 3):
             return pixels
     image.load()
-    return np.array(_on_white(image))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, that is still to be applied."""
-    if image.format == "TIFF":  # Pillow rotates these itself
-        return 1
-    try:
-        # The PNG reader's own getexif would decode the picture.
-        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block must not cost the picture
-        return 1
-    return value if value in _UPRIGHT else 1
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _from_16_bit(image)
-    if image.mode == "F":
-        raise BadPicture("pixels are 32-bit floats of unknown range; allowed: 8 or 16 bits")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    grey = np.asarray(image)
-    low, high = int(grey.min()), int(grey.max())
-    if low < 0 or high > 65535:
-        raise BadPicture(f"pixel values reach from {low} to {high}; allowed: 0 to 65535")
-    grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
-    return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    return np.array(on_white(image))

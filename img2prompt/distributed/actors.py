@@ -96,14 +96,17 @@ def forward_shards(
     The rows have `id` and the model's columns. Files finish in any order. Only the rows of
     unfinished files are held. The seconds that the steps took are added to `times`.
     """
-    at_once = TASK_BYTES // (3 * shards.config["size"] ** 2)
-    tasks = [asdict(task) for name in names for task in reading_tasks(shards, name, at_once)]
-    if not tasks:
+    count = sum(shards.files[name].rows for name in names)
+    if not count:
         return
+    # Enough tasks for all actors, each with at least a batch.
+    at_once = max(pool.batch_size, math.ceil(count / pool.actors(count)))
+    at_once = min(at_once, TASK_BYTES // (3 * shards.config["size"] ** 2))
+    tasks = [asdict(task) for name in names for task in reading_tasks(shards, name, at_once)]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     read = functools.partial(_read, shards)
     rows = rows.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=DECODE_CPUS)
-    outputs = pool.forward(rows, sum(shards.files[name].rows for name in names))
+    outputs = pool.forward(rows, count)
     waiting: dict[str, list[pa.Table]] = {}
     for batch in outputs.iter_batches(batch_size=None, batch_format="pyarrow"):
         table = cast(pa.Table, batch)

@@ -9,9 +9,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +18,23 @@ import ray
 import ray.data
 from ray.exceptions import AuthenticationError
 
-from img2prompt.distributed.internals import apply_authentication_settings, session_folder
+from img2prompt.distributed.internals import (
+    apply_authentication_settings,
+    fatal_driver_logs,
+    session_folder,
+)
+from img2prompt.distributed.machine import (
+    check_cluster,
+    check_open_files,
+    children,
+    ended_with_ray,
+    python_folder,
+    ray_folder,
+)
 from img2prompt.distributed.placement import LOG_FORMAT, OWN_CLUSTER
 from img2prompt.errors import UserError
 from img2prompt.lease import WORKER
+from img2prompt.signals import handlers_kept
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +43,10 @@ LOCAL_CPUS = 4
 
 CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
 """Environment variables with the largest size of a cluster that autoscales; cluster/ sets them."""
+
+START_ATTEMPTS = 2
+START_TIMEOUT_S = "180"
+"""Seconds that each kind of Ray's processes has to start on this machine."""
 
 TRAINING = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 """Ray Train polls its workers for one report at a time, every two seconds by default, and short
@@ -78,6 +92,7 @@ def connect(
         session = _started(cpus, {**options, "include_dashboard": dashboard})
     with session:
         _quieten_ray_data()
+        _limit_ray_data()
         yield resources()
 
 
@@ -173,8 +188,9 @@ def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
     mode = os.environ.get("RAY_AUTH_MODE") or ("token" if has_token else "disabled")
     with _environment({"RAY_AUTH_MODE": mode} | TRAINING):
         try:
-            _check_listening(address)
-            ray.init(address=address, **options)
+            check_cluster(address)
+            with handlers_kept():
+                ray.init(address=address, **options)
         except (OSError, RuntimeError, AuthenticationError) as error:
             raise UserError(
                 f"no cluster could be joined at RAY_ADDRESS={address} with RAY_AUTH_MODE={mode}: "
@@ -189,21 +205,48 @@ def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
-    with _environment(_local_environment() | TRAINING), _own_folder() as folder:
+    check_open_files(cpus)
+    with (
+        python_folder() as temporary,
+        _environment(_local_environment() | TRAINING | {"TMPDIR": temporary}),
+        ray_folder() as folder,
+    ):
         try:
-            ray.init(address="local", num_cpus=cpus, **session_folder(folder), **options)
+            earlier = children()
+            _start(folder, {"num_cpus": cpus, **options})
             os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
             log.info("started a cluster with %d logical CPUs on this machine", cpus)
-            yield
+            with ended_with_ray(earlier, folder):
+                yield
         finally:
             ray.shutdown()
 
 
-def _check_listening(address: str) -> None:
-    """Raise OSError at once where nothing listens; Ray retries for more than five minutes."""
-    host, _, port = address.rpartition(":")
-    if host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+def _start(folder: str, options: Mapping[str, Any]) -> None:
+    """Start Ray's processes; try again where a busy machine exceeds Ray's time limits.
+
+    Raises:
+        UserError: the last attempt exceeded them, too.
+    """
+    for attempt in range(1, START_ATTEMPTS + 1):
+        earlier = children()
+        try:
+            with handlers_kept(), fatal_driver_logs():
+                ray.init(address="local", **session_folder(folder), **options)
+            return
+        except Exception as error:
+            if "timed out" not in str(error).lower():
+                raise
+            ray.shutdown()
+            for process in children() - earlier:
+                process.kill()
+            problem = f"Ray did not start within its time limits: {error}"
+            if attempt == START_ATTEMPTS:
+                raise UserError(
+                    f"{problem} This machine may be too busy ({os.getloadavg()[0]:.0f} processes "
+                    f"want to run on {os.cpu_count()} cores): run the command again later"
+                ) from error
+            log.warning("%s Trying again", problem)
 
 
 def _local_environment() -> dict[str, str]:
@@ -217,6 +260,10 @@ def _local_environment() -> dict[str, str]:
         "RAY_ADDRESS": "",
         OWN_CLUSTER: "" if os.environ.get("RAY_ADDRESS") else "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's limits are for idle machines.
+        "RAY_gcs_server_port_wait_time_s": START_TIMEOUT_S,
+        "RAY_raylet_start_wait_time_s": START_TIMEOUT_S,
+        "RAY_worker_register_timeout_seconds": START_TIMEOUT_S,
         # This machine is not preemptible, and Ray's watcher logs an error when it starts.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
@@ -241,26 +288,23 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
         apply_authentication_settings()
 
 
-@contextmanager
-def _own_folder() -> Iterator[str]:
-    """Make a folder for Ray's sockets and logs, and delete it unless an unexpected error occurs."""
-    # Not in tempfile's default folder: a socket's path may have 107 characters at most.
-    folder = tempfile.mkdtemp(prefix="i2p-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    failed = False
-    try:
-        yield folder
-    except Exception as error:
-        failed = not isinstance(error, UserError)
-        raise
-    finally:
-        if failed:
-            log.warning("Ray's logs are kept in %s", folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _quieten_ray_data() -> None:
     """Silence the console handler that Ray Data adds at import; its log file keeps everything."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
+
+
+def _limit_ray_data() -> None:
+    """Keep Ray Data from requesting more nodes than the cluster may grow to.
+
+    It requests what would speed a stage up, and the autoscaler then reports every few seconds that
+    no node type can fulfil the request.
+    """
+    limits = resources()
+    declared = any(name in os.environ for name in CEILINGS.values())
+    ray.data.DataContext.get_current().execution_options.resource_limits = (
+        ray.data.ExecutionResources.for_limits(cpu=limits.cpus, gpu=limits.gpus)
+        if declared
+        else ray.data.ExecutionResources.for_limits()
+    )

@@ -6,9 +6,13 @@ every name and behaviour used here: run it first after an upgrade of Ray.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ray._private import worker
 from ray._raylet import (
     AuthenticationTokenLoader,  # type: ignore[missing-module-attribute]
     Config,  # type: ignore[missing-module-attribute]
@@ -23,6 +27,8 @@ from ray.util.placement_group import PlacementGroup
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import ASHAScheduler
+
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 # `ray.train` exports these classes or those of Ray Train's first version, depending on an
 # environment variable; a type checker therefore refuses the arguments of either.
@@ -49,6 +55,47 @@ def session_folder(folder: str) -> dict[str, Any]:
     The public variable RAY_TMPDIR would be inherited by every process that the driver starts.
     """
     return {"_temp_dir": folder}
+
+
+@contextlib.contextmanager
+def fatal_driver_logs() -> Iterator[None]:
+    """Let `ray.init` in this block print fatal lines only of the driver's core, on a local cluster.
+
+    The core reports each actor of Ray Data that could be restarted as an ERROR: the actor's
+    arguments are in the object store, whose only copy is lost with the driver anyway. The level is
+    an environment variable, which Ray's other processes, whose logs are files, would inherit if it
+    were set before they start. The core prints a line about the variable itself.
+    """
+    connect = worker.connect
+
+    def connect_with_level(*arguments: Any, **options: Any) -> Any:
+        if LOG_LEVEL in os.environ:
+            return connect(*arguments, **options)
+        os.environ[LOG_LEVEL] = "fatal"
+        try:
+            with _no_stderr():
+                return connect(*arguments, **options)
+        finally:
+            del os.environ[LOG_LEVEL]
+
+    worker.connect = connect_with_level
+    try:
+        yield
+    finally:
+        worker.connect = connect
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Discard what any code of this process, Python or not, writes to its standard error."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def placement_group_from_id(hex_id: str) -> PlacementGroup:

@@ -1,13 +1,18 @@
-"""Progress lines while a long stage works, and a report of where its time went."""
+"""Progress while a long stage works, and a report of where its time went."""
 
 import json
 import logging
+import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from img2prompt.distributed import metrics
 from img2prompt.draft import Draft
@@ -22,9 +27,9 @@ TIMINGS = "timings.json"
 
 
 class Progress:
-    """Counts rows and logs count, share, rate and time left, at most every few seconds.
+    """Counts rows: in a terminal a live bar, else a log line every few seconds.
 
-    Without a `total`, share and time left are not logged.
+    Without a `total`, share and time left are not shown.
     """
 
     def __init__(self, stage: str, total: int | None) -> None:
@@ -32,31 +37,73 @@ class Progress:
         self._total = total
         self._done = 0
         self._began = self._logged = time.perf_counter()
+        self._bar = LiveBar(stage, total) if sys.stderr.isatty() else None
+        if self._bar:
+            weakref.finalize(self, self._bar.stop)  # also after an error, or without a total
 
     def add(self, rows: int) -> None:
-        """Count rows that are done, and log a line when one is due or all rows are done."""
+        """Count rows that are done; log a line when one is due or all rows are done."""
         self._done += rows
         metrics.count("img2prompt_rows", rows, stage=self._stage)
+        if self._bar:
+            self._bar.show(self._done)
         now = time.perf_counter()
         if now - self._logged < SECONDS and self._done != self._total:
             return
         self._logged = now
         rate = self._done / max(now - self._began, 1e-9)
         metrics.record("img2prompt_rows_per_second", rate, stage=self._stage)
-        if self._total is None:
-            logger.info("%s: %d rows, %.0f rows/s", self._stage, self._done, rate)
-            return
-        rows_left = self._total - self._done
-        time_left = f", {rows_left / max(rate, 1e-9):.0f} s left" if rows_left else ""
-        logger.info(
-            "%s: %d of %d rows (%.0f %%), %.0f rows/s%s",
-            self._stage,
-            self._done,
-            self._total,
-            100 * self._done / max(1, self._total),
-            rate,
-            time_left,
+        if not self._bar:
+            logger.info("%s: %s%s", self._stage, self._count(), self._speed(rate))
+
+    def _count(self) -> str:
+        if not self._total:
+            return f"{self._done} rows"
+        return f"{self._done} of {self._total} rows ({self._done / self._total:.0%})"
+
+    def _speed(self, rate: float) -> str:
+        if not self._done:
+            return ""
+        rows_left = (self._total or self._done) - self._done
+        time_left = f", {max(1, round(rows_left / rate))} s left" if rows_left else ""
+        return f", {two_digits(rate)} rows/s{time_left}"
+
+
+class LiveBar:
+    """A bar at the bottom of a terminal, with log lines above it; it disappears at the end."""
+
+    def __init__(self, stage: str, total: int | None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._total = total
+        self._bars = rich.progress.Progress(
+            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
         )
+        self._task = self._bars.add_task(stage, total=total)
+        self._bars.start()
+        # rich prints above the bar whatever is written to sys.stderr, which it has replaced.
+        self._handlers = [
+            (handler, handler.setStream(sys.stderr))
+            for handler in logging.getLogger().handlers
+            if type(handler) is logging.StreamHandler and handler.stream is sys.__stderr__
+        ]
+
+    def show(self, done: int) -> None:
+        self._bars.update(self._task, completed=done)
+        if done == self._total:
+            self.stop()
+
+    def stop(self) -> None:
+        """Remove the bar; a second call does nothing."""
+        for handler, stream in self._handlers:
+            if stream is not None:
+                handler.setStream(stream)
+        self._handlers = []
+        self._bars.stop()
+
+
+def two_digits(number: float) -> str:
+    """Return a rate with at least two digits: 1234, 12, 1.2, 0.12."""
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 class StepTimes:
@@ -124,11 +171,11 @@ class StepTimes:
             for step, busy in self.busy.items()
         )
         logger.info(
-            "%s: %d rows in %.1f s, %.0f %s/s; %s; bottleneck: %s",
+            "%s: %d rows in %.1f s, %s %s/s; %s; bottleneck: %s",
             self._stage,
             report["rows"],
             report["wall_s"],
-            report["rows_per_s"],
+            two_digits(report["rows_per_s"]),
             self._unit,
             steps,
             report["bottleneck"],

@@ -6,15 +6,18 @@ little padding and even memory. Tokenising and encoding are separate, so that ma
 former while a GPU is busy with the latter (one core tokenises about 10,000 prompts/s).
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
@@ -46,14 +49,38 @@ def tokenise(prompts: Sequence[str], folder: str = "") -> Tokens:
     """Tokenise prompts with the tokeniser of the model in `folder` (see PromptEncoder)."""
     if not prompts:  # the tokeniser does not accept an empty list
         return Tokens(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, bool))
-    tokeniser = AutoTokenizer.from_pretrained(_model_folder(folder), local_files_only=True)
-    assert tokeniser is not None
+    tokeniser = _load_tokeniser(folder)
     whole = tokeniser(list(prompts), truncation=False, padding=False, verbose=False)["input_ids"]
     cut = np.array([len(ids) > LONGEST for ids in whole], bool)
     # A truncated prompt keeps its last token, the separator.
     tokens = [[*ids[: LONGEST - 1], ids[-1]] if len(ids) > LONGEST else ids for ids in whole]
     lengths = np.array([len(ids) for ids in tokens], np.int64)
     return Tokens(np.array([token for ids in tokens for token in ids], np.int32), lengths, cut)
+
+
+def count_unknown(prompts: Sequence[str], folder: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Count the tokens of each prompt that the encoder does not know.
+
+    Scripts that are not in its vocabulary become one token for each word, the same for all words,
+    so that different prompts get one vector.
+
+    Returns:
+        unknown tokens and all tokens, int64 (N,), without those that begin and end a text.
+    """
+    if not prompts:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    tokeniser = _load_tokeniser(folder)
+    ids = tokeniser(
+        list(prompts), truncation=False, padding=False, add_special_tokens=False, verbose=False
+    )["input_ids"]
+    unknown = [tokens.count(tokeniser.unk_token_id) for tokens in ids]
+    return np.array(unknown, np.int64), np.array([len(tokens) for tokens in ids], np.int64)
+
+
+def _load_tokeniser(folder: str) -> Any:
+    tokeniser = AutoTokenizer.from_pretrained(_model_folder(folder), local_files_only=True)
+    assert tokeniser is not None
+    return tokeniser
 
 
 class PromptEncoder:
@@ -67,12 +94,13 @@ class PromptEncoder:
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
         path = _model_folder(folder)
         try:
-            model = SentenceTransformer(
-                str(path),
-                device=device,
-                local_files_only=True,
-                model_kwargs={"dtype": torch.float32},
-            )
+            with _no_bars():
+                model = SentenceTransformer(
+                    str(path),
+                    device=device,
+                    local_files_only=True,
+                    model_kwargs={"dtype": torch.float32},
+                )
         except (OSError, ValueError) as error:
             raise UserError(f"encoder {path} cannot be loaded: {error}") from error
         width, longest = model.get_embedding_dimension(), model.max_seq_length
@@ -110,6 +138,18 @@ class PromptEncoder:
             unit = torch.nn.functional.normalize(self._model(on_device)["sentence_embedding"])
             vectors[rows] = unit.cpu().numpy()
         return vectors
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers in this block, which loads a local file quickly."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

@@ -57,7 +57,7 @@ def run(
     draft = Draft.open(out, Stage.BLEND, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    pictures = evaluate.held_out_pictures(prepared, SPLIT)
+    pictures = evaluate.held_out_pictures(prepared, (SPLIT,))
     options = EvaluateConfig(split=SPLIT, batch_size=config.batch_size, views=config.views)
     predicted = evaluate.predict_split(
         options, shards, features, members, pictures["id"].to_pylist()

@@ -51,7 +51,7 @@ def run(
     draft = Draft.open(out, Stage.CALIBRATION, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    pictures = evaluate.held_out_pictures(prepared, SPLIT)
+    pictures = evaluate.held_out_pictures(prepared, (SPLIT,))
     ids = pictures["id"].to_pylist()
     options = EvaluateConfig(split=SPLIT, batch_size=config.batch_size)
     vectors = evaluate.predict_split(options, shards, features, [base], ids)[base.name]

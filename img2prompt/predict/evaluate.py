@@ -1,4 +1,4 @@
-"""Score predictors on a held-out split, beside two baselines.
+"""Score predictors on a held-out split, or on all pictures by folds, beside two baselines.
 
 shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine with a 95 % interval,
 over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor),
@@ -6,7 +6,8 @@ over all pictures and by source), `scores.parquet` (each picture's cosine for ea
 their cosines to the predicted and the true vector).
 
 Predictors that can answer from the cached features do so. The others see the pictures, up to four
-of them in one pass: few pictures in this process, more through actors that hold the predictors.
+of them in one pass: few pictures in this process, more through actors that hold the predictors. By
+folds (`crossvalidate.py`), probes are trained anew, and all pictures are scored from the cache.
 """
 
 import dataclasses
@@ -19,13 +20,14 @@ import torch
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.predict import EvaluateConfig
+from img2prompt.data.shards import SPLITS
 from img2prompt.data.vectors import matrix, require_finite
-from img2prompt.distributed.actors import Pool, forward_split
 from img2prompt.distributed.forward import ModelMaker, forward_split_in_process
 from img2prompt.distributed.placement import few_pictures
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
+from img2prompt.predict.crossvalidate import CrossValidation, check_folds
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval
 from img2prompt.predict.prompts import phrases_fingerprint, training_prompts
 from img2prompt.predict.text_scores import score_texts, summarise_texts
@@ -63,7 +65,7 @@ def run(
     predictors: Sequence[PredictorSpec],
     out: str,
 ) -> Artifact:
-    """Score the baselines and the predictors on `config.split`.
+    """Score the baselines and the predictors on `config.split`, or by `config.folds`.
 
     Raises UserError for predictors or features of other shards, and for names used twice.
     """
@@ -84,9 +86,13 @@ def run(
     draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
-    pictures = held_out_pictures(prepared, config.split)
+    pictures = held_out_pictures(prepared, SPLITS if config.folds else (config.split,))
     target = matrix(pictures["target"])
-    vectors = predict_split(config, shards, features, systems, pictures["id"].to_pylist())
+    if config.folds:
+        folds = CrossValidation(config, prepared, features, pictures)
+        vectors = {spec.name: folds.predict(spec) for spec in systems}
+    else:
+        vectors = predict_split(config, shards, features, systems, pictures["id"].to_pylist())
     scores = {spec.name: cosine(vectors[spec.name], target) for spec in systems}
     table = pictures.select(PICTURE_COLUMNS)
     for name, values in scores.items():
@@ -100,7 +106,7 @@ def run(
         table = score_texts(config, training_prompts(prepared), pictures, own)
         draft.write_table(TEXTS, table)
         texts = summarise_texts(pictures["group"].to_numpy(), table)
-    return draft.publish(split=config.split, systems=summaries, texts=texts)
+    return draft.publish(split=config.scored, folds=config.folds, systems=summaries, texts=texts)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -122,6 +128,8 @@ def _check(
 ) -> None:
     """Refuse (UserError) what was made from other shards, or cannot be loaded."""
     features.require_input("shards", shards)
+    if config.folds:
+        check_folds(config, features, predictors)
     # Baselines on cached features do not need the tower that made them.
     streamed = [spec for spec in baselines if not _uses_cache(config, features, spec)]
     for spec in (*streamed, *predictors):
@@ -194,23 +202,29 @@ def _forward(config: EvaluateConfig, shards: Artifact, make_model: ModelMaker) -
     """Return `id` and the model's columns for all pictures of the split, in the shards' order."""
     if not needs_cluster(config, shards):
         return forward_split_in_process(shards, config.split, make_model, config.batch_size)
+    from img2prompt.distributed.actors import Pool, forward_split
 
     pool = Pool(make_model=make_model, batch_size=config.batch_size)
     return forward_split(shards, config.split, pool)
 
 
 def needs_cluster(config: EvaluateConfig, shards: Artifact) -> bool:
-    """Return True unless the split has few pictures, which are answered for in this process."""
-    return not few_pictures(shards.counts[config.split])
+    """Return True unless the split has few pictures, which are answered for in this process.
+
+    Folds are scored in this process in any case.
+    """
+    return config.folds == 0 and not few_pictures(shards.counts[config.split])
 
 
-def held_out_pictures(prepared: PreparedData, split: str) -> pa.Table:
-    """Return id, source, target and group of each picture of the split, in the shards' order."""
-    rows = prepared.shards.read_tables(f"{split}/", ["id", "prompt_id", "source", "target"])
+def held_out_pictures(prepared: PreparedData, splits: Sequence[str]) -> pa.Table:
+    """Return id, prompt_id, source, target and group of each picture, in the shards' order."""
+    columns = ["id", "prompt_id", "source", "target"]
+    tables = [prepared.shards.read_tables(f"{split}/", columns) for split in splits]
+    rows = pa.concat_tables(tables)
     groups = prepared.groups.read_tables("rows", ["prompt_id", "group"])
     group = dict(zip(groups["prompt_id"].to_pylist(), groups["group"].to_pylist(), strict=True))
     labels = pa.array([group[prompt] for prompt in rows["prompt_id"].to_pylist()])
-    return rows.append_column("group", labels).drop_columns(["prompt_id"])
+    return rows.append_column("group", labels)
 
 
 def _summaries(pictures: pa.Table, scores: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -248,7 +262,7 @@ def _report(
         if name != best
     }
     groups = len(np.unique(clusters))
-    return page(Results(config.split, groups, MEAN, summaries, leads, scores))
+    return page(Results(config.scored, groups, MEAN, summaries, leads, scores, config.folds))
 
 
 SUMMARY = ("system", "mean cosine", "95 % interval", "pictures", "prompt groups")

@@ -2,7 +2,8 @@
 
 `tower/` is a standard Hugging Face checkpoint of the vision tower, LoRA merged into its matrices
 (`AutoModel.from_pretrained`, `AutoImageProcessor.from_pretrained`). transformers has no
-EfficientNet-Lite: its tensors have the names of the package efficientnet-lite-pytorch instead.
+EfficientNet-Lite: its tensors have the names of the package efficientnet-lite-pytorch instead. Nor
+has it BLIP-2's vision tower alone: this package reads that export.
 `head.safetensors` maps the feature (`pooler_output`) to the prompt embedding. Its tensors are named
 as in `torch.nn.Linear(D, 384)`, or, for a wide head, as in `torch.nn.Sequential(Linear(D, W,
 bias=False), BatchNorm1d(W), ReLU(), Linear(W, 384))`. Float32 throughout.

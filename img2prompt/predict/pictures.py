@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from img2prompt.artifact import fingerprint_of
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.folder import PICTURE_ENDS, is_picture
+from img2prompt.data.sources.left_out import LeftOut
+from img2prompt.data.sources.rows import Rejected
 from img2prompt.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ class Pictures:
     """URI of each picture, sorted by name."""
     fingerprint: str
     """Digest of names and sizes."""
+    rejected: list[Rejected]
+    """Pictures that cannot be opened, and other files, counted by ending."""
 
 
 def list_pictures(path: str) -> Pictures:
@@ -36,13 +40,28 @@ def list_pictures(path: str) -> Pictures:
         raise UserError(f"pictures is {path!r}: give a folder or a picture with --pictures")
     if is_file:
         folder, name = posixpath.split(path)
-        size = next(e.size for e in listing.walk(folder or ".") if e.name == name)
-        return Pictures({name: path}, fingerprint_of([[name, size]]))
-    entries = [entry for entry in listing.walk(path) if not entry.name.endswith("/")]
-    pictures = sorted((e.name, e.size) for e in entries if is_picture(e.name))
-    endings = f"looked for {', '.join(PICTURE_ENDS)}"
-    if not pictures:
-        raise UserError(f"{path} contains no picture; {endings}")
-    logger.info("predict: %d pictures of %d files; %s", len(pictures), len(entries), endings)
-    uris = {name: files.inside(path, name) for name, _ in pictures}
-    return Pictures(uris, fingerprint_of([list(picture) for picture in pictures]))
+        size = next(entry.size for entry in listing.entries(folder or ".") if entry.name == name)
+        return Pictures({name: path}, fingerprint_of([[name, size]]), [])
+    return _list_folder(path)
+
+
+def _list_folder(folder: str) -> Pictures:
+    left_out = LeftOut("", f"pictures ({', '.join(PICTURE_ENDS)})")
+    sizes = dict[str, int]()
+    for entry in listing.walk(folder):
+        is_folder = entry.name.endswith("/")
+        if entry.problem and (is_folder or is_picture(entry.name)):
+            left_out.refuse(entry.name, entry.problem)
+        elif not is_folder and is_picture(entry.name):
+            sizes[entry.name] = entry.size
+        elif not is_folder:
+            left_out.add(entry.name)
+    rejected = left_out.rows()
+    if not sizes:
+        reasons = "".join(f"\n  {row.reason}" for row in rejected[:3])
+        endings = ", ".join(PICTURE_ENDS)
+        raise UserError(f"{folder} contains no picture; looked for {endings}{reasons}")
+    logger.info("predict: %d pictures%s", len(sizes), "".join(f"; {r.reason}" for r in rejected))
+    names = sorted(sizes)
+    fingerprint = fingerprint_of([[name, sizes[name]] for name in names])
+    return Pictures({name: files.inside(folder, name) for name in names}, fingerprint, rejected)

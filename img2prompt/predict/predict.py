@@ -20,7 +20,13 @@ from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
 from img2prompt.data.sources import files
-from img2prompt.data.sources.rows import REJECTED_SCHEMA, Rejected, count_kinds, unread_picture
+from img2prompt.data.sources.rows import (
+    REJECTED_SCHEMA,
+    Rejected,
+    count_kinds,
+    rejected_table,
+    unread_picture,
+)
 from img2prompt.data.vectors import finite_rows, matrix, vector_column
 from img2prompt.distributed import metrics
 from img2prompt.distributed.forward import ModelMaker, forward_in_process
@@ -70,7 +76,8 @@ def run(
         return finished
     beside = outputs.text_uris(pictures.uris, draft) if config.captions == "beside" else {}
     _predict_parts(config, predictor, prepared.shards, pictures.uris, draft)
-    ids, vectors, confidences, rejected = _collect(draft)
+    ids, vectors, confidences, unread = _collect(draft)
+    rejected = pa.concat_tables([rejected_table(pictures.rejected), unread])
     draft.write_table(REJECTED, rejected)
     omitted = "no picture was predicted"
     if ids and config.texts:
@@ -82,7 +89,8 @@ def run(
             outputs.write_beside(draft, table, beside)
     if ids:
         omitted = outputs.submit(draft, ids, vectors, sample)
-    kinds = count_kinds([Rejected(**row) for row in rejected.to_pylist()])
+    unread_rows = (Rejected(**row) for row in unread.to_pylist())
+    kinds = count_kinds([*pictures.rejected, *unread_rows])
     metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
 

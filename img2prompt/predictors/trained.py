@@ -19,6 +19,10 @@ class TrainedRun(PredictorSpec):
 
     run: Artifact
 
+    @property
+    def config(self) -> TrainConfig:
+        return TrainConfig.from_json(json.dumps(self.run.config), where=self.run.uri)
+
     def fingerprints(self) -> Mapping[str, str]:
         return {"run": self.run.fingerprint}
 
@@ -34,9 +38,8 @@ class TrainedRun(PredictorSpec):
         return ModulePredictor(model)
 
     def reads_features(self, features: Artifact) -> bool:
-        config = TrainConfig.from_json(json.dumps(self.run.config), where=self.run.uri)
         same_tower = features.inputs["tower"] == self.run.inputs["tower"]
-        return config.plan.frozen_tower and same_tower
+        return self.config.plan.frozen_tower and same_tower
 
     def load_head(self, device: torch.device) -> Predictor:
         return ModulePredictor(load_probe(self.run).to(device))

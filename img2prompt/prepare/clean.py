@@ -11,7 +11,6 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from img2prompt.data.text.rules import PromptRules, read_blocked
 from img2prompt.distributed import metrics
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.model.text import count_unknown
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
@@ -41,23 +41,33 @@ def check(config: CleanConfig) -> None:
     Raises:
         UserError: the blocked words cannot be read, or a language is unknown.
     """
-    _Judge(config, read_blocked(config.blocked_words))
+    _Judge(config, read_blocked(config.blocked_words), encoder="")
 
 
-def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
+def run(config: CleanConfig, index: Artifact, out: str, encoder: str = "") -> Artifact:
     """Judge every row of the index; counts `rows` and `rejected` by kind.
 
+    Args:
+        config: the rules.
+        index: the rows.
+        out: folder of the result.
+        encoder: folder of the prompt encoder, whose tokens `max_unknown` concerns; empty: the
+            installed package.
+
     Raises:
-        UserError: no row is fit, the blocked words cannot be read, or a language is unknown.
+        UserError: no row is fit, the blocked words or the encoder cannot be read, or a language is
+            unknown.
     """
     blocked = read_blocked(config.blocked_words)
     inputs = {"index": index.fingerprint}
     if blocked:
         inputs["blocked_words"] = hashlib.sha256(blocked).hexdigest()[:16]
+    if encoder and config.max_unknown < 1:
+        inputs["encoder"] = encoder
     draft = Draft.open(out, Stage.CLEAN, config, inputs, renewable=True)
     if finished := draft.finished():
         return finished
-    judge = _Judge(config, blocked)
+    judge = _Judge(config, blocked, encoder)
     rows, kinds = 0, Counter[str]()
     for name in index.names("rows"):
         judged = judge.judge(index.read_table(name).to_pylist())
@@ -77,16 +87,18 @@ def run(config: CleanConfig, index: Artifact, out: str) -> Artifact:
 class _Judge:
     """Judges rows in their order."""
 
-    def __init__(self, config: CleanConfig, blocked: bytes) -> None:
-        self._config = config
-        self._text_reason = lru_cache(_PROMPTS_KEPT)(PromptRules(config, blocked).reason)
+    def __init__(self, config: CleanConfig, blocked: bytes, encoder: str) -> None:
+        self._config, self._encoder = config, encoder
+        self._rules = PromptRules(config, blocked)
+        self._text_reasons: dict[str, str | None] = {}
         self._pictures = HashedMap()
 
     def judge(self, rows: Sequence[Row]) -> list[Row | Rejected]:
         """Return each row as a row of SCHEMA, or as a rejected one."""
         prompts = [normalise(row["prompt"]) for row in rows]
+        self._judge_texts(prompts)
         reasons = [
-            self._text_reason(prompt) or _picture_reason(row, self._config)
+            self._text_reasons[prompt] or _picture_reason(row, self._config)
             for row, prompt in zip(rows, prompts, strict=True)
         ]
         self._reject_repeats(rows, prompts, reasons)
@@ -96,6 +108,21 @@ class _Judge:
             else {"id": row["id"], "prompt_id": prompt_id(prompt), "prompt": prompt}
             for row, prompt, reason in zip(rows, prompts, reasons, strict=True)
         ]
+
+    def _judge_texts(self, prompts: Sequence[str]) -> None:
+        """Set the reasons of prompts that were not judged lately."""
+        if len(self._text_reasons) > _PROMPTS_KEPT:
+            self._text_reasons.clear()
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_reasons]
+        self._text_reasons |= {prompt: self._rules.reason(prompt) for prompt in new}
+        limit = self._config.max_unknown
+        fit = [prompt for prompt in new if not self._text_reasons[prompt]] if limit < 1 else []
+        for prompt, unknown, tokens in zip(fit, *count_unknown(fit, self._encoder), strict=True):
+            if unknown > limit * tokens:
+                self._text_reasons[prompt] = (
+                    f"unknown to the encoder: {unknown} of {tokens} tokens; allowed: a share of "
+                    f"{limit:g}"
+                )
 
     def _reject_repeats(
         self, rows: Sequence[Row], prompts: Sequence[str], reasons: list[str | None]

@@ -38,8 +38,8 @@ from img2prompt.workspace import IndexFolder, Stage
 logger = logging.getLogger(__name__)
 
 ROWS_PER_FILE = 100_000
-_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string()))
-"""Columns of a portion; rejected rows have only an id and a reason."""
+_SCHEMA = INDEX_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("count", pa.int64()))
+"""Columns of a portion; rejected rows have only an id, a reason and the count they stand for."""
 _ROWS_PER_WRITE = 4096
 _EXAMPLES = 3
 _UNREAD = ("missing", "unreadable", "damaged")
@@ -117,7 +117,7 @@ def _list_portion(draft: Draft, name: str, source: Source, portion: list[Any]) -
 def _line(row: Row | Rejected) -> dict[str, Any]:
     if isinstance(row, dict):
         return row
-    return {"id": printable(row.id), "reason": printable(row.reason)}
+    return {"id": printable(row.id), "reason": printable(row.reason), "count": row.count}
 
 
 def _gather(parts: Draft, draft: Draft) -> Artifact:
@@ -131,7 +131,8 @@ def _gather(parts: Draft, draft: Draft) -> Artifact:
         rows.add(table.filter(table["reason"].is_null()))
         refused = table.filter(table["reason"].is_valid())
         rejected.add(refused)
-        kinds.update(reason.partition(":")[0] for reason in refused["reason"].to_pylist())
+        for row in map(_rejected, refused.select(_columns_of(refused)).to_pylist()):
+            kinds[row.kind] += row.count
         shown = refused.slice(0, _EXAMPLES - len(examples)).to_pylist()
         examples += [f"\n  {row['id']}: {row['reason']}" for row in shown]
     rows.write()
@@ -143,6 +144,15 @@ def _gather(parts: Draft, draft: Draft) -> Artifact:
         names = [source["name"] for source in draft.config["sources"]]
         raise UserError(f"no row of {names} is usable: {counts}{''.join(examples)}")
     return draft.publish(rows=rows.count, rejected=counts)
+
+
+def _columns_of(refused: pa.Table) -> list[str]:
+    """Return the columns of rejected rows; portions of the version before have no `count`."""
+    return [name for name in ("id", "reason", "count") if name in refused.column_names]
+
+
+def _rejected(cells: dict[str, Any]) -> Rejected:
+    return Rejected(cells["id"], cells["reason"], cells.get("count") or 1)
 
 
 def _with_repeats(parts: Draft) -> Iterator[pa.Table]:

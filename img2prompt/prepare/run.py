@@ -28,7 +28,7 @@ def run(config: PrepareConfig, out: str) -> PreparedData:
     """Run the stages that are not finished under `out`; save the config as `prepare.json`."""
     workspace = Workspace(out)
     listed = index.run(config, workspace.index)
-    cleaned = clean.run(config.clean, listed, workspace.clean)
+    cleaned = clean.run(config.clean, listed, workspace.clean, config.encoder)
     encoded = targets.run(TargetsConfig(encoder=config.encoder), cleaned, workspace.targets)
     grouped = group.run(config.group, encoded, workspace.groups)
     shards = shard.run(

@@ -165,7 +165,9 @@ def _write_shard(
             if isinstance(data, Exception):
                 raise data
             with times.measure("decode"):
-                image = images.decode(data, limits.max_megapixels, limits.min_side)
+                image = images.decode(
+                    data, limits.max_megapixels, limits.min_side, limits.whole_megapixels
+                )
                 image = images.resize(image, config.size, config.fit)
             with times.measure("encode"):
                 encoded.append(images.encode(image, config.encoding))

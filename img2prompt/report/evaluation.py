@@ -36,6 +36,7 @@ class Results:
     """
 
     split: str
+    """Scored pictures: a split's, or "cross-validated" ones."""
     groups: int
     """Prompt groups that the pictures belong to."""
     baseline: str
@@ -46,6 +47,8 @@ class Results:
     """How far the best system is above each other one, over all pictures."""
     cosines: Mapping[str, np.ndarray]
     """Each picture's cosine (N,), by system."""
+    folds: int = 0
+    """Folds of a cross-validation; 0: none."""
 
 
 @dataclass(frozen=True)

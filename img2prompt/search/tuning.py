@@ -8,6 +8,7 @@ is limited to what fits the cluster; otherwise trials would wait for each other.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -80,7 +81,9 @@ def run(
     """
     os.environ.update(TUNE)
     tuner = tune.Tuner(
-        tune.with_resources(_trial_function(jobs, pauses or {}), {"cpu": DRIVER_CPUS}),
+        tune.with_resources(
+            _trial_function(jobs, pauses or {}, _at_once(max_concurrent)), {"cpu": DRIVER_CPUS}
+        ),
         tune_config=_tune_config(searcher, scheduler, max_concurrent),
         run_config=tune.RunConfig(
             name=TABLES,
@@ -98,20 +101,30 @@ def run(
 
 
 def _trial_function(
-    jobs: Mapping[str, TrialJob], pauses: Mapping[str, int]
+    jobs: Mapping[str, TrialJob], pauses: Mapping[str, int], at_once: int
 ) -> Callable[[dict[str, Any]], None]:
     """Return the function that Tune runs for each trial: report its old epochs, then train."""
 
     def run_trial(space: dict[str, Any]) -> None:
         job, until = jobs[space["name"]], pauses.get(space["name"], 0)
+        run, callbacks = (job.config, job.inputs, job.folder), [TuneReportCallback()]
         for row in read_outcome(job).epochs:
             tune.report(row)
         if until:
-            train.advance(job.config, job.inputs, job.folder, until, [TuneReportCallback()])
+            train.advance(*run, until, callbacks, at_once=at_once)
         else:
-            train.run(job.config, job.inputs, job.folder, [TuneReportCallback()])
+            train.run(*run, callbacks, at_once=at_once)
 
     return run_trial
+
+
+def _at_once(concurrent: int) -> int:
+    """Return how many of the concurrent trials share a machine.
+
+    Without their part of the cores, the threads of each would wait for those of the others.
+    """
+    machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    return math.ceil(concurrent / max(1, machines))
 
 
 def _tune_config(

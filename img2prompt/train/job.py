@@ -35,6 +35,8 @@ class TrainJob:
     """Folder of the run, absolute."""
     until: int = 0
     """Epochs after which to pause; 0: none."""
+    at_once: int = 1
+    """Runs that share each machine, this one among them: each takes its part of the cores."""
 
 
 def open_rows(config: TrainConfig, inputs: TrainInputs, split: str, threads: int = 1) -> Rows:

@@ -159,8 +159,8 @@ class Loop:
             self.save(_sums_over_workers(position, self.worker))
         if vote.stop_requested:
             raise StopRequestedError(
-                f"{self.config.name} was asked to stop and is saved before {position}; run the "
-                "same command again to resume there"
+                f"{self.config.name} is saved before {position}; run the same command again to "
+                "resume there"
             )
         if vote.preempted:
             raise PreemptedError(

@@ -34,7 +34,7 @@ END_S = 5.0
 
 LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """MLflow's variables, unless the user has set them; its own defaults retry for many minutes."""
@@ -90,6 +90,7 @@ class MlflowCopy:
         self._closing.set()
         self._wake.set()
         self._thread.join(END_S)
+        self._is_warned = True  # a request that fails later is part of this message
         if missing := self._added - self._sent:
             logger.warning(
                 "MLflow at %s: %d of %d lines of metrics were not sent; the run's own files have "

@@ -12,6 +12,7 @@ from img2prompt.distributed.internals import (
     ScalingConfig,
 )
 from img2prompt.distributed.placement import has_gpus
+from img2prompt.train.health import StopRequestedError
 from img2prompt.train.job import TrainJob, checkpoints
 from img2prompt.train.preflight import worker_count
 from img2prompt.train.ray_callbacks import own_callbacks, to_user_error
@@ -23,19 +24,26 @@ def fit(job: TrainJob, callbacks: list[Any]) -> None:
     """Train; `callbacks` are Ray Train's.
 
     Raises:
+        StopRequestedError: the run was asked to stop, and is saved.
         UserError: a worker raised it.
     """
     try:
-        _trainer(job, callbacks).fit()
+        result: Any = _trainer(job, callbacks).fit()
     except TrainingFailedError as error:
         raise to_user_error(error) from error
+    if result.return_value:
+        raise StopRequestedError(result.return_value)
 
 
 def _trainer(job: TrainJob, callbacks: list[Any]) -> TorchTrainer:
     """Return Ray Train's trainer. Workers write their own checkpoints, unseen by it."""
+
+    def work() -> Any:  # a str, which Ray Train returns although its annotations say None
+        return run_ray_worker(job)
+
     use_gpu, engine, most = has_gpus(), job.config.engine, worker_count(job.config)
     return TorchTrainer(
-        lambda: run_ray_worker(job),
+        work,
         scaling_config=ScalingConfig(
             num_workers=(engine.min_workers, most) if engine.min_workers else most,
             elastic_resize_monitor_interval_s=engine.resize_seconds,

@@ -3,42 +3,35 @@
 The first pass adds up the sums of each fold (`model/heads/ridge.py`). They give the heads of all
 strengths, from all rows and without each fold. The second pass scores the heads on rows that they
 have not seen: those of the fold that was left out, which choose the strength, and the validation
-rows, which are reported as for other runs. Folds consist of whole similarity groups, because near
-copies of a prompt in other folds would favour weak strengths.
+rows, which are reported as for other runs. `solve_by_fold` solves a probe without each fold, for
+cross-validation.
 
 Files are read one at a time, so memory does not grow with the rows: 12 MB a fold for the sums and
 3 MB a fold and strength for the heads, at 1,024 features.
 """
 
-import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import combinations
 from operator import add
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.compute as pc
 from torch import Tensor
 
-from img2prompt.artifact import Artifact
 from img2prompt.config.train import OptimConfig
-from img2prompt.data.shards import read_feature_file
 from img2prompt.errors import UserError
 from img2prompt.model.heads.ridge import RidgeHeads, RidgeSums, solve
+from img2prompt.train.folds import Files, FoldedFeatures, folds_of_prompts
 from img2prompt.train.job import TrainInputs
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Files = Sequence[str]
 Spread = Callable[[Callable[[Files], T], Sequence[Files]], Iterable[T]]
 """Calls a function for each part of the files and returns the results in order: `map`, or tasks."""
-
-PARTS = 32
-"""Most parts of the files, and so most tasks at a time. A constant, so that sums are added in one
-order on any cluster. A part's result has the sums of all folds (60 MB at 1,024 features)."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +46,6 @@ class RidgeResult:
     """The row of `history` with the highest `fold_cosine`."""
 
 
-@dataclass(frozen=True)
-class FoldedFeatures:
-    """Cached features whose training rows are divided into folds."""
-
-    features: Artifact
-    shards: Artifact
-    fold_of: Mapping[str, int]
-    """Fold of each training prompt, by prompt_id."""
-    folds: int
-
-    def parts(self, split: str) -> list[Files]:
-        """Divide the files of a split into at most PARTS runs of files."""
-        names = np.array(self.shards.names(f"{split}/"))
-        return [part.tolist() for part in np.array_split(names, min(PARTS, len(names)))]
-
-    def read(self, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield a file's rows by the fold that holds them out: number, features, targets, plain.
-
-        The number of validation rows is `folds`: no fold holds them. `plain` (B,) is True for rows
-        of the view "plain".
-        """
-        rows = read_feature_file(self.features, self.shards, name)
-        if name.startswith("train/"):
-            fold = np.array([self.fold_of[prompt_id] for prompt_id in rows.prompt_ids])
-        else:
-            fold = np.full(len(rows.prompt_ids), self.folds)
-        for number in np.unique(fold):
-            mine = fold == number
-            yield int(number), rows.features[mine], rows.targets[mine], rows.plain[mine]
-
-
 def solve_probe(config: OptimConfig, inputs: TrainInputs, spread: Spread[Any]) -> RidgeResult:
     """Solve the probes of all strengths; choose the best by the mean cosine of held-out rows.
 
@@ -94,47 +56,64 @@ def solve_probe(config: OptimConfig, inputs: TrainInputs, spread: Spread[Any]) -
     assert inputs.groups is not None
     fold_of = folds_of_prompts(inputs.groups, config.ridge_folds)
     data = FoldedFeatures(inputs.features, inputs.shards, fold_of, 1 + max(fold_of.values()))
-    sums, strengths = _sums(data, spread), config.ridge_strengths
+    sums, strengths = _sums(data, ("train",), spread), config.ridge_strengths
     total = reduce(add, sums)
     _log_rows(total, data.folds, strengths)
     if any(held_out.rows == total.rows for held_out in sums):
         raise UserError(
-            f"{inputs.shards.uri} has training pictures of one similarity group only, and ridge "
+            f"{data.shards.uri} has training pictures of one similarity group only, and ridge "
             "chooses its strength on groups that are held out: use --optim.solver adamw"
         )
-    heads = [*(solve(total - held_out, strengths) for held_out in sums), solve(total, strengths)]
-    cosines = _cosines(data, heads, spread)
+    heads = {fold: solve(total - held_out, strengths) for fold, held_out in enumerate(sums)}
+    heads[data.folds] = solve(total, strengths)
+    cosines = _cosine_sums(data, ("train", "val"), heads, spread)
+    fold, val = _means(cosines[:-1].sum(axis=0)), _means(cosines[-1])
     history = [
-        {"strength": strength, "fold_cosine": float(fold), "val_cosine": float(val)}
-        for strength, fold, val in zip(strengths, *cosines, strict=True)
+        {"strength": strength, "fold_cosine": float(of_folds), "val_cosine": float(of_val)}
+        for strength, of_folds, of_val in zip(strengths, fold, val, strict=True)
     ]
-    best = max(range(len(history)), key=lambda number: history[number]["fold_cosine"])
+    best = int(np.argmax(fold))
     _log(history, history[best])
-    state = {f"head.{name}": tensor for name, tensor in heads[-1].state(best).items()}
-    return RidgeResult(state, history, history[best])
+    return RidgeResult(_state(heads[data.folds], best), history, history[best])
 
 
-def folds_of_prompts(groups: Artifact, most: int) -> dict[str, int]:
-    """Return the fold of each training prompt; the prompts of a similarity group share one.
+def solve_by_fold(
+    strengths: Sequence[float], data: FoldedFeatures, splits: Sequence[str], spread: Spread[Any]
+) -> list[dict[str, Tensor]]:
+    """Solve, for each fold, the probe that has not seen it; return their learned tensors.
 
-    There are `most` folds, or as many as groups. They have about equally many prompts: the largest
-    group goes first, and each goes to the fold with the fewest prompts.
+    Its strength is the best for rows of the other folds by heads that have not seen their fold
+    either (nested cross-validation). A head without two folds serves both.
+
+    Raises:
+        UserError: a feature is not finite.
     """
-    prompts = groups.read_tables("rows", ["prompt_id", "kept", "group", "split"])
-    prompts = prompts.filter((pc.field("split") == "train") & pc.field("kept"))
-    labels, number, sizes = np.unique(prompts["group"], return_inverse=True, return_counts=True)
-    fold = np.empty(len(labels), np.int64)
-    loads = [(0, number) for number in range(min(most, len(labels)))]
-    for group in np.argsort(-sizes, kind="stable"):
-        load, smallest = heapq.heappop(loads)
-        fold[group] = smallest
-        heapq.heappush(loads, (load + int(sizes[group]), smallest))
-    return dict(zip(prompts["prompt_id"].to_pylist(), fold[number].tolist(), strict=True))
+    assert data.folds > 2, "two folds leave none to choose a strength on"
+    sums = _sums(data, splits, spread)
+    total = reduce(add, sums)
+    inner = np.zeros((data.folds, len(strengths) + 1))
+    for one, other in combinations(range(data.folds), 2):
+        heads = solve(total - sums[one] - sums[other], strengths)
+        cosines = _cosine_sums(data, splits, {one: heads, other: heads}, spread)
+        inner[one] += cosines[other]
+        inner[other] += cosines[one]
+    states = []
+    for fold, held_out in enumerate(sums):
+        strength = strengths[int(np.argmax(_means(inner[fold])))]
+        logger.info("ridge: strength %g without fold %d", strength, fold + 1)
+        states.append(_state(solve(total - held_out, [strength]), 0))
+    return states
 
 
-def _sums(data: FoldedFeatures, spread: Spread[list[RidgeSums]]) -> list[RidgeSums]:
-    """Return the sums of each fold."""
-    parts = spread(partial(_sums_of_files, data), data.parts("train"))
+def _state(heads: RidgeHeads, number: int) -> dict[str, Tensor]:
+    return {f"head.{name}": tensor for name, tensor in heads.state(number).items()}
+
+
+def _sums(
+    data: FoldedFeatures, splits: Sequence[str], spread: Spread[list[RidgeSums]]
+) -> list[RidgeSums]:
+    """Return the sums of each fold. All rows of the splits belong to a fold."""
+    parts = spread(partial(_sums_of_files, data), data.parts(splits))
     return reduce(lambda left, right: [a + b for a, b in zip(left, right, strict=True)], parts)
 
 
@@ -151,28 +130,37 @@ def _sums_of_files(data: FoldedFeatures, files: Files) -> list[RidgeSums]:
     return [fold if fold is not None else empty for fold in sums]
 
 
-def _cosines(
-    data: FoldedFeatures, heads: Sequence[RidgeHeads], spread: Spread[np.ndarray]
+def _cosine_sums(
+    data: FoldedFeatures,
+    splits: Sequence[str],
+    heads: Mapping[int, RidgeHeads],
+    spread: Spread[np.ndarray],
 ) -> np.ndarray:
-    """Return mean cosines (2, S): of held-out rows by the heads without them, of validation rows.
+    """Return sums of cosines over the rows of each fold, and their number: (folds + 1, S + 1).
 
-    `heads` has those without each fold, then those of all rows.
+    Rows of a fold are scored by its `heads`; those of folds without heads are left out. The last
+    fold has the rows that are in no fold.
     """
-    parts = [*data.parts("train"), *data.parts("val")]
-    sums = reduce(add, spread(partial(_cosine_sums_of_files, data, heads), parts))
-    return sums[:, :-1] / sums[:, -1:]
+    parts = spread(partial(_cosine_sums_of_files, data, heads), data.parts(splits))
+    return reduce(add, parts)
 
 
 def _cosine_sums_of_files(
-    data: FoldedFeatures, heads: Sequence[RidgeHeads], files: Files
+    data: FoldedFeatures, heads: Mapping[int, RidgeHeads], files: Files
 ) -> np.ndarray:
-    """Return sums of cosines and, last, the number of rows: (2, S + 1)."""
-    sums = np.zeros((2, len(heads[-1].bias) + 1))
+    (strengths,) = {len(own.bias) for own in heads.values()}
+    sums = np.zeros((data.folds + 1, strengths + 1))
     for name in files:
         for number, features, targets, plain in data.read(name):
-            scores = heads[number].cosine_sums(features[plain], targets[plain])
-            sums[int(number == data.folds)] += [*scores, plain.sum()]
+            if number in heads:
+                scores = heads[number].cosine_sums(features[plain], targets[plain])
+                sums[number] += [*scores, plain.sum()]
     return sums
+
+
+def _means(sums: np.ndarray) -> np.ndarray:
+    """Return mean cosines (S,) from their sums and, last, the number of rows."""
+    return sums[:-1] / sums[-1]
 
 
 def _log_rows(total: RidgeSums, folds: int, strengths: Sequence[float]) -> None:

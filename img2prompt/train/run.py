@@ -12,6 +12,7 @@ probe in closed form (`ridge.py`) needs no workers and no checkpoints; a killed 
 
 import json
 import logging
+import posixpath
 import time
 from typing import Any
 
@@ -28,7 +29,8 @@ from img2prompt.model.prompt_model import WEIGHTS
 from img2prompt.model.tensor_checks import require_finite_weights
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.model.towers.build import read_shape
-from img2prompt.storage import absolute, delete_folder
+from img2prompt.signals import StopSignals, run_until_stopped
+from img2prompt.storage import absolute, delete_folder, write_bytes
 from img2prompt.train.checkpoint import (
     SCORE,
     Checkpoint,
@@ -50,7 +52,6 @@ from img2prompt.train.preflight import (
 )
 from img2prompt.train.recipe import validated_weights
 from img2prompt.train.ridge import solve_probe
-from img2prompt.train.signals import sigterm_requests_stop
 from img2prompt.train.worker import OneWorker, train_worker
 from img2prompt.workspace import RunFolder, Stage
 
@@ -71,9 +72,12 @@ def run(
     out: str,
     callbacks: list[Any] | None = None,
     *,
+    at_once: int = 1,
     resume_anyway: bool = False,
 ) -> Artifact:
     """Train and publish; `callbacks` are Ray Train's, for a search that watches its trials.
+
+    `at_once` runs share each machine.
 
     An unfinished run in `out` with the same config resumes. With `resume_anyway` it also resumes
     with another config, if model, batch size, recipe and inputs are the same; the artifact keeps
@@ -86,7 +90,8 @@ def run(
     began = time.perf_counter()
     if config.optim.solver == "ridge":
         return _solve(draft, config, inputs, began)
-    _fit(TrainJob(config, inputs, absolute(out)), callbacks or [], in_process)
+    job = TrainJob(config, inputs, absolute(out), at_once=at_once)
+    _fit(job, callbacks or [], in_process)
     return publish(draft, config, checkpoints(out), time.perf_counter() - began)
 
 
@@ -110,12 +115,15 @@ def advance(
     out: str,
     epochs: int,
     callbacks: list[Any] | None = None,
+    *,
+    at_once: int = 1,
 ) -> None:
     """Train until `epochs` epochs are complete; `run` resumes from there, and publishes."""
     in_process = not needs_cluster(config, inputs, callbacks)
     draft = _open_draft(config, inputs, out, in_process)  # it keeps other jobs out while it lives
     if not draft.finished():
-        _fit(TrainJob(config, inputs, absolute(out), epochs), callbacks or [], in_process)
+        job = TrainJob(config, inputs, absolute(out), epochs, at_once)
+        _fit(job, callbacks or [], in_process)
 
 
 def _open_draft(
@@ -141,13 +149,19 @@ def _open_draft(
 
 
 def _fit(job: TrainJob, callbacks: list[Any], in_process: bool) -> None:
-    with sigterm_requests_stop(RunFolder(job.out).stop_request):
-        if in_process:
-            train_worker(job, OneWorker())
-            return
-        from img2prompt.train import ray_run  # imports Ray Train, which takes seconds
+    stop_file = RunFolder(job.out).stop_request
+    delete_folder(posixpath.dirname(stop_file))
 
-        ray_run.fit(job, callbacks)
+    def save() -> None:
+        write_bytes(stop_file, b"")
+
+    if in_process:
+        with StopSignals(save):
+            train_worker(job, OneWorker())
+        return
+    from img2prompt.train import ray_run  # imports Ray Train, which takes seconds
+
+    run_until_stopped(lambda: ray_run.fit(job, callbacks), save)
 
 
 def _solve(draft: Draft, config: TrainConfig, inputs: TrainInputs, began: float) -> Artifact:

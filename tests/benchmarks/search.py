@@ -98,7 +98,7 @@ class Options:
 
 
 def grid_of(options: Options) -> SearchConfig:
-    return presets.demo_search().replace(
+    return presets.demo_full_search().replace(
         {
             "name": "grid",
             "base.tower.weights": options.tower,

@@ -12,6 +12,7 @@ from img2prompt.data.images import (
     FORMATS,
     LONGEST,
     BadPicture,
+    LargePicture,
     decode,
     encode,
     probe,
@@ -135,7 +136,7 @@ def test_fast_decoders_give_pillows_pixels(
             data = saved(picture, kind, **options)
             expected = np.array(Image.open(BytesIO(data)).convert("RGB"))
             with monkeypatch.context() as patch:
-                patch.setattr("img2prompt.data.images._on_white", lambda _: pytest.fail("Pillow"))
+                patch.setattr("img2prompt.data.images.on_white", lambda _: pytest.fail("Pillow"))
                 assert np.array_equal(decode(data), expected)
 
 
@@ -249,7 +250,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_limit_is_the_configs_not_pillows() -> None:
     with pytest.raises(BadPicture, match="damaged PNG"):  # so it went past the size
-        decode(png(20_000, 10_000, 8, 0, b"\0" * 100), max_megapixels=201)
+        decode(png(20_000, 10_000, 8, 0, b"\0" * 100), 201, whole_megapixels=201)
     large = np.zeros((10, 10, 3), np.uint8)
     with pytest.raises(BadPicture, match="allowed: at most 5e-05"):
         decode(encode(large, "png"), max_megapixels=0.00005)
@@ -318,3 +319,47 @@ def test_jpeg_keeps_full_chroma() -> None:
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[:, ::2, 0], stripes[:, 1::2, 2] = 255, 255
     assert np.abs(decode(encode(stripes, "jpeg")).astype(int) - stripes).max() < 40
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(0.04, 1), (0.02, 2), (0.0025, 4), (0.0007, 8)])
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale(limit: float, factor: int) -> None:
+    smooth = np.array(Image.fromarray(noise(6, 8)).resize((240, 160), Image.Resampling.BICUBIC))
+    for mode in ("RGB", "L"):
+        image = Image.fromarray(smooth).convert(mode)
+        reduced = decode(saved(image, "JPEG", quality=95), whole_megapixels=limit)
+        assert reduced.shape == (160 // factor, 240 // factor, 3)
+        expected = np.array(image.convert("RGB").reduce(factor))
+        assert np.abs(reduced.astype(int) - expected).mean() < 4
+
+
+def test_a_reduced_picture_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((80, 120, 3), np.uint8)
+    stored[:40] = 200
+    reduced = decode(saved(Image.fromarray(stored), "JPEG", exif=exif), whole_megapixels=0.003)
+    assert reduced.shape == (60, 40, 3)
+    assert reduced[:, 30].min() > 150
+    assert reduced[:, 10].max() < 50
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"progressive": True})])
+def test_a_large_picture_that_needs_its_memory_is_refused(kind: str, options: dict) -> None:
+    data = saved(Image.fromarray(noise(100, 200)), kind, **options)
+    assert decode(data, whole_megapixels=0.02).shape == (100, 200, 3)
+    with pytest.raises(LargePicture, match=r"200 x 100 = 0.02 megapixels; allowed: at most 0.019"):
+        decode(data, whole_megapixels=0.019)
+
+
+def test_a_jpeg_too_large_for_the_smallest_scale_is_refused() -> None:
+    with pytest.raises(LargePicture, match=r"at most 0\.0001"):
+        decode(saved(Image.fromarray(noise(100, 200)), "JPEG"), whole_megapixels=0.0001)
+
+
+def test_the_first_frame_of_a_gif_of_several_sizes() -> None:
+    frames = [Image.new("P", (8, 6), 1), Image.new("P", (8, 6), 2)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 250, 0, 0, 0, 0, 250])
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode(data) == [250, 0, 0]).all()
+    assert probe(data) == (8, 6)

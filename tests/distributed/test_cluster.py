@@ -4,7 +4,6 @@ Each driver runs in a process of its own, since a process is in one cluster at a
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from typing import Any
 import pytest
 import ray
 
-from img2prompt.distributed.cluster import Resources, _own_folder, require, resources
+from img2prompt.distributed.cluster import Resources, _start, require, resources
 from img2prompt.errors import UserError
+from img2prompt.lease import WORKER
 
 ROOT = Path(__file__).parents[2]
 STALE = "0" * 64
@@ -134,6 +134,13 @@ def test_workers_fetch_weights_only_with_download(visits) -> None:
 
 
 @pytest.mark.ray
+def test_workers_are_covered_by_the_leases_of_their_driver(visits) -> None:
+    for visit in visits:
+        assert visit["worker"][WORKER] == "1"
+        assert WORKER not in visit["driver"]
+
+
+@pytest.mark.ray
 def test_driver_and_workers_have_the_address_of_their_cluster(visits) -> None:
     for visit in visits:
         assert visit["worker"]["RAY_ADDRESS"] == visit["driver"]["RAY_ADDRESS"] == visit["address"]
@@ -180,7 +187,7 @@ def test_an_address_without_a_cluster_is_an_error_at_once() -> None:
         assert line.startswith(f"RAY_ADDRESS is {address!r}; allowed: HOST:PORT")
         assert line.endswith("False"), "the environment is as it was"
     assert lines[3].startswith("no cluster could be joined at RAY_ADDRESS=127.0.0.1:1")
-    assert "refused" in lines[3]
+    assert "connection refused. Unset RAY_ADDRESS" in lines[3]
 
 
 def cluster_of(current: Mapping[str, float], patch: pytest.MonkeyPatch) -> None:
@@ -208,22 +215,36 @@ def test_an_autoscaling_cluster_declares_its_largest_size(monkeypatch) -> None:
         resources()
 
 
-@pytest.mark.parametrize(
-    ("error", "kept"), [(None, False), (UserError("yours"), False), (RuntimeError("ours"), True)]
-)
-def test_logs_are_kept_after_an_unexpected_error_only(error, kept, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+class SlowStart:
+    """Stands for `ray.init` on a busy machine, with a child process, in the first attempts."""
 
-    def use_folder() -> None:
-        with _own_folder():
-            if error:
-                raise error
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.started: list[subprocess.Popen] = []
 
-    with caplog.at_level(logging.WARNING):
-        if error:
-            with pytest.raises(type(error)):
-                use_folder()
-        else:
-            use_folder()
-    assert bool(list(tmp_path.iterdir())) == kept
-    assert ("logs are kept" in caplog.text) == kept
+    def __call__(self, **options: object) -> None:
+        if len(self.started) < self.failures:
+            self.started.append(subprocess.Popen(["sleep", "100"]))
+            raise RuntimeError("The current node timed out during startup.")
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_slow_start_is_repeated_once_and_leaves_no_process(failures, monkeypatch, caplog) -> None:
+    init = SlowStart(failures)
+    monkeypatch.setattr(ray, "init", init)
+    if failures == 1:
+        _start("/tmp/unused", {})
+        assert "timed out during startup. Trying again" in caplog.text
+    else:
+        with pytest.raises(UserError, match=r"did not start within its time limits: .* too busy"):
+            _start("/tmp/unused", {})
+    assert [process.wait(10) for process in init.started] == [-9] * failures
+
+
+def test_other_errors_of_the_start_are_raised_at_once(monkeypatch) -> None:
+    def broken(**options: object) -> None:
+        raise RuntimeError("Version mismatch")
+
+    monkeypatch.setattr(ray, "init", broken)
+    with pytest.raises(RuntimeError, match="Version mismatch"):
+        _start("/tmp/unused", {})

@@ -1,4 +1,9 @@
+import contextlib
 import logging
+import os
+import pty
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -24,17 +29,69 @@ def test_a_line_is_logged_every_few_seconds_and_at_the_end(
         clock.append(second)
         count.add(rows)
     assert caplog.messages == [
-        "shards: 50 of 200 rows (25 %), 10 rows/s, 15 s left",
-        "shards: 200 of 200 rows (100 %), 20 rows/s",
+        "shards: 50 of 200 rows (25%), 10 rows/s, 15 s left",
+        "shards: 200 of 200 rows (100%), 20 rows/s",
     ]
 
 
-def test_a_stage_without_rows_logs_zeros(
+def test_a_stage_without_rows_logs_no_rate(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="img2prompt")
     Progress("shards", total=0).add(0)
-    assert caplog.messages == ["shards: 0 of 0 rows (0 %), 0 rows/s"]
+    assert caplog.messages == ["shards: 0 rows"]
+
+
+@pytest.mark.parametrize(
+    ("second", "rows", "line"),
+    [
+        (130.0, 8, "8 of 9 rows (89%), 0.27 rows/s, 4 s left"),
+        (105.0, 8, "8 of 9 rows (89%), 1.6 rows/s, 1 s left"),
+        (200.0, 9, "9 of 9 rows (100%), 0.09 rows/s"),
+    ],
+)
+def test_slow_rates_and_short_times_are_not_rounded_to_zero(
+    clock: list[float], caplog: pytest.LogCaptureFixture, second: float, rows: int, line: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    count = Progress("predict", total=9)
+    clock.append(second)
+    count.add(rows)
+    assert caplog.messages == [f"predict: {line}"]
+
+
+TERMINAL = """
+import logging, sys
+from img2prompt.distributed.progress import Progress
+
+logging.basicConfig(format="%(message)s", level="INFO")
+count = Progress("shards", total=4)
+count.add(1)
+logging.getLogger("img2prompt").info("a line above the bar")
+count.add(3)
+listed = Progress("index", total=None)
+listed.add(7)
+del listed
+logging.getLogger("img2prompt").info("the end")
+"""
+
+
+def test_a_terminal_shows_a_bar_below_the_log_lines() -> None:
+    master, terminal = pty.openpty()
+    script = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL], stderr=terminal, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal's output is an error
+        while data := os.read(master, 1 << 16):
+            shown += data
+    os.close(master)
+    assert script.wait(60) == 0
+    for text in (b"1/4", b"4/4", b"7/?", b"a line above the bar\r\n", b"the end\r\n"):
+        assert text in shown
+    assert b"rows/s" not in shown, "the lines of a log"
+    assert shown.endswith(b"the end\r\n")
 
 
 def test_share_and_time_left_are_not_logged_without_a_total(

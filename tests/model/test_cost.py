@@ -1,10 +1,10 @@
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 import torch
+from counting import FLOP, kept_by_autograd
 from peft.tuners.lora import Linear as LoraLinear
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from img2prompt.config.train import HeadConfig, PlanConfig
 from img2prompt.errors import UserError
@@ -49,14 +49,6 @@ PLANS = {
 }
 HEADS = {"linear": HeadConfig(), "wide": HeadConfig(width=96)}
 ROWS = 3
-CPU_ATTENTION = {  # torch counts the kernels of GPUs alone; the CPU's makes the same products
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
 
 
 @pytest.fixture(params=[ClipTower, SiglipTower], ids=["CLIP", "SigLIP"])
@@ -111,7 +103,7 @@ def test_flop_equal_those_that_torch_counts(
 ) -> None:
     expected = cost(tower.shape, plan, head, half=False)
     model = model_on(tower, plan, head)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP) as counter:
         outputs = model(pixels())
         forward = counter.get_total_flops()
         outputs.sum().backward()
@@ -129,24 +121,6 @@ def test_parameters_equal_those_of_the_model(
     assert expected.parameters == sum(t.numel() for t in tensors)
     assert expected.learned == sum(t.numel() for t in tensors if t.requires_grad)
     assert expected.gradients == sum(t.nbytes for t in tensors if t.requires_grad)
-
-
-@contextmanager
-def kept_by_autograd(model: PromptModel) -> Iterator[dict[int, int]]:
-    """Bytes of each storage that the backward pass will read, the model's own left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -169,3 +169,10 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
     pooling.write_text(pooling.read_text().replace("384", "24"))
     with pytest.raises(UserError, match="returns 24 numbers a prompt; allowed: 256 tokens and 384"):
         PromptEncoder(str(tmp_path))
+
+
+def test_loading_prints_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    PromptEncoder()
+    assert "Loading weights" not in capfd.readouterr().err
+    SentenceTransformer(FOLDER, device="cpu", local_files_only=True)
+    assert "Loading weights" in capfd.readouterr().err, "the bars of others are left alone"

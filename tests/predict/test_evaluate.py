@@ -188,6 +188,27 @@ def test_the_report_names_every_system(chained, systems) -> None:
     assert all(f"<bdi>{name}</bdi>" in html for name in systems)
 
 
+def test_by_folds_all_pictures_are_scored(chained, tmp_path) -> None:
+    features = Artifact.load(f"{chained.out}/features", "features")
+    config = dataclasses.replace(chained.config.evaluate, folds=3, runs=("probe",))
+    probe, lora = systems_of(chained)[2:]
+    prepared, out = chained.made.prepared, str(tmp_path / "folds")
+    scored = evaluate.run(config, prepared, features, [probe], out)
+    table = scored.read_table(evaluate.SCORES).to_pylist()
+    ids = [row["id"] for split in ("train", "val", "test") for row in rows_of(chained, split)]
+    assert [row["id"] for row in table] == ids
+    counts = scored.counts
+    assert (counts["split"], counts["folds"]) == ("cross-validated", 3)
+    systems = counts["systems"]
+    assert systems["probe"]["all"]["mean"] == pytest.approx(column(table, "probe").mean())
+    assert systems["probe"]["all"]["groups"] == len(set(column(table, "group")))
+    assert systems["probe"]["all"]["mean"] > systems[evaluate.MEAN]["all"]["mean"] + 0.05
+    html = read_bytes(scored.path(evaluate.REPORT)).decode()
+    assert "at most\n3 folds of whole prompt groups" in html
+    with pytest.raises(UserError, match="lora does not answer from"):
+        evaluate.run(config, prepared, features, [lora], str(tmp_path / "tuned"))
+
+
 def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> None:
     made, features = chained.made, Artifact.load(f"{chained.out}/features", "features")
     config = dataclasses.replace(chained.config.evaluate, split="val", neighbours=10**6, runs=())

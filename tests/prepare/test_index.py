@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def csv_source(folder: Path, lines: list[str], name: str = "mine") -> PictureSource:
-    Image.new("RGB", (20, 30), "red").save(folder / "a.png")
+    for picture in ("a", "c", "d"):
+        Image.new("RGB", (20, 30), "red").save(folder / f"{picture}.png")
     (folder / f"{name}.csv").write_text("\n".join(["id,file,prompt", *lines]))
     return PictureSource(path=str(folder / f"{name}.csv"), name=name)
 
@@ -31,19 +32,30 @@ def config_of(*sources: PictureSource | SceneSource, **changes) -> PrepareConfig
 
 
 def test_all_sources_in_order_with_rejected_rows(tmp_path: Path) -> None:
-    first = csv_source(tmp_path, ["x,a.png,a cat", "y,gone.png,a cat", "z,a.png,a dog"], "one")
-    second = csv_source(tmp_path, ["x,a.png,a cow", "x,a.png,a pig", ",a.png,a hen"], "two")
+    first = csv_source(tmp_path, ["x,a.png,a cat", "y,gone.png,a cat", "z,c.png,a dog"], "one")
+    second = csv_source(tmp_path, ["x,a.png,a cow", "x,c.png,a pig", ",d.png,a hen"], "two")
     scenes = SceneSource(prompts=2, pictures_per_prompt=2)
     made = index.run(config_of(first, scenes, second), str(tmp_path / "out"))
     table = made.read_tables("rows")
     assert table.schema.equals(INDEX_SCHEMA)
     ids = table["id"].to_pylist()
-    assert [*ids[:2], *ids[-2:]] == ["one/x", "one/z", "two/x", "two/a.png"]
+    assert [*ids[:2], *ids[-2:]] == ["one/x", "one/z", "two/x", "two/d.png"]
     assert set(table["source"].to_pylist()[2:6]) == {"scenes"}
     rejected = made.read_tables("rejected")
     assert rejected.schema.equals(REJECTED_SCHEMA)
     assert rejected["id"].to_pylist() == ["one/y", "two/x"]
     assert made.counts == {"rows": 8, "rejected": {"missing picture": 1, "repeated id": 1}}
+
+
+def test_files_left_out_are_counted_by_ending(tmp_path: Path) -> None:
+    (tmp_path / "side").mkdir()
+    Image.new("RGB", (20, 30)).save(tmp_path / "side" / "a.png")
+    for name in ("a.txt", "b.md", "c.md", "d.mp4"):
+        (tmp_path / "side" / name).write_text("a cat")
+    source = PictureSource(path=str(tmp_path / "side"), name="side")
+    made = index.run(config_of(source), str(tmp_path / "out"))
+    assert made.counts == {"rows": 1, "rejected": {"left out .md": 2, "left out .mp4": 1}}
+    assert made.read_tables("rejected")["id"].to_pylist() == ["side/*.md", "side/*.mp4"]
 
 
 def test_sources_of_several_formats_keep_their_names(tmp_path: Path) -> None:
@@ -94,7 +106,7 @@ def test_rows_of_portions_are_gathered_in_one_order(tmp_path: Path, monkeypatch)
 
 def test_rejected_rows_are_written_in_pieces(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
-    lines = [f"{n},gone.png,a cat" for n in range(5)]
+    lines = [f"{n},gone{n}.png,a cat" for n in range(5)]
     config = config_of(csv_source(tmp_path, ["x,a.png,a cat", *lines]))
     made = index.run(config, str(tmp_path / "out"))
     assert [made.files[name].rows for name in made.names("rejected")] == [2, 2, 1]
@@ -121,7 +133,7 @@ def test_a_changed_csv_is_refused(tmp_path: Path) -> None:
 
 def listed_twice(folder: Path) -> tuple[PrepareConfig, PictureSource, PictureSource]:
     """Two sources with a repeated id each; a picture of the second is gone."""
-    lines = ["x,a.png,a cat", "x,a.png,a hen"]
+    lines = ["x,a.png,a cat", "x,c.png,a hen"]
     first = csv_source(folder, lines, "one")
     second = csv_source(folder, [*lines, "y,b.png,a dog"], "two")
     return config_of(first, second), first, second
@@ -172,7 +184,7 @@ def test_a_kill_while_rows_are_gathered_changes_nothing(
 def test_an_unfinished_index_of_changed_sources_starts_over(
     tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,a.png,a dog"]))
+    config = config_of(csv_source(tmp_path, ["x,a.png,a cat", "y,c.png,a dog"]))
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(index, "_gather", lambda parts, draft: (out / "left.parquet").touch())
@@ -195,10 +207,11 @@ def test_no_usable_row_is_an_error_with_reasons(tmp_path: Path) -> None:
 
 def test_a_second_gathering_deletes_the_files_of_the_first(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(index, "ROWS_PER_FILE", 2)
-    config = config_of(csv_source(tmp_path, [f"{n},no.png,a cat" for n in range(5)]))
+    config = config_of(csv_source(tmp_path, [f"{n},no{n}.png,a cat" for n in range(5)]))
     with pytest.raises(UserError, match="no row of"):
         index.run(config, str(tmp_path / "out"))
-    Image.new("RGB", (20, 30)).save(tmp_path / "no.png")
+    for n in range(5):
+        Image.new("RGB", (20, 30)).save(tmp_path / f"no{n}.png")
     made = index.run(config, str(tmp_path / "out"))
     assert [made.files[name].rows for name in made.names()] == [0, 2, 2, 1]
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 4

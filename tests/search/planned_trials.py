@@ -131,4 +131,4 @@ def search_of(**changes: Any) -> SearchConfig:
     base = {"base.start_from": "", "base.engine.workers": 1, "base.optim.epochs": EPOCHS}
     rates = [number / 7 for number in range(4)]
     space = {"lora_rates": rates, "nfz_rates": rates, "head_widths": (0,), "searcher": "grid"}
-    return presets.demo_search().replace(base | space | changes)
+    return presets.demo_full_search().replace(base | space | changes)

@@ -22,7 +22,7 @@ DEPTH = 7
 
 def search_of(**changes: Any) -> SearchConfig:
     fields = {"base.optim.epochs": EPOCHS, "grace_epochs": 1, "reduction": 4}
-    return presets.demo_search().replace(fields | changes)
+    return presets.demo_full_search().replace(fields | changes)
 
 
 def spent(hours: float, limit: float) -> Budget:

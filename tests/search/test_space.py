@@ -16,7 +16,7 @@ RATES = (0.0, 0.1, 0.25, 0.3, 0.5, 0.55, 0.75, 1.0)
 
 
 def search_of(**changes: Any) -> SearchConfig:
-    return presets.demo_search().replace({"head_widths": (0, 512), **changes})
+    return presets.demo_full_search().replace({"head_widths": (0, 512), **changes})
 
 
 def counted(setting: Setting, depth: int) -> tuple[int, int, int]:

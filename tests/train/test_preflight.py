@@ -1,15 +1,20 @@
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from img2prompt.artifact import Artifact
+from img2prompt.artifact import CONFIG, Artifact
 from img2prompt.config.train import TrainConfig
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
-from img2prompt.storage import exists, join, read_bytes
+from img2prompt.holder import this_process
+from img2prompt.lease import KEEPER, LEASE
+from img2prompt.storage import exists, join, read_bytes, write_bytes
+from img2prompt.train import run as train
+from img2prompt.train.job import checkpoints
 from img2prompt.train.preflight import FREE, adopt_config
 from img2prompt.workspace import Stage
 
@@ -71,3 +76,27 @@ def test_other_inputs_and_finished_runs_are_left_for_refusal(out: str) -> None:
     with pytest.raises(UserError, match=r"config\.seed: saved 1, requested 2"):
         opened(out, 2)
     assert Artifact.load(out, Stage.TRAIN) == made
+
+
+def test_a_run_that_another_job_has_taken_over_is_not_published(tmp_path: Path) -> None:
+    """The other job may have deleted the checkpoints already."""
+    own, uri = TrainConfig(name="probe"), str(tmp_path / "probe")
+    draft = Draft.open(uri, Stage.TRAIN, own, {})
+    lease = KEEPER.hold(uri)
+    assert lease is not None
+    write_bytes(lease.path, json.dumps({**asdict(this_process()), "token": "other"}).encode())
+    lease.renew()
+    with pytest.raises(UserError, match="has another writer"):
+        train.publish(draft, own, checkpoints(uri), 1.0)
+    KEEPER.end(uri)
+
+
+def test_no_config_is_adopted_while_another_job_writes(tmp_path: Path) -> None:
+    uri = str(tmp_path / "probe")
+    Draft.open(uri, Stage.TRAIN, TrainConfig(name="probe"), {}, free=FREE).write_bytes("x", b"x")
+    before = read_bytes(join(uri, CONFIG))
+    other = {**asdict(this_process()), "token": "other"}
+    write_bytes(join(uri, LEASE), json.dumps(other).encode())
+    with pytest.raises(UserError, match="is being written by another job"):
+        adopt_config(TrainConfig(name="probe").replace({"optim.epochs": 9}), {}, uri)
+    assert read_bytes(join(uri, CONFIG)) == before

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from tiny import ALONE, CPU, FINETUNE, config_of
+from tiny import FINETUNE, config_of
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig, ShardConfig
@@ -28,18 +28,18 @@ from img2prompt.train.job import TrainInputs, TrainJob, build_model
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Number of times that weights were read since the last call."""
-    read, folders = weights._read_files, []
+    read, folders = weights.read_weights, []
 
-    def counted(folder: Path):
+    def counted(folder: Path, *options):
         folders.append(folder)
-        return read(folder)
+        return read(folder, *options)
 
     def count() -> int:
         number = len(folders)
         folders.clear()
         return number
 
-    monkeypatch.setattr(weights, "_read_files", counted)
+    monkeypatch.setattr(weights, "read_weights", counted)
     monkeypatch.setattr("img2prompt.train.estimate.has_gpus", lambda: False)
     return count
 
@@ -70,7 +70,7 @@ def start_driver(config: TrainConfig, inputs: TrainInputs) -> dict[str, str]:
 def start_worker(config: TrainConfig, inputs: TrainInputs, out: Path) -> None:
     """What a worker derives from the tower."""
     build_model(config, inputs)
-    worker._log(TrainJob(config, inputs, str(out), str(out)), ALONE, CPU, 0).close()
+    worker._log(TrainJob(config, inputs, str(out)), worker.OneWorker(), 0).close()
 
 
 def test_a_probe_reads_no_weights(

@@ -1,81 +1,29 @@
 """A probe in closed form from features in files, in this process."""
 
 import logging
-from collections.abc import Sequence
 from functools import reduce
-from itertools import pairwise
 from operator import add
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from small_features import FILES, PROMPTS, WIDTH, rows_of, write, write_groups
 
-from img2prompt.artifact import Artifact
-from img2prompt.config.prepare import FeaturesConfig, GroupConfig, ShardConfig
+from img2prompt.config.prepare import FeaturesConfig
 from img2prompt.config.train import OptimConfig
-from img2prompt.data.shards import SCHEMA, read_feature_file
+from img2prompt.data.shards import read_feature_file
 from img2prompt.data.vectors import DIMENSIONS, vector_column
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.heads.ridge import RidgeSums, solve
-from img2prompt.train import ridge
+from img2prompt.train import folds
+from img2prompt.train.folds import folds_of_prompts
 from img2prompt.train.job import TrainInputs
-from img2prompt.train.ridge import RidgeResult, folds_of_prompts, solve_probe
+from img2prompt.train.ridge import RidgeResult, solve_probe
 
-WIDTH, PROMPTS, PICTURES, FOLDS = 10, 30, 3, 4
+FOLDS = 4
 RIDGE = OptimConfig(solver="ridge", ridge_folds=FOLDS, ridge_strengths=(1e-3, 0.1, 3.0))
-FILES = {"train": (40, 7, 43), "val": (11,)}
-"""Rows of each file."""
-
-
-def prompt(split: str, row: int) -> str:
-    """Rows of a prompt are scattered over the files."""
-    return f"{split}-{row % PROMPTS}"
-
-
-def write(folder: Path, seed: int = 0, views: Sequence[str] = ("plain",)) -> TrainInputs:
-    """Random features, and targets that depend on them and on the prompt."""
-    rng = np.random.default_rng(seed)
-    mixing = rng.normal(size=(WIDTH, DIMENSIONS))
-    shards = Draft.open(str(folder / "shards"), "shards", ShardConfig(size=32), {})
-    features = Draft.open(str(folder / "features"), "features", FeaturesConfig(), {})
-    for split, files in FILES.items():
-        own = rng.normal(size=(PROMPTS, WIDTH)), rng.normal(size=(PROMPTS, DIMENSIONS))
-        for number, (start, stop) in enumerate(pairwise(np.cumsum([0, *files]))):
-            rows = np.arange(start, stop)
-            ids = [f"{split}/{row}" for row in rows]
-            prompts = [prompt(split, row) for row in rows]
-            x = 5 + own[0][rows % PROMPTS] + rng.normal(size=(len(rows), WIDTH))
-            y = own[0][rows % PROMPTS] @ mixing + 2 * own[1][rows % PROMPTS]
-            y /= np.linalg.norm(y, axis=1, keepdims=True)
-            columns = [ids, prompts, ids, [b""] * len(rows), vector_column(y)]
-            name = f"{split}/{number:05d}.parquet"
-            shards.write_table(name, pa.table(columns, schema=SCHEMA))
-            noisy = [x + at * rng.normal(size=x.shape) for at in range(len(views))]
-            columns = {
-                "id": ids * len(views),
-                "view": np.repeat(np.array(views), len(rows)),
-                "feature": vector_column(np.concatenate(noisy), np.float16),
-            }
-            features.write_table(name, pa.table(columns))
-    groups = write_groups(folder, [number // 2 for number in range(PROMPTS)])
-    return TrainInputs(shards.publish(train=90), features.publish(), groups=groups)
-
-
-def write_groups(folder: Path, labels: Sequence[int]) -> Artifact:
-    """Groups of the training prompts by their labels, validation prompts, and a dropped prompt."""
-    ids = [*(f"train-{number}" for number in range(len(labels))), "val-0", "dropped"]
-    columns = {
-        "prompt_id": ids,
-        "kept": [True] * (len(ids) - 1) + [False],
-        "group": [*labels, 900, 0],
-        "split": ["train"] * len(labels) + ["val", "train"],
-    }
-    draft = Draft.open(str(folder / f"groups{len(set(labels))}"), "groups", GroupConfig(), {})
-    draft.write_table("rows-00000.parquet", pa.table(columns))
-    return draft.publish()
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +34,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> TrainInputs:
 @pytest.fixture(scope="module")
 def solved(inputs: TrainInputs) -> RidgeResult:
     return solve_probe(RIDGE, inputs, map)
-
-
-def rows_of(inputs: TrainInputs, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, targets and prompts of all rows of the view "plain"."""
-    assert inputs.features is not None
-    parts = []
-    for name in inputs.features.names(f"{split}/"):
-        rows = read_feature_file(inputs.features, inputs.shards, name)
-        parts.append((rows.features, rows.targets, np.array(rows.prompt_ids)))
-        parts[-1] = tuple(array[rows.plain] for array in parts[-1])
-    x, y, prompts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return x.astype(np.float64), y.astype(np.float64), prompts
 
 
 def score(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -143,7 +79,7 @@ def test_the_head_of_the_best_strength_learned_from_all_rows(
 def test_parts_of_the_files_do_not_change_the_result(
     parts: int, inputs: TrainInputs, solved: RidgeResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ridge, "PARTS", parts)
+    monkeypatch.setattr(folds, "PARTS", parts)
     orders: tuple = (map, lambda function, files: map(function, reversed(files)))
     for spread in orders:
         ours = solve_probe(RIDGE, inputs, spread)

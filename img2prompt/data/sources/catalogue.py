@@ -4,7 +4,7 @@ Nothing is unpacked and no picture is copied: a row says where its picture is st
 `reader.read_pictures` reads it from there. All formats work on any pyarrow filesystem.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -28,8 +28,10 @@ def portions(source: Source) -> Iterator[list[Any]]:
     return format_of(source).portions(source)
 
 
-def list_portion(source: Source, portion: Iterable[Any]) -> Iterator[Row | Rejected]:
+def list_portion(source: Source, portion: Sequence[Any]) -> Iterator[Row | Rejected]:
     """Yield each picture of a portion as a row of INDEX_SCHEMA or as a rejected row."""
+    if all(isinstance(item, Rejected) for item in portion):  # files that the source left out
+        return iter(portion)
     return format_of(source).list_rows(source, portion)
 
 

@@ -1,15 +1,22 @@
-"""A CSV file that lists pictures and prompts. Lines that are not valid CSV cost only themselves."""
+"""A CSV file that lists pictures and prompts. Lines that are not valid CSV cost only themselves.
+
+The separator is the one with which the header line has the needed columns: a comma, a semicolon
+(spreadsheets in many languages), a tab or a bar.
+"""
 
 import csv
 import io
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources.rows import Rejected
-from img2prompt.data.sources.tables import Record, Table, table_format
+from img2prompt.data.sources.tables import Record, Table, has_table, table_format
 from img2prompt.errors import UserError
 
-ENDS = (".csv", ".csv.gz")
+ENDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+SEPARATORS = (",", ";", "\t", "|")
 OPTIONS = (
     "--sources.N.file_column and --sources.N.prompt_column (N: its position in the list, from 0)"
 )
@@ -32,7 +39,9 @@ def read_records(
     Raises:
         UserError: the header line lacks a needed column.
     """
-    reader = csv.reader(text, strict=True)  # type: ignore[arg-type]
+    first_line = text.readline()
+    lines, separator = chain([first_line], text), _separator(first_line, needed)
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     header = _header(reader, source, needed, options)
     while True:
         first = reader.line_num + 1
@@ -50,6 +59,16 @@ def read_records(
             yield Rejected(where, f"bad CSV: {len(cells)} cells; the header has {len(header)}")
 
 
+def _separator(line: str, needed: tuple[tuple[str, ...], ...]) -> str:
+    """Return the separator that gives the needed columns, or else the most columns."""
+    headers = {separator: line.rstrip("\r\n").split(separator) for separator in SEPARATORS}
+    for separator, header in headers.items():
+        columns = {name.strip('"') for name in header}
+        if all(columns & set(names) for names in needed):
+            return separator
+    return max(headers, key=lambda separator: len(headers[separator]))
+
+
 def _header(
     reader: Iterator[list[str]],
     source: PictureSource,
@@ -64,8 +83,7 @@ def _header(
         wanted = " and ".join(f"one of {list(names)}" for names in needed)
         raise UserError(
             f"{source.path} has the columns {header}; needed: {wanted}. Name the columns of source "
-            f"{source.name!r} with {options}, or give a comma-separated UTF-8 file with a header "
-            "line"
+            f"{source.name!r} with {options}, or give a UTF-8 or UTF-16 file with a header line"
         )
     return header
 
@@ -73,7 +91,7 @@ def _header(
 FORMAT = table_format(
     "csv",
     needs="a .csv with the columns file and prompt (or others, named by option), and the pictures",
-    fits=lambda layout: bool(layout.top_ending(*ENDS)),
+    fits=partial(has_table, ends=ENDS),
     table=Table(ENDS, read_records),
     overrides=("metadata",),
 )

@@ -1,6 +1,7 @@
 """Detect the format of a source from the names of its files; ambiguous names are an error."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
@@ -14,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 GLANCE = 5000
 """Number of names that are examined in a folder."""
+ALIKE = 500
+"""Of which at most so many have one ending in one folder: a table may come after many pictures."""
+_MOST_SEEN = 200_000
 
 
 def resolve(source: PictureSource) -> PictureSource:
@@ -32,7 +36,7 @@ def resolve(source: PictureSource) -> PictureSource:
             return source
         names = [source.path.rpartition("/")[2]]
         if not is_file:
-            names = [entry.name for entry in islice(listing.walk(source.path), GLANCE)]
+            names = _glance(source.path)
     except FileNotFoundError:
         raise UserError(
             f"{source.path} does not exist: give the file or folder of source {source.name!r}"
@@ -45,6 +49,20 @@ def resolve(source: PictureSource) -> PictureSource:
         *(source.name, source.path, detected.name, detected.needs),
     )
     return replace(source, format=detected.name)
+
+
+def _glance(path: str) -> list[str]:
+    names: list[str] = []
+    alike: Counter[tuple[str, str]] = Counter()
+    for entry in islice(listing.walk(path), _MOST_SEEN):
+        folder, _, own = entry.name.rstrip("/").rpartition("/")
+        kind = (folder, "/" if entry.name.endswith("/") else own.rpartition(".")[2])
+        alike[kind] += 1
+        if alike[kind] <= ALIKE and not listing.is_system_file(entry.name):
+            names.append(entry.name)
+        if len(names) == GLANCE:
+            break
+    return names
 
 
 def detect(path: str, names: Iterable[str]) -> Format[PictureSource]:

@@ -27,6 +27,7 @@ from img2prompt.data.sources.diffusiondb_parts import (
     read_contents_and_names,
     read_json,
 )
+from img2prompt.data.sources.left_out import LeftOut, with_left_out
 from img2prompt.data.sources.metadata.base import whole
 from img2prompt.data.sources.portions import PORTION, in_portions
 from img2prompt.data.sources.prefetch import in_order, with_sizes
@@ -59,11 +60,17 @@ _PARTS_AT_ONCE = 16
 
 def portions(source: PictureSource) -> Iterator[list[Any]]:
     """Yield rows of the metadata table, or parts without a table, of one or both subsets."""
-    for table, parts in _subsets(source.path):
+    parts, others = find_parts(source.path)
+    left_out = LeftOut(source.name, "parts and their tables")
+    for name in others:
+        if name not in TABLES:
+            left_out.add(name)
+    for table, subset in _subsets(source.path, parts):
         if table:
-            yield from in_portions(_Table(table, parts, source).rows(), PORTION)
+            yield from in_portions(_Table(table, subset, source).rows(), PORTION)
         else:
-            yield from in_portions(parts, _PARTS_AT_ONCE)
+            yield from in_portions(subset, _PARTS_AT_ONCE)
+    yield from with_left_out([], left_out)
 
 
 def list_rows(
@@ -89,9 +96,8 @@ FORMAT = Format(
 )
 
 
-def _subsets(path: str) -> list[tuple[str, list[Part]]]:
+def _subsets(path: str, parts: list[Part]) -> list[tuple[str, list[Part]]]:
     """Return the table (or none) and the parts of each subset; their part numbers collide."""
-    parts = find_parts(path)
     large = [part for part in parts if part.folder.startswith(LARGE)]
     small = [part for part in parts if not part.folder.startswith(LARGE)]
     tables = set(listing.names(path)) & set(TABLES)
@@ -166,6 +172,7 @@ class _Table:
                 "%s: %d of its %d parts are missing", self.uri, missing, len(self.listed)
             )
         for number, part in self.parts.items():
+            yield from _left_out(contents[number], self.source)
             more = len(contents[number].pictures) - self.listed[number]
             if more > 0:
                 reason = f"no prompt: {part.uri} contains {more} pictures more than {self.uri}"
@@ -206,3 +213,12 @@ def _part_rows(part: Part, source: PictureSource) -> Iterator[Row | Rejected]:
             yield new_row(row_id, source.name, prompt, uri, member, settings=settings)
     for name in sorted(set(names) - prompts.keys()):
         yield Rejected(f"{source.name}/{name}", f"no prompt: {part.json} does not list it")
+    yield from _left_out(contents, source)
+
+
+def _left_out(contents: Contents, source: PictureSource) -> list[Rejected]:
+    part = contents.part
+    left_out = LeftOut(f"{source.name}/{part_name(part.number)}", f"pictures and {part.json}")
+    for name in contents.others:
+        left_out.add(name)
+    return left_out.rows()

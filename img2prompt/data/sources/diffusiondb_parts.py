@@ -4,7 +4,7 @@ import json
 import posixpath
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,27 +52,35 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}"
 
 
-def find_parts(path: str) -> list[Part]:
-    """Return the parts in a folder and its folders; a zip takes precedence over a folder."""
+def find_parts(path: str) -> tuple[list[Part], list[str]]:
+    """Return the parts in a folder and its folders, and the names of other files.
+
+    A zip takes precedence over a folder.
+    """
     own = PART.fullmatch(path.rpartition("/")[2])
     if own:
-        return [Part(int(own[1]), path)]
+        return [Part(int(own[1]), path)], []
     parts: dict[tuple[str, int], Part] = {}
+    others: list[str] = []
     for name in listing.names(path):
         if not name.endswith("/") or PART.fullmatch(name[:-1]):
-            _add(parts, path, "", name)
+            if not _add(parts, path, "", name):
+                others.append(name)
             continue
         for inner in listing.names(files.inside(path, name[:-1])):
-            _add(parts, files.inside(path, name[:-1]), name, inner)
-    return [parts[key] for key in sorted(parts)]
+            if not _add(parts, files.inside(path, name[:-1]), name, inner):
+                others.append(name + inner)
+    return [parts[key] for key in sorted(parts)], others
 
 
-def _add(parts: dict[tuple[str, int], Part], parent: str, folder: str, name: str) -> None:
+def _add(parts: dict[tuple[str, int], Part], parent: str, folder: str, name: str) -> bool:
+    """Add a part; return whether the name is that of one."""
     matched = PART.fullmatch(name.rstrip("/"))
     if matched:
         number = int(matched[1])
         if matched[2] or (folder, number) not in parts:
             parts[folder, number] = Part(number, files.inside(parent, name.rstrip("/")), folder)
+    return bool(matched)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,8 @@ class Contents:
     """Reasons why members cannot be read, by name."""
     loss: str = ""
     """Reason why nothing of the part can be read, or empty."""
+    others: tuple[str, ...] = ()
+    """Names of files that are neither pictures nor the part's JSON."""
 
     def reason(self, name: str) -> str | None:
         """Return why a picture cannot be read, or None."""
@@ -106,8 +116,9 @@ def read_contents_and_names(part: Part) -> tuple[Contents, list[str]]:
     """Return the contents of a part and the names of its pictures."""
     try:
         if not part.zipped:
-            names = list(filter(is_picture, listing.names(part.uri)))
-            return Contents(part, HashedSet(names)), names
+            inside = listing.names(part.uri)
+            names = list(filter(is_picture, inside))
+            return Contents(part, HashedSet(names), others=_others(part, inside)), names
         with closing(Zip(part.uri)) as opened:
             return _look_inside(part, opened.archive.infolist())
     except (OSError, ValueError) as error:
@@ -120,7 +131,11 @@ def _look_inside(part: Part, infos: list[zipfile.ZipInfo]) -> tuple[Contents, li
     prefix = marks[0].removesuffix(part.json) if marks else ""
     closed = {name: reason for name, info in named.items() if (reason := _closed(part, info))}
     names = list(filter(is_picture, named))
-    return Contents(part, HashedSet(names), prefix, closed), names
+    return Contents(part, HashedSet(names), prefix, closed, others=_others(part, named)), names
+
+
+def _others(part: Part, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name != part.json and not is_picture(name))
 
 
 def _closed(part: Part, info: zipfile.ZipInfo) -> str | None:

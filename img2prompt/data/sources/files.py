@@ -193,6 +193,15 @@ def read_bytes(uri: str) -> bytes:
         return file.readall()
 
 
+def is_existing(uri: str) -> bool:
+    """Return whether a file exists; False also for a name that no file can have."""
+    try:
+        fs, path = locate(uri)
+        return steadily(fs, lambda: fs.get_file_info(path)).is_file
+    except (OSError, ValueError):
+        return False
+
+
 def content_digest(uri: str) -> str:
     """Return 16 hex digits of the bytes of a file of any size.
 

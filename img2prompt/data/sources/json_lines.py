@@ -3,10 +3,11 @@
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources.rows import Rejected
-from img2prompt.data.sources.tables import Record, Table, table_format
+from img2prompt.data.sources.tables import Record, Table, has_table, table_format
 
 ENDS = (".jsonl", ".ndjson", ".jsonl.gz")
 
@@ -36,7 +37,7 @@ def read_records(
 FORMAT = table_format(
     "jsonl",
     needs="a .jsonl (one JSON object a line) with the keys file_name and prompt",
-    fits=lambda layout: bool(layout.top_ending(*ENDS)),
+    fits=partial(has_table, ends=ENDS),
     table=Table(ENDS, read_records),
     overrides=("metadata",),
 )

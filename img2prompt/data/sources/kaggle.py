@@ -1,7 +1,7 @@
 """The layout of Kaggle's "Stable Diffusion - Image to Prompts": `prompts.csv` and `images/`."""
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import csv_table, files, listing
@@ -10,7 +10,7 @@ from img2prompt.data.sources.tables import Table, table_format
 TABLE, PICTURES, ID_COLUMN = "prompts.csv", "images", "imgId"
 
 
-def picture_uris(source: PictureSource, table: str) -> Callable[[str], str]:
+def picture_uris(source: PictureSource, table: str, names: Sequence[str]) -> Callable[[str], str]:
     """Return a function from an id in the table to the URI of its picture, with any suffix."""
     given = files.absolute(source.pictures) if source.pictures else ""
     folder = given or files.inside(posixpath.dirname(table), PICTURES)

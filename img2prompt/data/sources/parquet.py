@@ -15,14 +15,17 @@ import pyarrow as pa
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
-from img2prompt.data.sources import files, listing
+from img2prompt.data.sources import diffusiondb, files
 from img2prompt.data.sources.base import Format, Layout
+from img2prompt.data.sources.captions import choose_caption
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
-from img2prompt.data.sources.diffusiondb import TABLES
+from img2prompt.data.sources.folder import PICTURE_ENDS, file_names
+from img2prompt.data.sources.left_out import LeftOut, with_left_out
+from img2prompt.data.sources.listing import is_system_file
 from img2prompt.data.sources.metadata.base import whole
-from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.prefetch import with_sizes
 from img2prompt.data.sources.rows import (
+    FILE_COLUMNS,
     PROMPT_COLUMNS,
     SETTINGS,
     Rejected,
@@ -36,9 +39,16 @@ _ROWS_AT_ONCE = 16
 _SIZES = ("width", "height")
 
 
-def portions(source: PictureSource) -> Iterator[list[str]]:
+def portions(source: PictureSource) -> Iterator[list[Any]]:
     """Yield the names of the Parquet files, one by one; empty when the path is one."""
-    return in_portions(_tables(source.path), 1)
+    left_out = LeftOut(source.name, ".parquet, and the pictures that it names")
+    first = ""
+    for name in file_names(source.path, _is_read, left_out):
+        first = first or name
+        yield [name]
+    if first and _may_name_pictures(files.inside(source.path, first), source):
+        left_out.forget(PICTURE_ENDS)
+    yield from with_left_out([], left_out)
 
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
@@ -47,10 +57,14 @@ def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rej
 
 
 def _fits(layout: Layout) -> bool:
-    names = [name for name in layout.ending(".parquet") if name.rpartition("/")[2] not in TABLES]
     # img2dataset writes a table of what it did beside each tar.
     tars = layout.stems(".tar")
-    return any(name.rpartition(".")[0] not in tars for name in names)
+    names = [name for name in layout.ending(".parquet") if name.rpartition(".")[0] not in tars]
+    if any(name.rpartition("/")[2] not in diffusiondb.TABLES for name in names):
+        return True
+    # DiffusionDB's tables have the names of Hugging Face's, which stand beside their pictures.
+    pictures = layout.ending(*PICTURE_ENDS)
+    return bool(names and pictures) and not diffusiondb.FORMAT.fits(layout)
 
 
 FORMAT = Format(
@@ -62,10 +76,19 @@ FORMAT = Format(
 )
 
 
-def _tables(path: str) -> Iterator[str]:
-    if listing.is_file(path):
-        return iter([""])
-    return (entry.name for entry in listing.walk(path) if entry.name.endswith(".parquet"))
+def _may_name_pictures(uri: str, source: PictureSource) -> bool:
+    """Return whether the pictures of a table may be files; a table that cannot be read has none."""
+    try:
+        with closing(Parquet(uri)) as opened:
+            schema = opened.table.schema_arrow
+    except (OSError, ValueError, *DAMAGES):
+        return False
+    name = source.file_column or _picture_column(schema)
+    return any(field.name == name and _holds_paths(field.type) for field in schema)
+
+
+def _is_read(name: str) -> bool:
+    return name.endswith(".parquet") and not is_system_file(name)
 
 
 def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
@@ -79,7 +102,7 @@ def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
             if prompt not in schema.names or not _holds_pictures(schema, picture):
                 yield Rejected(base, _lacking(uri, schema))
                 return
-            columns = _Columns(uri, base, source.name, picture, prompt, schema)
+            columns = _Columns(uri, base, source, picture, prompt, schema)
             for group in range(opened.table.num_row_groups):
                 yield from columns.group_rows(opened, group)
     except (OSError, ValueError, *DAMAGES) as error:
@@ -87,20 +110,32 @@ def _file_rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
 
 
 def _picture_column(schema: pa.Schema) -> str:
-    """Return the first column that can hold pictures, or an empty name."""
-    return next((field.name for field in schema if _holds_bytes(field.type)), "")
+    """Return the first column that can hold pictures, else one of file names, or an empty name."""
+    inside = (field.name for field in schema if _holds_bytes(field.type))
+    named = (
+        name
+        for name in FILE_COLUMNS
+        if name in schema.names and _holds_paths(schema.field(name).type)
+    )
+    return next(inside, "") or next(named, "")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return (
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
 
 
 def _holds_paths(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("path") >= 0 and _holds_paths(kind.field("path").type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):
+        return _holds_paths(kind.value_type)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _holds_pictures(schema: pa.Schema, name: str) -> bool:
@@ -125,7 +160,13 @@ class _Columns:
     """The columns of a file, from which its rows become index rows."""
 
     def __init__(
-        self, uri: str, base: str, source: str, picture: str, prompt: str, schema: pa.Schema
+        self,
+        uri: str,
+        base: str,
+        source: PictureSource,
+        picture: str,
+        prompt: str,
+        schema: pa.Schema,
     ) -> None:
         self.uri, self.base, self.source = uri, base, source
         self.picture, self.prompt = picture, prompt
@@ -156,26 +197,28 @@ class _Columns:
         self, cells: Mapping[str, Any], group: int, number: int, picture: pa.Scalar | None
     ) -> Row | Rejected:
         row_id, member = f"{self.base}/{group}/{number}", f"{group}/{number}/{self.picture}"
-        prompt, size = cells[self.prompt], tuple(whole(cells.get(name)) or 0 for name in _SIZES)
+        prompt = choose_caption(cells[self.prompt], self.source, row_id)
+        size = tuple(whole(cells.get(name)) or 0 for name in _SIZES)
         if picture is None:
-            row = new_row(row_id, self.source, prompt, self.uri, member, settings=cells)
+            row = new_row(row_id, self.source.name, prompt, self.uri, member, settings=cells)
             return sized(row, *size) if isinstance(row, dict) and all(size) else row
         data = picture_bytes(picture)
         if data is None:
-            return self._row_of_path(row_id, picture, cells)
-        row = new_row(row_id, self.source, prompt, self.uri, member, settings=cells)
+            return self._row_of_path(row_id, picture, prompt, cells)
+        row = new_row(row_id, self.source.name, prompt, self.uri, member, settings=cells)
         try:
             return sized(row, *images.probe(data)) if isinstance(row, dict) else row
         except images.BadPicture as error:
             return unread_picture(row_id, f"{self.uri} {member}", error)
 
     def _row_of_path(
-        self, row_id: str, picture: pa.Scalar, cells: Mapping[str, Any]
+        self, row_id: str, picture: pa.Scalar, prompt: Any, cells: Mapping[str, Any]
     ) -> Row | Rejected:
-        """Return the row of a picture that is given as a path relative to the table's folder."""
+        """Return the row of a picture that is given as a path."""
         value = picture.as_py()
         path = value.get("path") if isinstance(value, dict) else value
         if not path:
             return Rejected(row_id, f"no picture: column {self.picture!r} is empty")
-        uri = files.inside(posixpath.dirname(self.uri), path)
-        return new_row(row_id, self.source, cells[self.prompt], uri, settings=cells)
+        folder = self.source.pictures and files.absolute(self.source.pictures)
+        uri = files.inside(folder or posixpath.dirname(self.uri), path)
+        return new_row(row_id, self.source.name, prompt, uri, settings=cells)

@@ -35,8 +35,8 @@ height in pixels of the upright picture. Unknown settings are null, or empty whe
 
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
-LARGEST_MEGAPIXELS = 1000.0
-"""A header that claims more is damaged or hostile. `clean` applies the limit of the config."""
+FILE_COLUMNS = ("file", "file_name", "filename", "image")
+"""Columns that may hold the name of a table's pictures; the first that is present counts."""
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 """Columns that may hold a table's prompt; the first that is present counts."""
@@ -53,11 +53,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that cannot be used."""
+    """A row, or several alike, that cannot be used."""
 
     id: str
     reason: str
     """`kind: detail`, where the detail names the value and what is allowed."""
+    count: int = 1
+    """Files or rows that it stands for."""
 
     @property
     def kind(self) -> str:
@@ -149,7 +151,7 @@ def _largest(settings: Mapping[str, Any]) -> float | None:
 
 def sized(row: Row, width: int, height: int) -> Row | Rejected:
     """Return the row with its picture's size, or a rejected row when that is absurdly large."""
-    if reason := images.size_reason(width, height, LARGEST_MEGAPIXELS):
+    if reason := images.size_reason(width, height, images.LARGEST_MEGAPIXELS):
         return Rejected(row["id"], f"picture size: {reason}")
     return {**row, "width": width, "height": height}
 
@@ -158,6 +160,8 @@ def unread_picture(row_id: str, where: str, error: Exception) -> Rejected:
     """Return the rejected row of a picture at `where` that could not be read."""
     if isinstance(error, FileNotFoundError):
         return Rejected(row_id, f"missing picture: {where} does not exist")
+    if isinstance(error, images.LargePicture):
+        return Rejected(row_id, f"picture size: {where}: {error}")
     return Rejected(row_id, f"unreadable picture: {where}: {error}")
 
 
@@ -168,5 +172,8 @@ def rejected_table(rejected: Iterable[Rejected]) -> pa.Table:
 
 
 def count_kinds(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """Return the number of rejected rows of each kind, the most frequent first."""
-    return dict(Counter(row.kind for row in rejected).most_common())
+    """Return the number of rejected files or rows of each kind, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for row in rejected:
+        counts[row.kind] += row.count
+    return dict(counts.most_common())

@@ -3,6 +3,7 @@
 import posixpath
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.sources import files
@@ -16,14 +17,17 @@ from img2prompt.data.sources.folder import (
     is_picture,
     is_text,
 )
+from img2prompt.data.sources.left_out import LeftOut, with_left_out
 from img2prompt.data.sources.portions import PORTION, in_portions
 from img2prompt.data.sources.prefetch import in_order, with_sizes
 from img2prompt.data.sources.rows import Rejected, Row, new_row
 
 
-def portions(source: PictureSource) -> Iterator[list[list[str]]]:
+def portions(source: PictureSource) -> Iterator[list[Any]]:
     """Yield the names of pictures and texts that share a stem, in all folders of the path."""
-    return in_portions(_stems(source.path), PORTION)
+    left_out = LeftOut(source.name, f"pictures and {TEXT_END}")
+    stems = _stems(file_names(source.path, _is_read, left_out))
+    return with_left_out(in_portions(stems, PORTION), left_out)
 
 
 def list_rows(source: PictureSource, stems: Iterable[list[str]]) -> Iterator[Row | Rejected]:
@@ -41,13 +45,16 @@ FORMAT = Format(
 )
 
 
-def _stems(path: str) -> Iterator[list[str]]:
+def _is_read(name: str) -> bool:
+    return is_picture(name) or is_text(name)
+
+
+def _stems(names: Iterable[str]) -> Iterator[list[str]]:
     """Yield the pictures and texts of each stem."""
-    for _, folder in groupby(file_names(path), key=posixpath.dirname):
+    for _, folder in groupby(names, key=posixpath.dirname):
         stems: dict[str, list[str]] = {}
         for name in folder:
-            if is_picture(name) or is_text(name):
-                stems.setdefault(posixpath.splitext(name)[0], []).append(name)
+            stems.setdefault(posixpath.splitext(name)[0], []).append(name)
         yield from stems.values()
 
 
@@ -56,7 +63,7 @@ def _rows_of_stem(names: list[str], source: PictureSource) -> list[Row | Rejecte
     pictures = [name for name in names if is_picture(name)]
     if not pictures:
         row_id = f"{source.name}/{names[0]}"
-        return [Rejected(row_id, f"no picture: none of {', '.join(PICTURE_ENDS)} has this stem")]
+        return [Rejected(row_id, "no picture: no file with this stem is one")]
     if not texts:
         reason = f"no prompt: {posixpath.splitext(names[0])[0]}{TEXT_END} is not beside it"
         return [Rejected(f"{source.name}/{name}", reason) for name in pictures]

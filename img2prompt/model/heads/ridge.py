@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 CONSTANT = 1e-12
@@ -110,7 +111,12 @@ def solve(sums: RidgeSums, strengths: Sequence[float]) -> RidgeHeads:
     variance = np.diag(covariance)
     constant = variance <= CONSTANT * square
     scale = np.where(constant, 0, 1 / np.sqrt(np.where(constant, 1, variance)))
-    values, axes = np.linalg.eigh(covariance * np.outer(scale, scale))
+    # The matrix has no more eigenvalues above 0 than there are rows.
+    width = len(scale)
+    first = max(0, width - sums.rows)
+    correlation = covariance * np.outer(scale, scale)
+    solved = eigh(correlation, subset_by_index=(first, width - 1), overwrite_a=True)
+    values, axes = np.asarray(solved[0]), np.asarray(solved[1])
     values = values.clip(min=0)  # of a matrix without full rank, some are rounding errors below 0
     cross = sums.xy / sums.rows - np.outer(mean_x, mean_y)
     rotated = axes.T @ (scale[:, None] * cross)

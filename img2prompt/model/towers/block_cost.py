@@ -109,12 +109,15 @@ def attention_cost(
     )
 
 
-def norm_cost(width: int, positions: int, *, learned: bool, back: bool) -> Cost:
-    """Cost of a LayerNorm; `back`: its result needs a gradient, so it keeps its input."""
+def norm_cost(width: int, positions: int, *, learned: bool, back: bool, size: int = FLOAT) -> Cost:
+    """Cost of a LayerNorm; `back`: its result needs a gradient, so it keeps its input.
+
+    `size`: bytes of a number of its input.
+    """
     return Cost(
         parameters=2 * width,
         learned=2 * width if learned else 0,
-        activations=FLOAT * positions * width if back else 0,
+        activations=size * positions * width if back else 0,
     )
 
 

@@ -8,13 +8,31 @@ from pathlib import Path
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower, TowerShape
+from img2prompt.model.towers.blip2 import Blip2Tower
 from img2prompt.model.towers.clip import ClipTower
+from img2prompt.model.towers.convnext import ConvNextTower
+from img2prompt.model.towers.dinov2 import Dinov2RegistersTower, Dinov2Tower
+from img2prompt.model.towers.dinov3 import Dinov3Tower
 from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
 from img2prompt.model.towers.json_files import read_json
 from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config
 
-FAMILIES: tuple[type[Tower], ...] = (ClipTower, SiglipTower, EfficientNetLiteTower)
+FAMILIES: tuple[type[Tower], ...] = (
+    ClipTower,
+    SiglipTower,
+    Dinov2Tower,
+    Dinov2RegistersTower,
+    Dinov3Tower,
+    Blip2Tower,
+    ConvNextTower,
+    EfficientNetLiteTower,
+)
+REFUSED = {
+    "siglip2": "it takes pictures of any shape as lists of patches (NaFlex), and shards hold "
+    "squares: use a SigLIP 2 of a fixed resolution, such as google/siglip2-large-patch16-256",
+}
+"""Reasons by `model_type`."""
 
 DEMO_SHAPE = {
     "hidden_size": 160,
@@ -74,6 +92,8 @@ def _family(folder: Path) -> type[Tower]:
     """The family that the `model_type` of a checkpoint names."""
     path = folder / CONFIG
     model_type = read_json(path).get("model_type")
+    if model_type in REFUSED:
+        raise UserError(f"{path} has model_type {model_type!r}: {REFUSED[model_type]}")
     for family in FAMILIES:
         if model_type in family.model_types:
             return family

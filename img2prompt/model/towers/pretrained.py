@@ -1,6 +1,7 @@
 """Towers around vision models of the transformers library: config, strict loading and saving."""
 
 import copy
+import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,8 @@ class PretrainedTower(Tower):
     """Tensors of a whole model that are no part of the tower, beside those of its text side."""
     prefixes: ClassVar[tuple[str, ...]] = (PREFIX,)
     """Names of the tower in a whole model."""
+    attention_kernel: ClassVar[str] = "sdpa"
+    """Name in transformers of how attention is computed."""
 
     def __init__(self, vision: PreTrainedModel) -> None:
         super().__init__()
@@ -153,10 +156,12 @@ class PretrainedTower(Tower):
     def build(cls, config: Any) -> PreTrainedModel:
         """Build the model with random weights; nothing in its layers is random in training."""
         config = copy.deepcopy(config)
-        for name, off in RANDOM.items():
-            if hasattr(config, name):
-                setattr(config, name, off)
-        return cls.model_class._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+        for part, (name, off) in itertools.product(parts, RANDOM.items()):
+            if hasattr(part, name):
+                setattr(part, name, off)
+        kernel = cls.attention_kernel
+        return cls.model_class._from_config(config, attn_implementation=kernel, dtype=torch.float32)
 
     @classmethod
     def _tensor_shapes(cls, config: Any) -> Shapes:

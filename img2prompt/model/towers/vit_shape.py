@@ -60,6 +60,8 @@ class VitShape(TowerShape):
     """The patch convolution has a bias."""
     input_norm: bool
     """A LayerNorm between the embeddings and the lowest layer."""
+    norm_all: bool = False
+    """The final norm is that of all tokens, though one of them is the feature."""
     pooling: Pooling
     """`class token`: the final norm of that token. `attention`: a learned query attends to the
     final norm of all tokens, and an MLP follows (arXiv 2106.04560, section 3.4). `q-former`: so do
@@ -92,7 +94,9 @@ class VitShape(TowerShape):
         """Cost of what follows the final norm; `below`: its input needs a gradient."""
         if self.pooling == "attention":
             return _attention_pooling(self, learned=learned, below=below, half=half)
-        return Cost()
+        # The head keeps its input, a part of all normalised tokens, unless it makes a copy.
+        tokens = FLOAT * self.tokens * self.token
+        return Cost(activations=tokens if self.norm_all and below and not half else 0)
 
 
 def attention_matrices(width: int, biases: tuple[bool, bool, bool, bool]) -> tuple[Matrix, ...]:
@@ -125,6 +129,7 @@ def _embeddings(shape: VitShape, plan: PlanConfig, *, half: bool) -> Cost:
         forward=forward,
         backward=forward if learned else 0,
         activations=norm_input + element(half) * 3 * shape.size**2 if learned else 0,
+        copies=HALF * matrix if half and learned else 0,
     )
 
 
@@ -176,7 +181,7 @@ def _attention(shape: VitShape, learning: Learning, *, below: bool, half: bool) 
     """LayerNorm and attention.
 
     Autocast makes a 16-bit copy of a float32 input for each matrix that reads it, and peft one of
-    the attention output.
+    the attention output. Rotary positions leave tokens in an order in which that output is copied.
     """
     d, n = shape.token, shape.tokens
     *first, last = shape.attention
@@ -186,7 +191,8 @@ def _attention(shape: VitShape, learning: Learning, *, below: bool, half: bool) 
         total += matrix_cost(matrix, n, learning, below=normed, half=half)
     total += attention_cost(n, n, d, shape.heads, back=back, half=half)
     total += matrix_cost(last, n, learning, below=back, half=half)
-    inputs = (len(first) if half else 1) * learning.learns + (half and learning.rank > 0)
+    copied = (half and learning.rank > 0) or (learning.learns and not shape.positions)
+    inputs = (len(first) if half else 1) * learning.learns + copied
     return total + Cost(activations=element(half) * n * d * inputs)
 
 

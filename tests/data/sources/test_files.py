@@ -3,6 +3,7 @@ import io
 import logging
 from unittest.mock import Mock
 
+import pyarrow.fs as pafs
 import pytest
 from source_locations import FlakyFiles, SourceLocation, encoded, read_all
 
@@ -115,3 +116,55 @@ def test_folders_that_cannot_be_listed(location, monkeypatch) -> None:
         UserError, match=r"/in/ cannot be listed .*: make it readable or move it away"
     ):
         next(entries)
+
+
+def test_each_folder_is_listed_once(tmp_path) -> None:
+    for name in ("a/1.png", "b/2.png", "elsewhere/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(root / name)
+    (root / "a" / "loop").symlink_to(root)
+    (root / "again").symlink_to("b")
+    (root / "gone.png").symlink_to("nowhere")
+    (root / "itself.png").symlink_to("itself.png")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "up").symlink_to("..")
+    entries = list(listing.walk(str(root)))
+    usable = [e.name for e in entries if not e.problem and not e.name.endswith("/")]
+    assert usable == ["a/1.png", "b/2.png", "linked/3.png"]
+    assert {e.name: e.problem.partition(" ")[0] for e in entries if e.problem} == {
+        "a/loop/": "repeated",
+        "again/": "repeated",
+        "gone.png": "broken",
+        "itself.png": "broken",
+        "up/": "repeated",
+    }
+    location = SourceLocation(str(root))
+    for name in ("a/1.png", "b/2.png", "linked/3.png"):
+        location.write(name, PICTURE)
+    rows, rejected = location.list(format="metadata")
+    assert not rows
+    assert sorted(row.kind for row in rejected) == [
+        *["broken link"] * 2,
+        *["no prompt"] * 3,
+        *["repeated folder"] * 3,
+    ]
+
+
+def test_the_digest_is_that_of_pyarrows_listing(tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"12345")
+    (entry,) = listing.walk(str(tmp_path))
+    info = pafs.LocalFileSystem().get_file_info(str(tmp_path / "a.txt"))
+    assert (entry.size, entry.changed) == (info.size, info.mtime_ns)
+
+
+def test_folders_whose_names_are_not_utf_8(tmp_path) -> None:
+    strange = tmp_path.joinpath(b"caf\xe9".decode("utf-8", "surrogateescape"))
+    strange.mkdir()
+    (strange / "a.png").write_bytes(PICTURE)
+    _, (rejected,) = SourceLocation(str(tmp_path)).list(format="metadata")
+    assert rejected.id == "pictures/caf\\xe9"
+    assert rejected.reason == listing.NOT_UTF_8

@@ -37,8 +37,8 @@ def test_hugging_face_layout(location, monkeypatch) -> None:
             name, parquet_of(4, image=images_of(part), text=prompts_of(6), seed=range(6))
         )
     location.write("README.md", b"a data set")
-    rows, rejected = location.list(name="hf")
-    assert not rejected
+    rows, (left_out,) = location.list(name="hf")
+    assert left_out.reason.startswith("left out .md: 1 file, such as README.md; ")
     pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).validate(full=True)
     assert [row["prompt"] for row in rows] == prompts_of(6) * 2
     assert rows[5]["id"] == "hf/data/train-00000-of-00002.parquet/1/1"
@@ -52,7 +52,7 @@ def test_hugging_face_layout(location, monkeypatch) -> None:
     assert read_all(rows[::-1]) == PICTURES[::-1]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 def test_plain_bytes_and_named_columns(location, kind) -> None:
     data = parquet_of(
         mask=pa.array([b"no"] * 3, pa.binary()),
@@ -97,6 +97,8 @@ def test_pictures_beside_the_table(location) -> None:
     [
         pa.array(["a.png", "gone.png", None]),
         pa.array(["a.png", "gone.png", None], pa.large_string()),
+        pa.array(["a.png", "gone.png", None], pa.string_view()),
+        pa.array(["a.png", "gone.png", None]).dictionary_encode(),
         pa.array([{"path": "a.png"}, {"path": "gone.png"}, None]),
     ],
 )
@@ -174,3 +176,31 @@ def test_a_table_that_changed_after_it_was_listed(location) -> None:
     assert found[4] == PICTURES[0]
     location.write("a.parquet", parquet_of(picture=images_of(PICTURES[:2]), prompt=prompts_of(2)))
     assert [type(error) for error in read_all(rows)] == [ValueError] * 3
+
+
+def test_lists_of_captions_and_views_of_text(location) -> None:
+    captions = pa.array([["a fox", "a red fox"], ["a whale"], []], pa.list_(pa.string()))
+    location.write("a.parquet", parquet_of(image=images_of(PICTURES[:3]), caption=captions))
+    views = pa.array(["a fox", "a whale"], pa.string_view())
+    location.write("b.parquet", parquet_of(image=images_of(PICTURES[:2]), text=views))
+    rows, (rejected,) = location.list()
+    assert [row["prompt"] for row in rows] == ["a fox", "a whale", "a fox", "a whale"]
+    assert rejected.kind == "empty prompt"
+
+
+def test_metadata_beside_pictures(location) -> None:
+    for split in ("train", "test"):
+        for number in range(2):
+            location.write(f"{split}/{number}.png", PICTURES[number])
+        table = parquet_of(file_name=["0.png", "gone.png"], text=[f"a {split} fox", "x"])
+        location.write(f"{split}/metadata.parquet", table)
+    rows, rejected = location.list(name="hf")
+    assert [row["prompt"] for row in rows] == ["a test fox", "a train fox"]
+    assert [row.kind for row in rejected] == ["missing picture"] * 2
+
+
+def test_pictures_in_a_named_folder(location) -> None:
+    location.write("data/a.parquet", parquet_of(image=["a.png"], prompt=["a fox"]))
+    location.write("pictures/a.png", PICTURES[0])
+    (row,), _ = location.list("data/a.parquet", pictures=f"{location.root}/pictures")
+    assert read_all([row]) == [PICTURES[0]]

@@ -1,4 +1,8 @@
+import imagecodecs
+import numpy as np
 from source_locations import SourceLocation, encoded, read_all
+
+from img2prompt.data.images import decode
 
 PICTURES = [encoded(5, 3), encoded(6, 3, "jpg"), encoded(7, 3, "webp")]
 
@@ -13,8 +17,12 @@ def test_sidecars_in_all_folders(location) -> None:
     location.write("z/c.webp", PICTURES[2])
     location.write("z/c.txt", "caf\u00e9".encode())
     location.write("z/notes.md", b"not read")
+    location.write("z/._c.webp", b"\0\5\x16\7")
     rows, rejected = location.list(name="side")
-    assert not rejected
+    assert [(row.kind, row.count) for row in rejected] == [
+        ("left out system files", 1),
+        ("left out .md", 1),
+    ]
     assert [(row["id"], row["prompt"], row["width"]) for row in rows] == [
         ("side/a.png", "a cat", 5),
         ("side/a.q.png", "between a.png and a.txt", 5),
@@ -52,9 +60,24 @@ def test_a_name_that_is_not_utf_8_is_rejected(tmp_path) -> None:
     strange = tmp_path.joinpath(b"caf\xe9.png".decode("utf-8", "surrogateescape"))
     strange.write_bytes(PICTURES[0])
     strange.with_suffix(".txt").write_bytes(b"a dog")
-    rows, (rejected,) = location.list()
+    rows, rejected = location.list()
     assert [row["prompt"] for row in rows] == ["a cat"]
-    assert rejected.id == "pictures/caf\\xe9.png"
+    assert [(row.id, row.kind) for row in rejected] == [
+        ("pictures/caf\\xe9.png", "unusable name"),
+        ("pictures/caf\\xe9.txt", "unusable name"),
+    ]
+
+
+def test_every_ending_that_is_decoded_is_read(location) -> None:
+    for number, form in enumerate(("png", "jpg", "webp", "avif", "gif", "bmp", "tiff")):
+        location.write(f"{number}.{form}", encoded(5, 3, form))
+        location.write(f"{number}.txt", b"a cat")
+    location.write("7.jxl", imagecodecs.jpegxl_encode(np.zeros((3, 5, 3), np.uint8)))
+    location.write("7.txt", b"a cat")
+    rows, rejected = location.list()
+    assert not rejected
+    assert [(row["width"], row["height"]) for row in rows] == [(5, 3)] * 8
+    assert all(decode(data).shape == (3, 5, 3) for data in read_all(rows))
 
 
 def test_an_empty_folder_has_no_rows(tmp_path) -> None:

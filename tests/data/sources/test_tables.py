@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from source_locations import encoded, read_all
 
 from img2prompt.config.sources import PictureSource
-from img2prompt.data.sources.catalogue import identity, list_rows
+from img2prompt.data.sources.catalogue import identity, list_rows, portions
+from img2prompt.data.sources.detect import resolve
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.sources.rows import INDEX_SCHEMA, Rejected
 from img2prompt.errors import UserError
@@ -154,8 +156,9 @@ def test_bad_rows_are_rejected_and_the_rest_is_read(tmp_path: Path) -> None:
         b",a cat",
         b"good.png",
         b"bad\0name.png,a cat",
-        b"good.png,last",
+        b"last.png,last",
     ]
+    picture(tmp_path / "last.png")
     first, *bad, last = rows_of(tmp_path, b"\n".join(lines))
     assert (first["prompt"], last["prompt"]) == ("a cat", "last")
     found = [(row.id, row.kind, row.reason) for row in bad]
@@ -191,9 +194,10 @@ def test_a_broken_quote_costs_its_own_lines_only(tmp_path: Path) -> None:
 
 
 def test_many_rows_keep_their_order(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    numbers = range(1200)
-    content = "file,prompt,id\n" + "".join(f"a.png,cat {n},{n}\n" for n in numbers)
+    numbers, data = range(1200), encoded()
+    for number in numbers:
+        (tmp_path / f"{number}.png").write_bytes(data)
+    content = "file,prompt,id\n" + "".join(f"{n}.png,cat {n},{n}\n" for n in numbers)
     assert [row["id"] for row in rows_of(tmp_path, content.encode())] == [
         f"pictures/{n}" for n in numbers
     ]
@@ -201,7 +205,7 @@ def test_many_rows_keep_their_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"picture,prompt\na.png,a cat\n", "file,prompt\n".encode("utf-16"), b"file;prompt\n"],
+    [b"", b"picture,prompt\na.png,a cat\n", "file,words\n".encode("utf-16"), b"file;words\n"],
 )
 def test_missing_columns_name_file_columns_and_option(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match=r"list.csv has the columns .*file_column") as error:
@@ -224,9 +228,10 @@ def test_digest_is_of_the_content(tmp_path: Path) -> None:
 
 def test_json_lines(location) -> None:
     location.write("in/a.png", encoded(5, 3))
+    location.write("in/b.png", encoded(5, 3))
     lines = [
         {"file_name": "in/a.png", "text": "a cat", "seed": 5, "steps": "20", "cfg": 7, "nsfw": 0.5},
-        {"file_name": "in/a.png", "prompt": "a dog", "id": 7, "source": "old", "seed": True},
+        {"file_name": "in/b.png", "prompt": "a dog", "id": 7, "source": "old", "seed": True},
     ]
     bad = [b"{", b"[1]", b'{"text": "no file"}', b'{"file_name": 5, "text": "x"}', b"\xff"]
     bad += [b'{"file_name": "in/a.png"}', b'{"file_name": "in/a.png", "text": "\\ud800"}']
@@ -256,7 +261,8 @@ def test_kaggle_layout(location) -> None:
     table = b"imgId,prompt\n20057f34d,hyper realistic photo\n227ef0887,ramen\nffffffff,gone\n"
     location.write("prompts.csv", table)
     location.write("sample_submission.csv", b"imgId_eId,val\n")
-    rows, (rejected,) = location.list(name="kaggle")
+    rows, (rejected, left_out) = location.list(name="kaggle")
+    assert left_out.reason.startswith("left out .csv: 1 file, such as sample_submission.csv; ")
     assert [(row["id"], row["prompt"], row["width"]) for row in rows] == [
         ("kaggle/20057f34d", "hyper realistic photo", 5),
         ("kaggle/227ef0887", "ramen", 6),
@@ -280,9 +286,10 @@ def test_the_table_of_a_folder(location) -> None:
 
 def test_every_setting_of_a_csv(location) -> None:
     location.write("a.png", encoded())
+    location.write("b.png", encoded())
     header = b"file,prompt,steps,cfg,sampler,image_nsfw,prompt_nsfw\n"
     location.write(
-        "a.csv", header + b"a.png,a cat,30,7.5,Euler a,0.25,0.5\na.png,b,-,-,,high,nan\n"
+        "a.csv", header + b"a.png,a cat,30,7.5,Euler a,0.25,0.5\nb.png,b,-,-,,high,nan\n"
     )
     rows, _ = location.list("a.csv")
     settings = [[row[key] for key in ("steps", "cfg", "sampler", "nsfw")] for row in rows]
@@ -290,13 +297,133 @@ def test_every_setting_of_a_csv(location) -> None:
 
 
 def test_a_broken_gzip_yields_the_rows_before(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
     noise = np.random.default_rng(0).bytes(100_000).hex()
-    lines = [f"a.png,cat {n},{n},{noise[n * 100 :][:100]}" for n in range(2000)]
+    lines = [f"{n}.png,cat {n},{n},{noise[n * 100 :][:100]}" for n in range(2000)]
     packed = gzip.compress("\n".join(["file,prompt,id,noise", *lines]).encode())
     (tmp_path / "list.csv.gz").write_bytes(packed[: len(packed) // 2])
     rows = list(list_rows(PictureSource(path=str(tmp_path / "list.csv.gz"))))
-    good = [row["id"] for row in rows if isinstance(row, dict)]
-    assert 100 < len(good) < 2000
-    assert good == [f"pictures/{n}" for n in range(len(good))]
+    listed = [row.id for row in rows[:-1]]
+    assert 100 < len(listed) < 2000
+    assert listed == [f"pictures/{n}" for n in range(len(listed))]
+    assert {row.kind for row in rows[:-1]} == {"missing picture"}
     assert rows[-1].kind == "unreadable table"
+
+
+TABLE = "file_name{0}text\n1.png{0}a red fox\n2.png{0}caf\u00e9\n"
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings_and_separators(tmp_path: Path, separator: str, encoding: str) -> None:
+    for number in (1, 2):
+        picture(tmp_path / f"{number}.png")
+    rows = rows_of(tmp_path, TABLE.format(separator).encode(encoding))
+    assert [row["prompt"] for row in rows] == ["a red fox", "caf\u00e9"]
+
+
+def test_json_lines_in_utf_16_and_a_tab_separated_table(location) -> None:
+    location.write("a.png", encoded())
+    line = json.dumps({"file_name": "a.png", "text": "caf\u00e9"}, ensure_ascii=False)
+    location.write("a.jsonl", f"{line}\n".encode("utf-16"))
+    location.write("in/a.png", encoded())
+    location.write("in/b.tsv", b"file\tprompt\na.png\ta cat, sitting\n")
+    assert location.list("a.jsonl")[0][0]["prompt"] == "caf\u00e9"
+    assert location.list("in")[0][0]["prompt"] == "a cat, sitting"
+
+
+def test_a_quoted_header_keeps_its_separator(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (row,) = rows_of(tmp_path, b'"file";"prompt"\n"a.png";"one; two, three"\n')
+    assert row["prompt"] == "one; two, three"
+
+
+def test_tables_in_the_folders_of_a_source(location) -> None:
+    for split in ("train", "test"):
+        location.write(f"{split}/1.png", encoded(5, 3))
+        location.write(f"{split}/._metadata.csv", b"\0\5\x16\7")
+        location.write(f"{split}/metadata.csv", f"file_name,text\n1.png,a {split} fox\n".encode())
+    location.write("train/2.png", encoded(6, 3))
+    location.write("README.md", b"")
+    rows, rejected = location.list(name="hf")
+    assert [(row["id"], row["source"], row["prompt"]) for row in rows] == [
+        ("hf/test/1.png", "hf", "a test fox"),
+        ("hf/train/1.png", "hf", "a train fox"),
+    ]
+    assert [(row.id, row.count) for row in rejected] == [
+        ("hf/*system files", 2),
+        ("hf/*.md", 1),
+        ("hf/*.png", 1),
+    ]
+    source = PictureSource(path=location.root)
+    before = identity(source)
+    location.write("test/metadata.csv", b"file_name,text\n1.png,another\n")
+    assert identity(source) != before
+
+
+def test_a_table_is_seen_behind_many_pictures(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}')
+        for number in range(3000):
+            (tmp_path / split / f"{number}.png").touch()
+    assert resolve(PictureSource(path=str(tmp_path))).format == "jsonl"
+
+
+def test_pictures_in_one_folder_beside_the_table(location) -> None:
+    location.write("Images/a.png", encoded(5, 3))
+    location.write("other/b.png", encoded(5, 3))
+    location.write("captions.txt", b"image,caption\na.png,a cat\nc.png,a hen\n")
+    (row,), (missing,) = location.list("captions.txt", format="csv")
+    assert row["uri"].endswith("/Images/a.png")
+    assert missing.reason.startswith(f"missing picture: {location.root}/Images/c.png does not")
+
+
+def test_a_missing_picture_names_the_option(location) -> None:
+    location.write("a.csv", b"file,prompt\na.png,a cat\n")
+    location.write("one/a.png", encoded())
+    location.write("two/a.png", encoded())
+    rows, (missing,) = location.list("a.csv")
+    assert not rows  # two folders have it
+    assert missing.reason.endswith("relative to the table, or to --sources.N.pictures")
+    (row,), _ = location.list("a.csv", pictures=f"{location.root}/two")
+    assert row["uri"].endswith("/two/a.png")
+
+
+FLICKR = "".join(f"{name}.png,{name} caption {number}\n" for name in "ab" for number in range(5))
+
+
+def test_one_of_five_captions_is_used_and_the_others_are_counted(location) -> None:
+    for name in "ab":
+        location.write(f"{name}.png", encoded())
+    location.write("captions.csv", f"image,caption\n{FLICKR}".encode())
+    rows, (further,) = location.list("captions.csv", name="flickr")
+    assert [row["prompt"] for row in rows] == ["a caption 0", "b caption 0"]
+    assert further.count == 8
+    assert further.reason == (
+        "further caption: 8 rows list a picture that another row lists, such as flickr/a.png; "
+        "used: the first caption of each (--sources.N.captions)"
+    )
+
+
+def test_drawn_captions_follow_the_seed_and_cover_all(tmp_path: Path) -> None:
+    lines = [f"{n}.png,{n} caption {k}" for k in range(5) for n in range(200)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,caption", *lines]))
+    source = PictureSource(path=str(tmp_path / "list.csv"), captions="drawn")
+
+    def drawn(source: PictureSource) -> list[str]:
+        rows = [row for part in portions(resolve(source)) for row in part]
+        return [row["prompt"] for row in rows if isinstance(row, dict)]
+
+    prompts = drawn(source)
+    assert sorted(int(prompt.split()[0]) for prompt in prompts) == list(range(200))
+    numbers = [prompts.count(f"{n} caption {k}") for k in range(5) for n in range(200)]
+    assert all(20 <= sum(numbers[k * 200 :][:200]) <= 60 for k in range(5))
+    assert drawn(source) == prompts
+    assert drawn(replace(source, captions_seed=1)) != prompts
+
+
+def test_rows_after_an_unusable_caption_count(location) -> None:
+    location.write("a.png", encoded())
+    location.write("a.csv", b"file,prompt\na.png, \na.png,a cat\n")
+    (row,), (rejected,) = location.list("a.csv")
+    assert (row["prompt"], rejected.kind) == ("a cat", "empty prompt")

@@ -157,3 +157,59 @@ def test_a_tar_that_changed_after_it_was_listed(location) -> None:
     (error,) = read_all(rows)
     assert isinstance(error, ValueError)
     assert "within this picture" in str(error)
+
+
+def test_members_in_any_order_and_files_of_macos(location) -> None:
+    told = json.dumps({"seed": 7}).encode()
+    by_kind = [("a.png", PICTURES[0]), ("b.jpg", PICTURES[1]), ("a.json", told), ("b.json", told)]
+    by_kind += [("a.txt", b"a cat"), ("b.txt", b"a dog")]
+    location.write("kinds.tar", tar_of(*by_kind))
+    mac = [("._a.png", b"\0\5\x16\7"), ("a.png", PICTURES[0]), ("._a.txt", b"x"), ("a.txt", b"cat")]
+    location.write("mac.tar", tar_of(*mac, ("__MACOSX/a.txt", b"x"), (".DS_Store", b"x")))
+    rows, rejected = location.list(name="s")
+    assert [(row["id"], row["prompt"], row["seed"]) for row in rows] == [
+        ("s/kinds.tar/a", "a cat", 7),
+        ("s/kinds.tar/b", "a dog", 7),
+        ("s/mac.tar/a", "cat", None),
+    ]
+    assert read_all(rows) == [PICTURES[0], PICTURES[1], PICTURES[0]]
+    assert [(row.kind, row.count) for row in rejected] == [("left out system files", 4)]
+
+
+def test_keys_with_dots(location) -> None:
+    both = [
+        (f"fox_v1.{n}.{end}", data)
+        for n in (5, 6)
+        for end, data in (("png", PICTURES[0]), ("txt", b"fox %d" % n))
+    ]
+    location.write("dots.tar", tar_of(*both))
+    sides = [("a.left.png", PICTURES[0]), ("a.right.png", PICTURES[0]), ("a.json", b"{}")]
+    location.write("sides.tar", tar_of(*sides))
+    rows, (rejected,) = location.list(name="s")
+    assert [(row["id"], row["prompt"]) for row in rows] == [
+        ("s/dots.tar/fox_v1.5", "fox 5"),
+        ("s/dots.tar/fox_v1.6", "fox 6"),
+    ]
+    assert rejected.reason == (
+        "no picture: the sample contains ['.json', '.left.png', '.right.png']; an ending begins at "
+        "the first dot of a file's name (WebDataset's rule)"
+    )
+
+
+def test_members_of_no_sample_are_counted(location) -> None:
+    sample = [("a.png", PICTURES[0]), ("a.jpg", PICTURES[1]), ("a.txt", b"a cat"), ("a.cls", b"1")]
+    sample += [("b.png", PICTURES[0]), ("b.txt", b"a dog"), ("a.json", b'{"seed": 7}')]
+    data = tar_of(*sample)
+    link = tarfile.TarInfo("c.png")
+    link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+    location.write("a.tar", link.tobuf() + data)
+    location.write("notes.md", b"")
+    rows, rejected = location.list(name="s")
+    assert [(row["id"], row["width"]) for row in rows] == [("s/a.tar/a", 5), ("s/a.tar/b", 5)]
+    assert [(row.id, row.count) for row in rejected] == [
+        ("s/a.tar/*links", 1),
+        ("s/a.tar/*.jpg", 1),
+        ("s/a.tar/*.cls", 1),
+        ("s/a.tar/*.json", 1),
+        ("s/*.md", 1),
+    ]

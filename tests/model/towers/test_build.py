@@ -79,12 +79,18 @@ def test_the_shape_of_a_hub_name_needs_no_weights_in_the_cache(
     assert read_shape(TowerConfig(weights="someone/tower")).width == 32
 
 
-@pytest.mark.parametrize("fields", [{"model_type": "dinov2"}, {}])
+@pytest.mark.parametrize("fields", [{"model_type": "resnet"}, {}])
 def test_an_unknown_family_is_refused_with_the_known_ones(fields: dict, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(fields))
     for read in (open_tower, read_shape):
         with pytest.raises(UserError, match=r"allowed: clip, .*, siglip, siglip_vision_model"):
             read(TowerConfig(weights=str(tmp_path)))
+
+
+def test_naflex_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with pytest.raises(UserError, match=r"NaFlex.*fixed resolution, such as google/siglip2-large"):
+        read_shape(TowerConfig(weights=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 import csv
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from counting import FLOP, kept_by_autograd
 from peft.tuners.lora import Conv2d as LoraConv2d
 from tiny import CPU, MemoryRows, config_of, model_of, run_loop
 from torch import Tensor, nn
@@ -244,15 +244,6 @@ def test_a_saved_processor_makes_the_pixels_that_shards_hold(
     torch.testing.assert_close(theirs.pixel_values, ours, atol=0.01, rtol=0)
 
 
-def convolution_backward_flop(
-    grad: torch.Size, x: torch.Size, w: torch.Size, *args, out_shape, **_
-) -> int:
-    """FLOP of both gradients; torch's own count of weight gradients ignores groups."""
-    mask = args[-1]
-    each = 2 * grad[0] * grad[2] * grad[3] * w[0] * w[1] * w[2] * w[3]
-    return each * (bool(mask[0]) + bool(mask[1]))
-
-
 def learning_model(tower: EfficientNetLiteTower, plan: PlanConfig) -> PromptModel:
     return build_prompt_model(tower, tower.shape.width, plan, HeadConfig(), seed=0)
 
@@ -269,8 +260,7 @@ def norm_flop(model: PromptModel) -> int:
 def test_flop_equal_those_that_torch_counts(tower: EfficientNetLiteTower, plan: PlanConfig) -> None:
     expected = cost(tower.shape, plan, HeadConfig(), half=False)
     model = learning_model(tower, plan)
-    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flop}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP) as counter:
         outputs = model(pixels())
         forward = counter.get_total_flops()
         outputs.sum().backward()
@@ -279,24 +269,6 @@ def test_flop_equal_those_that_torch_counts(tower: EfficientNetLiteTower, plan: 
     tensors = list(model.parameters())
     assert expected.parameters == sum(t.numel() for t in tensors)
     assert expected.learned == sum(t.numel() for t in tensors if t.requires_grad)
-
-
-def kept_by_autograd(model: PromptModel) -> Iterator[int]:
-    """Yield the bytes of each storage that the backward pass will read, without the model's own."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(pixels())
-    yield from kept.values()
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -310,9 +282,12 @@ def test_activations_agree_with_what_autograd_keeps(
         shorten_frozen(model, torch.bfloat16)
         short = [tensor for tensor in model.parameters() if tensor.dtype == torch.bfloat16]
         assert sum(tensor.numel() for tensor in short) == expected.shortened
-    with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
-        kept = sum(kept_by_autograd(model))
-    assert kept == pytest.approx(ROWS * expected.activations + expected.copies, rel=0.03, abs=1024)
+    precision = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+    with precision, kept_by_autograd(model) as kept:
+        model(pixels())
+    assert sum(kept.values()) == pytest.approx(
+        ROWS * expected.activations + expected.copies, rel=0.03, abs=1024
+    )
 
 
 def test_recomputing_gives_the_same_gradients(checkpoint: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from img2prompt.data.images import resize
 from img2prompt.errors import UserError
 from img2prompt.model.lora import merge_lora
 from img2prompt.model.plan import apply_plan
-from img2prompt.model.towers.build import open_tower
+from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.model.towers.siglip import SiglipTower
+from img2prompt.model.towers.vit_shape import VitShape
 from img2prompt.train.engines.build import build_engine
 
 VISION = {
@@ -107,6 +109,37 @@ def test_a_checkpoint_without_a_pooling_head_is_refused(tmp_path: Path) -> None:
     SiglipVisionModel(SiglipVisionConfig(**VISION, vision_use_head=False)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="vision_use_head false; allowed: true"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "share"),
+    [
+        ({"hidden_size": 1024, "num_hidden_layers": 24, "image_size": 256}, 256, 0.42),
+        ({"hidden_size": 1152, "num_hidden_layers": 27, "image_size": 384}, 576, 1.4),
+        (
+            {"hidden_size": 1152, "num_hidden_layers": 27, "image_size": 384, "patch_size": 14},
+            729,
+            1.8,
+        ),
+    ],
+    ids=["L/16-256", "So400m/16-384", "So400m/14-384"],
+)
+def test_the_sizes_of_siglip_2_are_known(
+    fields: dict, tokens: int, share: float, tmp_path: Path
+) -> None:
+    """Parameters are those of transformers' model, FLOP a share of CLIP ViT-L/14-336's 382 G."""
+    hidden = {1024: 4096, 1152: 4304}[fields["hidden_size"]]
+    vision = {"patch_size": 16, "num_attention_heads": 16, "intermediate_size": hidden, **fields}
+    config = {"model_type": "siglip", "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = read_shape(TowerConfig(weights=str(tmp_path)))
+    assert isinstance(shape, VitShape)
+    assert shape.tokens == tokens
+    with torch.device("meta"):
+        model = SiglipVisionModel(SiglipVisionConfig(**vision))
+    cost = shape.cost(PlanConfig(), half=False)
+    assert cost.parameters == sum(tensor.numel() for tensor in model.parameters())
+    assert cost.forward == pytest.approx(share * 381.9e9, rel=0.05)
 
 
 @pytest.mark.parametrize(

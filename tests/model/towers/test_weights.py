@@ -220,8 +220,8 @@ def test_fingerprint_sees_names_shapes_and_values(state: State) -> None:
     ("changes", "message"),
     [
         (
-            {"model_type": "dinov2"},
-            r"model_type 'dinov2'; allowed: clip, clip_vision_model, siglip, siglip_vision_model",
+            {"model_type": "resnet"},
+            r"model_type 'resnet'; allowed: clip, clip_vision_model, siglip, siglip_vision_model",
         ),
         ({"model_type": "clip_text_model"}, "model_type 'clip_text_model'"),
         ({"hidden_size": "wide"}, "is not a valid CLIP vision config"),

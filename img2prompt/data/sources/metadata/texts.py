@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
+from img2prompt.data import jpeg_xl
 from img2prompt.data.images import FORMATS
 from img2prompt.data.sources.metadata.utf16 import decode_utf_16
 
@@ -42,8 +43,11 @@ def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
     A name that occurs twice keeps its first text. A file that is not a picture has no texts.
     """
     stream.seek(0)
-    if stream.read(8) == _PNG:
+    start = stream.read(12)
+    if start.startswith(_PNG):
         return _png_texts(stream)
+    if jpeg_xl.is_jpeg_xl(start):
+        return _jpeg_xl_texts(stream)
     stream.seek(0)
     try:
         with Image.open(stream, formats=FORMATS) as image:
@@ -56,6 +60,16 @@ def read_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
     except Exception as error:  # headers fail in many ways on foreign bytes
         return {}, [f"unreadable header ({error!r:.200})"]
     return _xmp_texts(xmp if isinstance(xmp, bytes) else b"") | texts, []
+
+
+def _jpeg_xl_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
+    try:
+        exif, xmp = jpeg_xl.read_metadata(stream)
+        return _xmp_texts(xmp) | (_exif_chunk(exif) if exif else {}), []
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes fail in many ways
+        return {}, [f"unreadable metadata ({error!r:.200})"]
 
 
 def _png_texts(stream: BinaryIO) -> tuple[Texts, list[str]]:
