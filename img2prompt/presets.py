@@ -8,7 +8,13 @@ through EfficientNet-Lite2, which is installed with this package. `l14-336` is t
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.generate import GenerateConfig, PipelineConfig, SamplingConfig
 from img2prompt.config.planning import ScaleConfig
-from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.predict import (
+    BlendConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+)
 from img2prompt.config.prepare import FeaturesConfig, GroupConfig, PrepareConfig, ShardConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.sources import PictureSource, SceneSource
@@ -356,6 +362,8 @@ TRAIN = {
 }
 EVALUATE = {"default": EvaluateConfig}
 PREDICT = {"default": PredictConfig}
+BLEND = {"default": BlendConfig}
+CALIBRATE = {"default": CalibrateConfig}
 EXPORT = {"default": ExportConfig}
 CHAINS = {
     "demo": demo_chain,

@@ -208,12 +208,12 @@ def test_predict_prints_prompts_and_rejected_pictures(done) -> None:
     with open(out / "predictions" / "prompts.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     firsts = [row for row in rows if row["rank"] == "1"]
-    assert [row["imgId"] for row in firsts] == ["noise-0", "noise-1", "noise-2"]
+    assert [row["picture"] for row in firsts] == [f"noise-{n}.png" for n in range(3)]
     # Long cells continue in a second line, whose first cell is empty.
     shown = {row[0]: row[1:] for row in tables["predict"] if row[0]}
-    assert list(shown) == ["noise-0", "noise-1", "noise-2", "zero [1]"]
-    assert [shown[row["imgId"]][1] for row in firsts] == [row["cosine"] for row in firsts]
-    assert shown["zero [1]"][0].startswith("unreadable picture: ")
+    assert list(shown) == [*(f"noise-{n}.png" for n in range(3)), "zero [1].png"]
+    assert [shown[row["picture"]][1] for row in firsts] == [row["cosine"] for row in firsts]
+    assert shown["zero [1].png"][0].startswith("unreadable picture: ")
 
 
 @marked

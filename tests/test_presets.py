@@ -12,7 +12,13 @@ from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.generate import GenerateConfig
 from img2prompt.config.planning import ScaleConfig
-from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.predict import (
+    BlendConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+)
 from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
@@ -32,6 +38,8 @@ TABLES = {
     "TRAIN": TrainConfig,
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
+    "BLEND": BlendConfig,
+    "CALIBRATE": CalibrateConfig,
     "EXPORT": ExportConfig,
     "CHAINS": ChainConfig,
     "SEARCH": SearchConfig,

@@ -115,7 +115,11 @@ class PromptEncoder:
 
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
         """Return vectors (N, 384) float32 of unit length, in the order of the prompts."""
-        return self.encode_tokens(tokenise(prompts, self._folder))
+        return self.encode_tokens(self.tokenise(prompts))
+
+    def tokenise(self, prompts: Sequence[str]) -> Tokens:
+        """Return the tokens of prompts as this model reads them."""
+        return tokenise(prompts, self._folder)
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: Tokens) -> np.ndarray:
