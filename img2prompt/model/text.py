@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -92,6 +91,9 @@ class PromptEncoder:
     """
 
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
+        # Imported here: it takes seconds, and most importers of this module encode nothing.
+        from sentence_transformers import SentenceTransformer
+
         path = _model_folder(folder)
         try:
             with _no_bars():
