@@ -6,6 +6,7 @@ a misspelt option then take half a second instead of ten.
 
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -171,6 +172,11 @@ def show(title: str, columns: list[str], rows: list[list[object]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
     console.print(table)
+
+
+def show_next(purpose: str, out: str, script: str, *arguments: str) -> None:
+    """Print the job that usually follows, as a command for a shell."""
+    print(f"next, {purpose}: python jobs/{script}.py {shlex.join([*arguments, '--out', out])}")
 
 
 def _cell(value: object) -> Text:

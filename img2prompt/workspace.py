@@ -6,6 +6,7 @@
       runs/<grid>/<head>/                                   heads that learned together
       <evaluation>/ <predictions>/ <export>/                results, named by their configs
       <search>/trials/<trial>/                              a search (`SearchFolder`)
+      <generated>/pictures/                                 generated pictures (`GeneratedFolder`)
       prepare.json  config.json  metrics.json  samples/     what the demo chain leaves
       tower/                                                a tower trained from random weights
 
@@ -45,6 +46,7 @@ class Stage:
     EVALUATION = "evaluation"
     PREDICTIONS = "predictions"
     EXPORT = "export"
+    GENERATED = "generated"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ class Workspace:
         return self._result(name)
 
     def search(self, name: str) -> str:
+        return self._result(name)
+
+    def generated(self, name: str) -> str:
         return self._result(name)
 
     def _result(self, name: str) -> str:
@@ -233,3 +238,15 @@ class IndexFolder:
     def portions(self) -> str:
         """Listed portions of the sources; deleted when the index is finished."""
         return join(self.uri, "listed")
+
+
+@dataclass(frozen=True)
+class GeneratedFolder:
+    """Folder of generated pictures."""
+
+    uri: str
+
+    @property
+    def pictures(self) -> str:
+        """Source for `prepare`: Parquet files of pictures with their prompts and settings."""
+        return join(self.uri, "pictures")

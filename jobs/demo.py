@@ -25,6 +25,8 @@ def job() -> None:
         evaluate.summary(result.evaluation),
     )
     print(f"report of the scores: {result.evaluation.path(evaluate.REPORT)}")
+    pictures = ("--pictures", "FOLDER", "--run", config.finetune.name)
+    cli.show_next("prompts of other pictures", out, "predict", *pictures)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ def job() -> None:
         evaluate.summary(evaluation),
     )
     print(f"report of the scores: {evaluation.path(evaluate.REPORT)}")
+    if config.runs:
+        pictures = ("--pictures", "FOLDER", "--run", config.runs[-1])
+        cli.show_next("prompts of other pictures", options.out, "predict", *pictures)
 
 
 if __name__ == "__main__":

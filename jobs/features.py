@@ -14,6 +14,8 @@ def job() -> None:
     with cluster.connect(download=config.tower.download):
         embedded = features.run(config, shards, workspace.features)
     cli.show(f"features in {embedded.uri}", ["", "count"], list(map(list, embedded.counts.items())))
+    probes = ", ".join(name for name in presets.TRAIN if name.startswith("probe"))
+    cli.show_next(f"with a preset of {probes}", options.out, "train", "PRESET")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def job() -> None:
     with cluster.connect():
         prepared = prepare.run(config, out)
     cli.show(f"{config.name} in {out}", ["", "count", "remark"], prepare.summary(prepared))
+    cli.show_next(f"with a preset of {', '.join(presets.FEATURES)}", out, "features", "PRESET")
 
 
 if __name__ == "__main__":

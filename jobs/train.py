@@ -21,6 +21,7 @@ def job() -> None:
     with connected(needed, dashboard=True, download=config.tower.download):
         run = train.run(config, inputs, folder, resume_anyway=options.resume_anyway)
     cli.show(f"{config.name} in {run.uri}", ["", "value"], [[k, v] for k, v in run.counts.items()])
+    cli.show_next("its scores", options.out, "evaluate", "--runs", config.name)
 
 
 if __name__ == "__main__":

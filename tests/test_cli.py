@@ -195,6 +195,12 @@ def test_a_table_prints_brackets_as_text(capsys: pytest.CaptureFixture[str]) -> 
         assert part in told
 
 
+def test_the_next_job_is_printed_as_a_shell_command(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.show_next("its scores", "/data/my runs", "evaluate", "--runs", "a;b")
+    expected = "next, its scores: python jobs/evaluate.py --runs 'a;b' --out '/data/my runs'\n"
+    assert capsys.readouterr().out == expected
+
+
 def run_job(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     command = [sys.executable, "jobs/train.py", *arguments]

@@ -34,6 +34,7 @@ PRESETS = {
     "evaluate": presets.EVALUATE,
     "export": presets.EXPORT,
     "features": presets.FEATURES,
+    "generate": presets.GENERATE,
     "plan": presets.PLANS,
     "predict": presets.PREDICT,
     "prepare": presets.PREPARE,

@@ -206,6 +206,9 @@ class TrainConfig(Config):
             self.engine.micro_batch,
             "0 with a wide head: its BatchNorm needs the whole global batch in one pass",
         )
+        alone = not self.tower.beside or self.plan.frozen_tower
+        allowed = "empty unless all layers are frozen: a fine-tune trains one tower"
+        check(alone, "tower.beside", self.tower.beside, allowed)
         pictures = self.recipe.flip == 0 or not self.plan.frozen_tower
         check(
             pictures,

@@ -128,6 +128,9 @@ def ended_with_ray(earlier: Set[psutil.Process], folder: str) -> Iterator[None]:
     Calls to a dead head would hang for a minute and end without a message.
     """
     heads = [child for child in children() - earlier if child.name() == HEAD]
+    if not heads:
+        yield
+        return
     closed = threading.Event()
 
     def watch() -> None:

@@ -81,7 +81,7 @@ def run(
     draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
-    pictures = _pictures(prepared, SPLITS if config.folds else (config.split,))
+    pictures = read_pictures(prepared, SPLITS if config.folds else (config.split,))
     target = matrix(pictures["target"])
     if config.folds:
         folds = CrossValidation(config, prepared, features, pictures)
@@ -205,7 +205,7 @@ def needs_cluster(config: EvaluateConfig, shards: Artifact) -> bool:
     return config.folds == 0 and not few_pictures(shards.counts[config.split])
 
 
-def _pictures(prepared: PreparedData, splits: Sequence[str]) -> pa.Table:
+def read_pictures(prepared: PreparedData, splits: Sequence[str]) -> pa.Table:
     """Return id, prompt_id, source, target and group of each picture, in the shards' order."""
     columns = ["id", "prompt_id", "source", "target"]
     tables = [prepared.shards.read_tables(f"{split}/", columns) for split in splits]

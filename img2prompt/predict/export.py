@@ -3,7 +3,8 @@
 `tower/` is a standard Hugging Face checkpoint of the vision tower, LoRA merged into its matrices
 (`AutoModel.from_pretrained`, `AutoImageProcessor.from_pretrained`). transformers has no
 EfficientNet-Lite: its tensors have the names of the package efficientnet-lite-pytorch instead. Nor
-has it BLIP-2's vision tower alone: this package reads that export.
+has it BLIP-2's vision tower alone: this package reads that export. Towers side by side are in
+`tower/1`, `tower/2`, ...: the feature is theirs one after the other.
 `head.safetensors` maps the feature (`pooler_output`) to the prompt embedding. Its tensors are named
 as in `torch.nn.Linear(D, 384)`, or, for a wide head, as in `torch.nn.Sequential(Linear(D, W,
 bias=False), BatchNorm1d(W), ReLU(), Linear(W, 384))`. Float32 throughout.
@@ -50,8 +51,9 @@ def run(config: ExportConfig, predictor: PredictorSpec, shards: Artifact, out: s
     with tempfile.TemporaryDirectory() as folder:
         model.tower.save(folder, torch.float32)
         model.tower.save_processor(folder, shards.config["fit"])
-        for path in sorted(Path(folder).iterdir()):
-            draft.write_bytes(f"{TOWER}/{path.name}", path.read_bytes())
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            draft.write_bytes(f"{TOWER}/{name}", path.read_bytes())
     head = model.head.state_dict()
     draft.write_bytes(HEAD, safetensors.torch.save(head, metadata={"format": "pt"}))
     return draft.publish(parameters=sum(t.numel() for t in model.parameters()))

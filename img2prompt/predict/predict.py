@@ -26,7 +26,7 @@ from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
 from img2prompt.data.sources import files, listing
 from img2prompt.data.sources.folder import PICTURE_ENDS, is_picture
-from img2prompt.data.sources.left_out import LeftOut
+from img2prompt.data.sources.left_out import FOLDERS, LeftOut
 from img2prompt.data.sources.listing import Entry
 from img2prompt.data.sources.rows import (
     REJECTED_SCHEMA,
@@ -100,7 +100,7 @@ def list_pictures(folder: str) -> tuple[dict[str, Entry], list[Rejected], list[R
     Returns:
         each picture by its id, the file name without ending, in the order of the ids; pictures
         whose name cannot be an id of the submission, and, of those that share an id, all but the
-        first; files that are no pictures, counted by ending.
+        first; folders, and files that are no pictures, counted by ending.
 
     Raises:
         UserError: no folder, or no picture in it.
@@ -109,12 +109,12 @@ def list_pictures(folder: str) -> tuple[dict[str, Entry], list[Rejected], list[R
     if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
         raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
     pictures, rejected = dict[str, Entry](), list[Rejected]()
-    left_out = LeftOut("", f"pictures ({', '.join(PICTURE_ENDS)})")
+    left_out = LeftOut("", f"pictures, which have the endings {', '.join(PICTURE_ENDS)}")
     for entry in listing.entries(folder):
         stem, ending = posixpath.splitext(entry.name)
         if entry.name.endswith("/"):
-            continue
-        if not is_picture(entry.name) or not ending:
+            left_out.add(entry.name, FOLDERS)
+        elif not is_picture(entry.name) or not ending:
             left_out.add(entry.name)
         elif reason := entry.problem or _name_reason(stem, entry, pictures):
             rejected.append(Rejected(stem, reason))

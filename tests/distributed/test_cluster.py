@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 import ray
 
-from img2prompt.distributed.cluster import Resources, _start, require, resources
+from img2prompt.distributed.cluster import (
+    Resources,
+    _limit_ray_data,
+    _start,
+    require,
+    resources,
+)
 from img2prompt.errors import UserError
 from img2prompt.lease import WORKER
 
@@ -213,6 +219,18 @@ def test_an_autoscaling_cluster_declares_its_largest_size(monkeypatch) -> None:
     monkeypatch.setenv("IMG2PROMPT_MAX_GPUS", "many")
     with pytest.raises(UserError, match="IMG2PROMPT_MAX_GPUS is 'many'; allowed: a whole number"):
         resources()
+
+
+def test_ray_data_requests_no_more_than_an_autoscaling_cluster_may_grow_to(monkeypatch) -> None:
+    cluster_of({"CPU": 2.0}, monkeypatch)
+    options = ray.data.DataContext.get_current().execution_options
+    monkeypatch.setenv("IMG2PROMPT_MAX_CPUS", "6")
+    _limit_ray_data()
+    limits = options.resource_limits
+    assert (limits.cpu, limits.gpu, limits.memory) == (6, 0, float("inf"))
+    monkeypatch.delenv("IMG2PROMPT_MAX_CPUS")
+    _limit_ray_data()
+    assert options.resource_limits == ray.data.ExecutionResources.for_limits()
 
 
 class SlowStart:

@@ -8,6 +8,7 @@ import ast
 import importlib
 import inspect
 import logging
+import os
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,6 +29,7 @@ OWNERS = {
 }
 """The only file with private names of a library."""
 PRIVATE = [
+    "ray._private.worker:connect",
     "ray._raylet:AuthenticationTokenLoader.instance",
     "ray._raylet:Config.initialize",
     "ray._raylet:PlacementGroupID",
@@ -49,6 +51,7 @@ VARIABLES = {
     "RAY_JOB_CONFIG_JSON_ENV_VAR": "ray._private.runtime_env.constants",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "ray.train.v2._internal.constants",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "ray.train.v2._internal.constants",
+    "RAY_gcs_server_port_wait_time_s": "ray._private.node",
     "TUNE_DISABLE_SIGINT_HANDLER": "ray.tune.tune",
 }
 """Environment variables that img2prompt sets or reads, and the modules of Ray that know them."""
@@ -244,3 +247,26 @@ def test_private_names_are_in_one_file_only(owner: str, library: str) -> None:
              (ROOT / folder).rglob("*.py") if file != ROOT / owner]  # fmt: skip
     private = {str(file.relative_to(ROOT)): private_names(file, library) for file in files}
     assert {file: names for file, names in private.items() if names} == {}, f"use {owner}"
+
+
+@pytest.mark.parametrize(("level", "used"), [(None, "fatal"), ("debug", "debug")])
+def test_only_the_driver_of_a_local_cluster_logs_fatal_lines_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], level, used: str
+) -> None:
+    levels: list[str | None] = []
+
+    def connect(*arguments: object) -> None:
+        levels.append(os.environ.get(internals.LOG_LEVEL))
+        os.write(2, b"about the variable\n")
+
+    monkeypatch.delenv(internals.LOG_LEVEL, raising=False)
+    if level:
+        monkeypatch.setenv(internals.LOG_LEVEL, level)
+    monkeypatch.setattr(internals.worker, "connect", connect)
+    with internals.fatal_driver_logs():
+        assert os.environ.get(internals.LOG_LEVEL) == level, "while Ray's processes start"
+        internals.worker.connect("a node")
+    assert internals.worker.connect is connect
+    assert levels == [used]
+    assert os.environ.get(internals.LOG_LEVEL) == level
+    assert ("about the variable" in capfd.readouterr().err) == (level is not None)

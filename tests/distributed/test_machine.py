@@ -178,6 +178,12 @@ print("still here")
 """
 
 
+def test_a_cluster_without_a_head_of_its_own_is_not_watched(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine.threading, "Thread", None)
+    with machine.ended_with_ray(machine.children(), str(tmp_path)):
+        pass
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_job_ends_with_the_head_of_its_own_cluster(tmp_path: Path, ends: bool) -> None:
     command = [sys.executable, "-c", END, str(tmp_path), "end" if ends else "leave"]

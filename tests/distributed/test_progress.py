@@ -60,6 +60,14 @@ def test_slow_rates_and_short_times_are_not_rounded_to_zero(
     assert caplog.messages == [f"predict: {line}"]
 
 
+def test_rows_may_have_another_name(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    count = Progress("generate", total=16, unit="pictures")
+    clock.append(120.0)
+    count.add(8)
+    assert caplog.messages == ["generate: 8 of 16 pictures (50%), 0.4 pictures/s, 20 s left"]
+
+
 TERMINAL = """
 import logging, sys
 from img2prompt.distributed.progress import Progress
@@ -88,7 +96,7 @@ def test_a_terminal_shows_a_bar_below_the_log_lines() -> None:
             shown += data
     os.close(master)
     assert script.wait(60) == 0
-    for text in (b"1/4", b"4/4", b"7/?", b"a line above the bar\r\n", b"the end\r\n"):
+    for text in (b"4/4", b"7/?", b"a line above the bar\r\n", b"the end\r\n"):
         assert text in shown
     assert b"rows/s" not in shown, "the lines of a log"
     assert shown.endswith(b"the end\r\n")
@@ -118,6 +126,6 @@ def test_the_bottleneck_is_the_step_whose_workers_were_busiest(
     assert report["busy_s"] == {"decode": 12.0, "forward": 4.5}
     assert report["bottleneck"] == "forward"
     assert caplog.messages == [
-        "features: 3 rows in 5.5 s, 1 images/s; "
+        "features: 3 rows in 5.5 s, 0.55 images/s; "
         "decode 12.0 s (55% of 4), forward 4.5 s (82% of 1); bottleneck: forward"
     ]

@@ -20,6 +20,7 @@ from img2prompt.config.predict import PredictConfig
 from img2prompt.config.sources import SceneSource
 from img2prompt.data.sources import files
 from img2prompt.data.sources.catalogue import list_rows
+from img2prompt.data.sources.folder import PICTURE_ENDS
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed import placement
@@ -99,6 +100,7 @@ BAD = {
     "unusable name": 1,
     "repeated id": 1,
     "left out .txt": 1,
+    "left out folders": 1,
 }
 """Rejected rows of `write_bad`, by kind."""
 
@@ -174,7 +176,11 @@ def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> No
     assert set(vectors_of(made)) == set(predicted.pixels)
     rejected = made.read_table(predict.REJECTED).to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}
-    assert set(reasons) == {"a,b", "corrupt", "lying", "zero", "*.txt"}
+    assert set(reasons) == {"a,b", "corrupt", "lying", "zero", "*.txt", "*folders"}
+    assert reasons.pop("*folders") == (
+        "left out folders: 1 folder, such as folder.png/; read: pictures, which have the endings "
+        f"{', '.join(PICTURE_ENDS)}"
+    )
     assert reasons.pop("*.txt").startswith("left out .txt: 1 file, such as notes.txt; ")
     assert reasons.pop("a,b").startswith("unusable name: id 'a,b' has a comma")
     for name, reason in reasons.items():
@@ -326,7 +332,7 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     assert made.counts == {"pictures": 0, "rejected": BAD}
     assert predict.SUBMISSION not in made.files
     assert predict.summary(made) == []
-    assert len(predict.rejected_summary(made)) == 6
+    assert len(predict.rejected_summary(made)) == 7
 
 
 def make_brightness() -> PredictorSpec:

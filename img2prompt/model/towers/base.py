@@ -51,8 +51,8 @@ class Tower(nn.Module, ABC):
     """Values of `model_type` in `config.json`."""
     processor_class: ClassVar[type[PilBackend]]
     """Class of transformers that makes the same pixels."""
-    mean: ClassVar[RGB]
-    std: ClassVar[RGB]
+    mean: RGB
+    std: RGB
     """Mean and deviation of red, green and blue in [0, 1], by which pixels are normalised."""
     base_fingerprint: str
     """Fingerprint of the weights it started from, whatever is trained or injected later."""

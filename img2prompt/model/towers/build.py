@@ -15,7 +15,9 @@ from img2prompt.model.towers.dinov2 import Dinov2RegistersTower, Dinov2Tower
 from img2prompt.model.towers.dinov3 import Dinov3Tower
 from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
 from img2prompt.model.towers.json_files import read_json
+from img2prompt.model.towers.side_by_side import SideBySideShape, SideBySideTower
 from img2prompt.model.towers.siglip import SiglipTower
+from img2prompt.model.towers.timm_models import TimmTower
 from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config
 
 FAMILIES: tuple[type[Tower], ...] = (
@@ -51,6 +53,8 @@ def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
     Raises:
         UserError: the weights are absent, incomplete, or of another family, shape or resolution.
     """
+    if config.beside:
+        return SideBySideTower([open_tower(member, seed) for member in config.members])
     if config.weights == FRESH:
         return ClipTower.fresh(DEMO_SHAPE, seed)
     if config.weights == LITE2:
@@ -65,6 +69,8 @@ def read_shape(config: TowerConfig) -> TowerShape:
     Raises:
         UserError: the checkpoint is absent, or of another family or resolution.
     """
+    if config.beside:
+        return SideBySideShape.of([read_shape(member) for member in config.members])
     if config.weights == FRESH:
         return ClipTower.shape_of(ClipTower.config_class.from_dict(DEMO_SHAPE))
     if config.weights == LITE2:
@@ -78,6 +84,8 @@ def checkpoint_stamp(config: TowerConfig) -> str:
 
     Equal stamps are the same weights; another stamp may be a copy of them.
     """
+    if config.beside:
+        return " ".join(checkpoint_stamp(member) for member in config.members)
     if config.weights == FRESH:
         return FRESH
     if config.weights == LITE2:
@@ -89,13 +97,18 @@ def checkpoint_stamp(config: TowerConfig) -> str:
 
 
 def _family(folder: Path) -> type[Tower]:
-    """The family that the `model_type` of a checkpoint names."""
+    """The family that the `model_type` of a checkpoint names; timm names an `architecture`."""
     path = folder / CONFIG
-    model_type = read_json(path).get("model_type")
+    fields = read_json(path)
+    model_type = fields.get("model_type")
+    if model_type is None and isinstance(fields.get("architecture"), str):
+        return TimmTower
     if model_type in REFUSED:
         raise UserError(f"{path} has model_type {model_type!r}: {REFUSED[model_type]}")
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise UserError(f"{path} has model_type {model_type!r}; allowed: {known}")
+    raise UserError(
+        f"{path} has model_type {model_type!r}; allowed: {known}, or an `architecture` of timm"
+    )
