@@ -1,9 +1,10 @@
 """How near does the generate stage come to the bare pipeline, and how fast is each batch size?
 
-The stage runs with one actor, and the bare pipeline, diffusers alone in this process, before and
-after it; both compute with one thread on a CPU. The stage's rate is that of its shards, with
-encoding and writing; its start is reported apart. The pictures are compared. Then batches of 1 to
-`--largest` pictures are timed, with `--compile` also compiled.
+The bare pipeline is diffusers alone in this process, and both compute with one thread on a CPU.
+First the stage runs in this process too, and CPU-seconds are compared, which hold on a busy
+machine; they include the stage's encoding and writing. Then it runs with one actor between two runs
+of the bare pipeline, and pictures/s are compared; its start is reported apart. The pictures are
+compared, too. Last, batches of 1 to `--largest` pictures are timed, with `--compile` also compiled.
 
 Without `--weights` the pipeline is small and random. Pictures/s of random and trained weights are
 equal.
@@ -30,11 +31,16 @@ from img2prompt.artifact import Artifact
 from img2prompt.config.generate import GenerateConfig, PipelineConfig, SamplingConfig
 from img2prompt.data import images
 from img2prompt.distributed import cluster
+from img2prompt.draft import Draft
 from img2prompt.generate import run as generate
-from img2prompt.generate.actors import with_dtype
+from img2prompt.generate.actors import ShardJob, with_dtype
+from img2prompt.generate.checkpoint import checkpoint_digest
 from img2prompt.generate.pictures import PicturePipeline
-from img2prompt.generate.plan import PictureRequest
+from img2prompt.generate.plan import PictureRequest, Plan, seed_of
+from img2prompt.generate.prompts import choose_prompts
+from img2prompt.generate.run import PROMPTS
 from img2prompt.model.inference import one_thread
+from img2prompt.workspace import Stage
 
 SUBJECTS = ("cat", "boat", "violin", "planet", "sailor", "lighthouse", "snail", "train")
 STYLES = ("in oil", "at night", "as pixel art", "in snow", "made of glass", "from above")
@@ -61,14 +67,18 @@ class Options:
 def run(options: Options) -> dict[str, float]:
     """Measure and print the tables; return pictures/s of the bare pipeline and the stage."""
     with tempfile.TemporaryDirectory() as folder:
-        config = make_config(options, Path(folder))
+        config = with_dtype(make_config(options, Path(folder)))
+        bare_cpu = bare(config, options)[2]
+        stage_cpu = in_process(config, f"{folder}/in-process")
+        rows = [["bare pipeline", f"{bare_cpu:.3g}"]]
+        rows += [["stage", f"{stage_cpu:.3g} ({bare_cpu / stage_cpu:.1%} of its rate)"]]
+        cli.show("CPU-seconds a picture", ["", ""], rows)
         with cluster.connect():
-            config = with_dtype(config)
-            before, expected = bare(config, options)
+            before, expected, _ = bare(config, options)
             began = time.perf_counter()
             generated = generate.run(config, f"{folder}/out")
             whole = generated.counts["pictures"] / (time.perf_counter() - began)
-            after, _ = bare(config, options)
+            after, _, _ = bare(config, options)
         check_same(generated, expected)
         rates = {"bare": (before + after) / 2, "stage": steady_rate(generated)}
         rows = [
@@ -100,8 +110,24 @@ def make_config(options: Options, folder: Path) -> GenerateConfig:
     )
 
 
-def bare(config: GenerateConfig, options: Options) -> tuple[float, dict[int, np.ndarray]]:
-    """Return pictures/s of diffusers alone after one batch, and pixels by seed."""
+def in_process(config: GenerateConfig, out: str) -> float:
+    """Make all shards in this process; return CPU-seconds a picture of those after the first."""
+    prompts, _ = choose_prompts(config)
+    weights = checkpoint_digest(Path(config.weights), config.variant)
+    draft = Draft.open(out, Stage.GENERATED, config, {"weights": weights})
+    draft.write_table(PROMPTS, prompts)
+    job = ShardJob(draft, config, Plan.of(config, len(prompts)), f"{out}/{PROMPTS}")
+    job.make(0)
+    began = time.process_time()
+    reports = [job.make(shard) for shard in range(1, job.plan.shards)]
+    return (time.process_time() - began) / sum(report.pictures for report in reports)
+
+
+def bare(config: GenerateConfig, options: Options) -> tuple[float, dict[int, np.ndarray], float]:
+    """Return pictures/s of diffusers alone, pixels by seed, and CPU-seconds a picture.
+
+    The first batch warms up and does not count.
+    """
     from diffusers import DiffusionPipeline
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,7 +138,7 @@ def bare(config: GenerateConfig, options: Options) -> tuple[float, dict[int, np.
     with one_thread():
         for number, batch in enumerate(batches(config)):
             if number == 1:
-                began = time.perf_counter()
+                began, cpu_began = time.perf_counter(), time.process_time()
             output = pipeline(
                 [request.prompt for request in batch],
                 generator=[torch.Generator().manual_seed(request.seed) for request in batch],
@@ -122,14 +148,13 @@ def bare(config: GenerateConfig, options: Options) -> tuple[float, dict[int, np.
             )
             made = zip(batch, map(np.array, output.images), strict=True)
             pixels |= {request.seed: picture for request, picture in made}
-    return (len(pixels) - options.batch_size) / (time.perf_counter() - began), pixels
+    counted = len(pixels) - options.batch_size
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+    return counted / wall, pixels, cpu / counted
 
 
 def batches(config: GenerateConfig) -> Iterator[list[PictureRequest]]:
     """Yield the first pictures of the run in its own batches."""
-    from img2prompt.generate.plan import seed_of
-    from img2prompt.generate.prompts import choose_prompts
-
     prompts, _ = choose_prompts(config)
     requests = [
         PictureRequest(row["prompt_id"], row["prompt"], 0, seed_of(0, row["prompt_id"], 0))
