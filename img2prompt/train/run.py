@@ -24,6 +24,7 @@ from img2prompt.data.order import rows_in_share
 from img2prompt.distributed.placement import cluster_is_named
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.lease import KEEPER
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.prompt_model import WEIGHTS
 from img2prompt.model.tensor_checks import require_finite_weights
@@ -153,6 +154,7 @@ def _fit(job: TrainJob, callbacks: list[Any], in_process: bool) -> None:
     delete_folder(posixpath.dirname(stop_file))
 
     def save() -> None:
+        KEEPER.require(job.out)  # the file would stop the job that has taken over
         write_bytes(stop_file, b"")
 
     if in_process:
