@@ -20,7 +20,7 @@ from ray.exceptions import AuthenticationError
 from img2prompt.distributed.environment import TRAINING, changed_environment
 from img2prompt.distributed.local_cluster import started
 from img2prompt.distributed.machine import check_cluster
-from img2prompt.distributed.placement import LOG_FORMAT
+from img2prompt.distributed.placement import LOG_FORMAT, usable_cores
 from img2prompt.errors import UserError
 from img2prompt.lease import KEEPER, WORKER
 from img2prompt.signals import handlers_kept
@@ -68,7 +68,7 @@ def connect(
     if address:
         session = _joined(address, options)
     else:
-        cpus = cpus or max(LOCAL_CPUS, len(os.sched_getaffinity(0)))
+        cpus = cpus or max(LOCAL_CPUS, usable_cores())
         session = started(cpus, {**options, "include_dashboard": dashboard})
     with session:
         _quieten_ray_data()

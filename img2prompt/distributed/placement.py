@@ -30,6 +30,11 @@ def cluster_is_named() -> bool:
     return bool(os.environ.get("RAY_ADDRESS")) and not os.environ.get(OWN_CLUSTER)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use: a container or batch job may have few of them."""
+    return len(os.sched_getaffinity(0))
+
+
 def few_pictures(pictures: int) -> bool:
     """Return True if predictors answer for so many pictures in this process."""
     return pictures <= FEW_PICTURES and not cluster_is_named()
