@@ -3,7 +3,8 @@
 Starting Ray, Ray Train's controller and actors that import torch takes tens of seconds on two
 cores; training a probe for an epoch, or answering for a few hundred pictures, takes less. So what
 one worker can do on few rows runs in this process. That needs RAY_ADDRESS to be unset: a cluster
-that it names gets all work, and RAY_ADDRESS=local asks for Ray on this machine.
+that it names gets such work too, and RAY_ADDRESS=local asks for Ray on this machine. One exception
+is a probe in closed form from fewer than 200,000 pictures (`train/run.py`): the driver solves it.
 
 Nothing here imports Ray, which takes seconds itself, before it is needed.
 """

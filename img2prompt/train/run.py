@@ -101,7 +101,8 @@ def needs_cluster(
 ) -> bool:
     """Return True unless the run is one of few rows or one short worker, and runs in this process.
 
-    Callbacks are Ray Train's and need it. So does every run where RAY_ADDRESS names a cluster.
+    Callbacks are Ray Train's and need it. So does every run of epochs where RAY_ADDRESS names a
+    cluster. A probe in closed form needs one from SPREAD_ROWS pictures on, named or not.
     """
     if config.optim.solver == "ridge":
         return inputs.shards.counts["train"] >= SPREAD_ROWS
