@@ -10,15 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers.image_processing_backends import PilBackend
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import LoraTargets, PlanConfig
 from img2prompt.model.cost import Cost
+
+if TYPE_CHECKING:
+    from transformers.image_processing_backends import PilBackend
 
 RGB = tuple[float, float, float]
 
@@ -47,10 +49,6 @@ class Tower(nn.Module, ABC):
 
     family: ClassVar[str]
     """Name of the family in messages."""
-    model_types: ClassVar[tuple[str, ...]]
-    """Values of `model_type` in `config.json`."""
-    processor_class: ClassVar[type[PilBackend]]
-    """Class of transformers that makes the same pixels."""
     mean: RGB
     std: RGB
     """Mean and deviation of red, green and blue in [0, 1], by which pixels are normalised."""
@@ -124,6 +122,13 @@ class Tower(nn.Module, ABC):
         LoRA must be merged into the layers before.
         """
 
+    @classmethod
+    def processor_class(cls) -> "type[PilBackend]":
+        """Return the class of transformers that makes the same pixels."""
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        return CLIPImageProcessorPil
+
     def save_processor(self, folder: str | Path, fit: Literal["crop", "whole"]) -> None:
         """Write how pictures become the tower's pixels, for transformers' AutoImageProcessor.
 
@@ -131,7 +136,7 @@ class Tower(nn.Module, ABC):
         """
         size, crop = self.shape.size, fit == "crop"
         square = {"height": size, "width": size}
-        self.processor_class(
+        self.processor_class()(
             size={"shortest_edge": size} if crop else square,
             do_center_crop=crop,
             crop_size=square,

@@ -79,7 +79,6 @@ class Blip2Tower(VitTower):
     family = "BLIP-2"
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
-    model_types = ("blip-2",)
     config_class = Blip2Config
     model_class = Blip2Vision
     other_tensors = (

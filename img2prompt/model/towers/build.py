@@ -1,6 +1,7 @@
 """Open the tower that a config names, or only its shape. A new family is one entry in FAMILIES."""
 
 import hashlib
+import importlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -8,28 +9,26 @@ from pathlib import Path
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers.base import Tower, TowerShape
-from img2prompt.model.towers.blip2 import Blip2Tower
-from img2prompt.model.towers.clip import ClipTower
-from img2prompt.model.towers.convnext import ConvNextTower
-from img2prompt.model.towers.dinov2 import Dinov2RegistersTower, Dinov2Tower
-from img2prompt.model.towers.dinov3 import Dinov3Tower
 from img2prompt.model.towers.efficientnet_lite import LITE2, PACKAGE, EfficientNetLiteTower
 from img2prompt.model.towers.json_files import read_json
 from img2prompt.model.towers.side_by_side import SideBySideShape, SideBySideTower
-from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.model.towers.timm_models import TimmTower
 from img2prompt.model.towers.weights import CONFIG, FRESH, find_checkpoint, find_config
 
-FAMILIES: tuple[type[Tower], ...] = (
-    ClipTower,
-    SiglipTower,
-    Dinov2Tower,
-    Dinov2RegistersTower,
-    Dinov3Tower,
-    Blip2Tower,
-    ConvNextTower,
-    EfficientNetLiteTower,
-)
+FAMILIES = {
+    "clip": "clip.ClipTower",
+    "clip_vision_model": "clip.ClipTower",
+    "siglip": "siglip.SiglipTower",
+    "siglip_vision_model": "siglip.SiglipTower",
+    "dinov2": "dinov2.Dinov2Tower",
+    "dinov2_with_registers": "dinov2.Dinov2RegistersTower",
+    "dinov3_vit": "dinov3.Dinov3Tower",
+    "blip-2": "blip2.Blip2Tower",
+    "convnextv2": "convnext.ConvNextTower",
+    "efficientnet-lite": "efficientnet_lite.EfficientNetLiteTower",
+}
+"""Module and class by `model_type`: that of a whole model with its text side, or of a tower. A
+module is imported when a checkpoint needs it, as the models of transformers take seconds."""
 REFUSED = {
     "siglip2": "it takes pictures of any shape as lists of patches (NaFlex), and shards hold "
     "squares: use a SigLIP 2 of a fixed resolution, such as google/siglip2-large-patch16-256",
@@ -56,6 +55,8 @@ def open_tower(config: TowerConfig, seed: int = 0) -> Tower:
     if config.beside:
         return SideBySideTower([open_tower(member, seed) for member in config.members])
     if config.weights == FRESH:
+        from img2prompt.model.towers.clip import ClipTower
+
         return ClipTower.fresh(DEMO_SHAPE, seed)
     if config.weights == LITE2:
         return EfficientNetLiteTower.load_packaged(config)
@@ -72,6 +73,8 @@ def read_shape(config: TowerConfig) -> TowerShape:
     if config.beside:
         return SideBySideShape.of([read_shape(member) for member in config.members])
     if config.weights == FRESH:
+        from img2prompt.model.towers.clip import ClipTower
+
         return ClipTower.shape_of(ClipTower.config_class.from_dict(DEMO_SHAPE))
     if config.weights == LITE2:
         return EfficientNetLiteTower.packaged_shape(config)
@@ -105,10 +108,10 @@ def _family(folder: Path) -> type[Tower]:
         return TimmTower
     if model_type in REFUSED:
         raise UserError(f"{path} has model_type {model_type!r}: {REFUSED[model_type]}")
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise UserError(
-        f"{path} has model_type {model_type!r}; allowed: {known}, or an `architecture` of timm"
-    )
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{path} has model_type {model_type!r}; allowed: {', '.join(FAMILIES)}, or an "
+            "`architecture` of timm"
+        )
+    module, name = FAMILIES[model_type].split(".")
+    return getattr(importlib.import_module(f"img2prompt.model.towers.{module}"), name)

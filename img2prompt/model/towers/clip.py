@@ -16,7 +16,6 @@ class ClipTower(VitTower):
     family = "CLIP"
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
-    model_types = ("clip", "clip_vision_model")
     config_class = CLIPVisionConfig
     model_class = CLIPVisionModel
     other_tensors = ("logit_scale", "text_projection.weight", "visual_projection.weight")

@@ -25,7 +25,6 @@ class ConvNextTower(PretrainedTower):
     family = "ConvNeXt V2"
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
-    model_types = ("convnextv2",)
     config_class = ConvNextV2Config
     model_class = ConvNextV2Model
     other_tensors = ("classifier.",)

@@ -36,7 +36,6 @@ class Dinov2Tower(VitTower):
     family = "DINOv2"
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
-    model_types = ("dinov2",)
     config_class = Dinov2Config
     model_class = Dinov2Model
     other_tensors = ("classifier.",)
@@ -96,7 +95,6 @@ class Dinov2RegistersTower(Dinov2Tower):
     """A DINOv2 vision transformer with registers."""
 
     family = "DINOv2 with registers"
-    model_types = ("dinov2_with_registers",)
     config_class = Dinov2WithRegistersConfig
     model_class = Dinov2WithRegistersModel
     prefixes = ("dinov2_with_registers.",)

@@ -21,7 +21,6 @@ class Dinov3Tower(VitTower):
     family = "DINOv3"
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
-    model_types = ("dinov3_vit",)
     config_class = DINOv3ViTConfig
     model_class = DINOv3ViTModel
     prefixes = ()

@@ -16,7 +16,6 @@ from typing import Any, Self
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import LoraTargets
@@ -70,8 +69,6 @@ class EfficientNetLiteTower(Tower):
     family = "EfficientNet-Lite"
     mean = (127 / 255,) * 3
     std = (128 / 255,) * 3
-    model_types = ("efficientnet-lite",)
-    processor_class = CLIPImageProcessorPil
 
     def __init__(self, config: EfficientNetLiteConfig, vision: EfficientNetLite) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
@@ -43,11 +42,8 @@ number of workers changes nothing; what a step draws is a setting of this packag
 class PretrainedTower(Tower):
     """A tower around `vision`, a model of transformers."""
 
-    model_types: ClassVar[tuple[str, ...]]
-    """Values of `model_type` in `config.json`: of a whole model with its text side, or this one."""
     config_class: ClassVar[type[PreTrainedConfig]]
     model_class: ClassVar[type[PreTrainedModel]]
-    processor_class = CLIPImageProcessorPil
     other_tensors: ClassVar[tuple[str, ...]] = ()
     """Tensors of a whole model that are no part of the tower, beside those of its text side."""
     prefixes: ClassVar[tuple[str, ...]] = (PREFIX,)

@@ -52,7 +52,6 @@ class SideBySideTower(Tower):
     """Towers that see the same pictures, each at its own side. No layer may learn."""
 
     family = "towers side by side"
-    model_types = ()
 
     def __init__(self, members: Sequence[Tower]) -> None:
         super().__init__()

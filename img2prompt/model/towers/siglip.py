@@ -5,14 +5,16 @@ output is the feature.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from img2prompt.errors import UserError
 from img2prompt.model.towers.vit import VitTower
+
+if TYPE_CHECKING:
+    from transformers.image_processing_backends import PilBackend
 
 
 class SiglipTower(VitTower):
@@ -21,10 +23,8 @@ class SiglipTower(VitTower):
     family = "SigLIP"
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
-    model_types = ("siglip", "siglip_vision_model")
     config_class = SiglipVisionConfig
     model_class = SiglipVisionModel
-    processor_class = SiglipImageProcessorPil
     other_tensors = ("logit_scale", "logit_bias")
     class_token = False
     pooling = "attention"
@@ -37,6 +37,12 @@ class SiglipTower(VitTower):
                 f"{path} has vision_use_head false; allowed: true, as the pooling head makes the "
                 "feature"
             )
+
+    @classmethod
+    def processor_class(cls) -> "type[PilBackend]":
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        return SiglipImageProcessorPil
 
     @property
     def pooling_head(self) -> nn.Module:

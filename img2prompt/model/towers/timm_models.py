@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import LoraTargets
@@ -39,8 +38,6 @@ class TimmTower(Tower):
     """A model of timm without its classifier."""
 
     family = "timm"
-    model_types = ()
-    processor_class = CLIPImageProcessorPil
 
     def __init__(self, shape: TimmShape, vision: nn.Module, fields: Mapping[str, Any]) -> None:
         super().__init__()

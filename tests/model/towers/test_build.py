@@ -1,4 +1,7 @@
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,8 @@ import torch
 from img2prompt.config.tower import TowerConfig
 from img2prompt.errors import UserError
 from img2prompt.model.towers import weights
-from img2prompt.model.towers.build import DEMO_SHAPE, open_tower, read_shape
+from img2prompt.model.towers.base import Tower
+from img2prompt.model.towers.build import DEMO_SHAPE, FAMILIES, open_tower, read_shape
 from img2prompt.model.towers.clip import ClipTower
 from img2prompt.model.towers.siglip import SiglipTower
 from img2prompt.model.towers.vit import VitTower
@@ -74,7 +78,7 @@ def test_the_shape_of_a_hub_name_needs_no_weights_in_the_cache(
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
-    fields = {"model_type": family.model_types[0], "vision_config": VISION}
+    fields = {"model_type": family.family.lower(), "vision_config": VISION}
     (snapshot / "config.json").write_text(json.dumps(fields))
     assert read_shape(TowerConfig(weights="someone/tower")).width == 32
 
@@ -85,6 +89,30 @@ def test_an_unknown_family_is_refused_with_the_known_ones(fields: dict, tmp_path
     for read in (open_tower, read_shape):
         with pytest.raises(UserError, match=r"allowed: clip, .*, siglip, siglip_vision_model"):
             read(TowerConfig(weights=str(tmp_path)))
+
+
+IMPORTS = """
+import sys
+from img2prompt.config.tower import TowerConfig
+from img2prompt.model.towers.build import open_tower, read_shape
+import img2prompt.train.run
+config = TowerConfig(weights="efficientnet-lite2")
+assert read_shape(config) == open_tower(config).shape
+print(*{"transformers", "peft", "timm"} & sys.modules.keys())
+"""
+
+
+def test_a_tower_of_this_package_needs_no_transformers() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_each_model_type_names_a_tower() -> None:
+    for model_type, name in FAMILIES.items():
+        module, family = name.split(".")
+        tower = getattr(importlib.import_module(f"img2prompt.model.towers.{module}"), family)
+        assert issubclass(tower, Tower), model_type
 
 
 def test_naflex_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -105,7 +133,7 @@ def test_naflex_is_refused_with_the_reason(tmp_path: Path) -> None:
 def test_an_impossible_config_is_refused(
     family: type[VitTower], fields: dict, message: str, tmp_path: Path
 ) -> None:
-    config = {"model_type": family.model_types[1], **VISION, **fields}
+    config = {"model_type": f"{family.family.lower()}_vision_model", **VISION, **fields}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         read_shape(TowerConfig(weights=str(tmp_path)))
