@@ -80,7 +80,7 @@ class Blip2Tower(VitTower):
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
     config_class = Blip2Config
-    model_class = Blip2Vision
+    model_name = "Blip2Vision"
     other_tensors = (
         "embeddings.",
         "itm_head.",
@@ -95,6 +95,10 @@ class Blip2Tower(VitTower):
     final_norm_name = "vision_model.post_layernorm"
     attention_names = ("self_attn.qkv", "self_attn.projection")
     positions_name = "vision_model.embeddings.position_embedding"
+
+    @classmethod
+    def model_class(cls) -> type[Blip2Vision]:
+        return Blip2Vision
 
     @classmethod
     def shape_of(cls, config: Any) -> Blip2Shape:

@@ -5,7 +5,7 @@ space that CLIP shares with text: the published heads start from these D = 1024 
 """
 
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig
 
 from img2prompt.model.towers.vit import VitTower
 
@@ -17,7 +17,7 @@ class ClipTower(VitTower):
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
     config_class = CLIPVisionConfig
-    model_class = CLIPVisionModel
+    model_name = "CLIPVisionModel"
     other_tensors = ("logit_scale", "text_projection.weight", "visual_projection.weight")
     patch_bias = False
     input_norm = True

@@ -5,18 +5,21 @@ is the average over all pixels after the final norm.
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import ConvNextV2Config, ConvNextV2Model, PreTrainedModel
+from transformers import ConvNextV2Config
 
 from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import LoraTargets
 from img2prompt.errors import UserError
 from img2prompt.model.towers.convnext_shape import ConvNextShape
 from img2prompt.model.towers.pretrained import PretrainedTower, side_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ConvNextTower(PretrainedTower):
@@ -26,12 +29,12 @@ class ConvNextTower(PretrainedTower):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     config_class = ConvNextV2Config
-    model_class = ConvNextV2Model
+    model_name = "ConvNextV2Model"
     other_tensors = ("classifier.",)
     prefixes = ("convnextv2.",)
     attention_kernel = "eager"  # it has no attention
 
-    def __init__(self, vision: PreTrainedModel) -> None:
+    def __init__(self, vision: "PreTrainedModel") -> None:
         super().__init__(vision)
         # Each module already has its name below `vision`; the list is kept from being registered.
         self._layers = (_layers(vision),)
@@ -100,7 +103,7 @@ class ConvNextTower(PretrainedTower):
         self._recompute = True
 
 
-def _layers(vision: PreTrainedModel) -> nn.ModuleList:
+def _layers(vision: "PreTrainedModel") -> nn.ModuleList:
     layers: list[nn.Module] = []
     for stage in vision.get_submodule("encoder.stages").children():
         below = list(stage.get_submodule("downsampling_layer").children())

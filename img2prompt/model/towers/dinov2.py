@@ -3,20 +3,17 @@
 The feature is the class token after the final norm.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    PreTrainedModel,
-)
+from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
 from img2prompt.model.towers.pretrained import side_of
 from img2prompt.model.towers.vit import VitTower, fix_mask_token
 from img2prompt.model.towers.vit_shape import VitShape, attention_matrices, mlp_matrices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PUBLISHED = {
     "attention.attention.query": "attention.q_proj",
@@ -37,7 +34,7 @@ class Dinov2Tower(VitTower):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     config_class = Dinov2Config
-    model_class = Dinov2Model
+    model_name = "Dinov2Model"
     other_tensors = ("classifier.",)
     prefixes = ("dinov2.",)
     layers_name = "encoder.layer"
@@ -45,7 +42,7 @@ class Dinov2Tower(VitTower):
     attention_names = tuple(f"attention.{n}" for n in ("q_proj", "k_proj", "v_proj", "o_proj"))
     positions_name = "embeddings.position_embeddings"
 
-    def __init__(self, vision: PreTrainedModel) -> None:
+    def __init__(self, vision: "PreTrainedModel") -> None:
         super().__init__(vision)
         fix_mask_token(vision.get_submodule("embeddings"))
 
@@ -96,6 +93,6 @@ class Dinov2RegistersTower(Dinov2Tower):
 
     family = "DINOv2 with registers"
     config_class = Dinov2WithRegistersConfig
-    model_class = Dinov2WithRegistersModel
+    model_name = "Dinov2WithRegistersModel"
     prefixes = ("dinov2_with_registers.",)
     smooth_positions = True

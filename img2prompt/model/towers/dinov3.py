@@ -5,14 +5,17 @@ that learned web pictures (LVD-1689M); those that learned satellite pictures hav
 """
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedModel
+from transformers import DINOv3ViTConfig
 
 from img2prompt.model.towers.pretrained import side_of
 from img2prompt.model.towers.vit import VitTower, fix_mask_token
 from img2prompt.model.towers.vit_shape import VitShape, attention_matrices, mlp_matrices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Dinov3Tower(VitTower):
@@ -22,7 +25,7 @@ class Dinov3Tower(VitTower):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     config_class = DINOv3ViTConfig
-    model_class = DINOv3ViTModel
+    model_name = "DINOv3ViTModel"
     prefixes = ()
     layers_name = "model.layer"
     final_norm_name = "norm"
@@ -30,7 +33,7 @@ class Dinov3Tower(VitTower):
     mlp_names = ("mlp.up_proj", "mlp.down_proj")
     positions_name = ""
 
-    def __init__(self, vision: PreTrainedModel) -> None:
+    def __init__(self, vision: "PreTrainedModel") -> None:
         super().__init__(vision)
         fix_mask_token(vision.get_submodule("embeddings"))
 

@@ -5,13 +5,14 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
 from img2prompt.config.tower import TowerConfig
@@ -25,6 +26,9 @@ from img2prompt.model.towers.weights import (
     fingerprint,
     read_tensors,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RANDOM: Mapping[str, float | None] = {
     "attention_dropout": 0.0,
@@ -43,7 +47,8 @@ class PretrainedTower(Tower):
     """A tower around `vision`, a model of transformers."""
 
     config_class: ClassVar[type[PreTrainedConfig]]
-    model_class: ClassVar[type[PreTrainedModel]]
+    model_name: ClassVar[str]
+    """Class of `vision` in transformers. Its import takes seconds; a shape is read without it."""
     other_tensors: ClassVar[tuple[str, ...]] = ()
     """Tensors of a whole model that are no part of the tower, beside those of its text side."""
     prefixes: ClassVar[tuple[str, ...]] = (PREFIX,)
@@ -51,11 +56,16 @@ class PretrainedTower(Tower):
     attention_kernel: ClassVar[str] = "sdpa"
     """Name in transformers of how attention is computed."""
 
-    def __init__(self, vision: PreTrainedModel) -> None:
+    def __init__(self, vision: "PreTrainedModel") -> None:
         super().__init__()
         self.vision = vision
         self._shape = self.shape_of(vision.config)
         self.base_fingerprint = fingerprint(vision.state_dict())
+
+    @classmethod
+    def model_class(cls) -> "type[PreTrainedModel]":
+        """Import the class of `vision`."""
+        return getattr(transformers, cls.model_name)
 
     @classmethod
     @abstractmethod
@@ -143,13 +153,13 @@ class PretrainedTower(Tower):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         config = copy.deepcopy(self.vision.config)
-        config.dtype, config.architectures = dtype, [self.model_class.__name__]
+        config.dtype, config.architectures = dtype, [self.model_name]
         config.save_pretrained(folder)
         tensors = {name: t.to(dtype).contiguous() for name, t in self.vision.state_dict().items()}
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
 
     @classmethod
-    def build(cls, config: Any) -> PreTrainedModel:
+    def build(cls, config: Any) -> "PreTrainedModel":
         """Build the model with random weights; nothing in its layers is random in training."""
         config = copy.deepcopy(config)
         parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
@@ -157,10 +167,13 @@ class PretrainedTower(Tower):
             if hasattr(part, name):
                 setattr(part, name, off)
         kernel = cls.attention_kernel
-        return cls.model_class._from_config(config, attn_implementation=kernel, dtype=torch.float32)
+        return cls.model_class()._from_config(
+            config, attn_implementation=kernel, dtype=torch.float32
+        )
 
     @classmethod
     def _tensor_shapes(cls, config: Any) -> Shapes:
+        cls.model_class()  # not imported in the contexts below, which change what modules see
         with torch.device("meta"), no_init_weights():
             tensors = cls.build(config).state_dict()
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig
 
 from img2prompt.errors import UserError
 from img2prompt.model.towers.vit import VitTower
@@ -24,7 +24,7 @@ class SiglipTower(VitTower):
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
     config_class = SiglipVisionConfig
-    model_class = SiglipVisionModel
+    model_name = "SiglipVisionModel"
     other_tensors = ("logit_scale", "logit_bias")
     class_token = False
     pooling = "attention"

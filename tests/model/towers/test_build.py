@@ -99,13 +99,30 @@ import img2prompt.train.run
 config = TowerConfig(weights="efficientnet-lite2")
 assert read_shape(config) == open_tower(config).shape
 print(*{"transformers", "peft", "timm"} & sys.modules.keys())
+assert read_shape(TowerConfig()).width == 160
+print(*{"transformers.modeling_utils", "peft"} & sys.modules.keys())
 """
 
 
-def test_a_tower_of_this_package_needs_no_transformers() -> None:
+def test_a_shape_needs_no_models_of_transformers() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+LOADED = """
+import torch
+from img2prompt.config.tower import TowerConfig
+from img2prompt.model.towers.build import open_tower
+print(open_tower(TowerConfig())(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).sum().item())
+"""
+
+
+def test_a_tower_that_imports_its_model_late_is_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    features = open_tower(TowerConfig())(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+    assert float(done.stdout) == pytest.approx(features.sum().item(), abs=1e-4)
 
 
 def test_each_model_type_names_a_tower() -> None:
