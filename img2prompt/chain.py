@@ -15,6 +15,7 @@ from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.predict import evaluate, predict
 from img2prompt.predict.metrics import cosine
+from img2prompt.predict.pictures import list_pictures
 from img2prompt.predictors.trained import TrainedRun
 from img2prompt.prepare import features
 from img2prompt.prepare import run as prepare
@@ -47,7 +48,7 @@ def check(config: ChainConfig, out: str) -> None:
     workspace.predictions(_predict_config(config).name)
     prepare.check(config.prepare, out)
     if config.predict.pictures:
-        predict.list_pictures(config.predict.pictures)
+        list_pictures(config.predict.pictures)
 
 
 def run(config: ChainConfig, out: str) -> ChainResult:
@@ -93,7 +94,7 @@ def _predict_config(config: ChainConfig) -> PredictConfig:
 def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
     """Write pictures from all over the test split as files, with their prompts in `prompts.csv`.
 
-    Files are numbered, because an id may contain characters that no file name or submission may.
+    Files are numbered, because an id may contain characters that no file name may.
     """
     delete_folder(folder)
     rows = _some_rows(prepared.shards, count)
@@ -101,11 +102,11 @@ def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
     prompt = dict(zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True))
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["imgId", "id", "prompt"])
+    writer.writerow(["picture", "id", "prompt"])
     ending = "png" if prepared.shards.config["encoding"] == "png" else "jpg"
     for number, row in enumerate(rows.to_pylist()):
-        name = f"{number:05d}"
-        write_bytes(join(folder, f"{name}.{ending}"), row["image"])
+        name = f"{number:05d}.{ending}"
+        write_bytes(join(folder, name), row["image"])
         writer.writerow([name, row["id"], prompt[row["prompt_id"]]])
     write_bytes(join(folder, "prompts.csv"), sink.getvalue().encode())
     return folder
@@ -131,7 +132,7 @@ def samples_summary(chain: ChainResult, folder: str) -> list[list[object]]:
     Both have their cosine to the predicted vector.
     """
     listed = csv.DictReader(io.StringIO(read_bytes(join(folder, "prompts.csv")).decode()))
-    prompts = {row["imgId"]: row["prompt"] for row in listed}
+    prompts = {row["picture"]: row["prompt"] for row in listed}
     vectors = chain.predictions.read_tables("vectors-")
     predicted = dict(zip(vectors["id"].to_pylist(), matrix(vectors["vector"]), strict=True))
     texts = chain.prepared.targets.read_tables("rows", ["prompt", "target"])

@@ -4,8 +4,10 @@
       index/ clean/ targets/ groups/ shards/ features/     the data set
       runs/<name>/                                          training runs (`RunFolder`)
       runs/<grid>/<head>/                                   heads that learned together
+      runs/<blend>/                                         weights of several predictors
       <evaluation>/ <predictions>/ <export>/                results, named by their configs
       <search>/trials/<trial>/                              a search (`SearchFolder`)
+      <generated>/pictures/                                 generated pictures (`GeneratedFolder`)
       prepare.json  config.json  metrics.json  samples/     what the demo chain leaves
       tower/                                                a tower trained from random weights
 
@@ -15,7 +17,7 @@ URI of its output, so it runs in any folder.
 
 from dataclasses import dataclass
 
-from img2prompt.artifact import CONFIG, METRICS, Artifact
+from img2prompt.artifact import CONFIG, METRICS, Artifact, read_manifest
 from img2prompt.errors import UserError
 from img2prompt.storage import absolute, join
 
@@ -27,6 +29,11 @@ _OWN = (
 
 BUILT_IN_PREDICTORS = (NEIGHBOURS, MEAN) = ("neighbours", "mean")
 """Predictors that need no training run, so no run may have their names."""
+
+BLEND_WEIGHTS = "blend.safetensors"
+"""File of a blend in its folder under `runs/`."""
+CONFIDENCE_HEAD = "confidence.safetensors"
+"""File of a calibrated predictor in its folder under `runs/`."""
 
 
 class Stage:
@@ -45,6 +52,9 @@ class Stage:
     EVALUATION = "evaluation"
     PREDICTIONS = "predictions"
     EXPORT = "export"
+    GENERATED = "generated"
+    BLEND = "blend"
+    CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,9 @@ class Workspace:
     def search(self, name: str) -> str:
         return self._result(name)
 
+    def generated(self, name: str) -> str:
+        return self._result(name)
+
     def _result(self, name: str) -> str:
         _check_name("result", name)
         if name.partition("/")[0] in _OWN:
@@ -160,12 +173,26 @@ class Workspace:
     def open_run(self, name: str) -> Artifact:
         return Artifact.load(self.run(name), Stage.TRAIN)
 
+    def open_predictor(self, name: str) -> Artifact:
+        """Load the finished training run, blend or calibrated predictor of that name."""
+        manifest = read_manifest(self.run(name))
+        stages = (Stage.BLEND, Stage.CALIBRATION)
+        stage = manifest["stage"] if manifest and manifest["stage"] in stages else Stage.TRAIN
+        return Artifact.load(self.run(name), stage)
+
     def check_predictor(self, name: str) -> None:
         """Check that the finished folders are there which a predictor answers from."""
-        if name not in BUILT_IN_PREDICTORS:
-            self.open_run(name)
-        elif name == NEIGHBOURS:
+        if name in BUILT_IN_PREDICTORS:
+            if name == NEIGHBOURS:
+                self.open_features()
+            return
+        predictor = self.open_predictor(name)
+        if predictor.stage == Stage.CALIBRATION:
             self.open_features()
+            self.check_predictor(predictor.config["run"])
+        elif predictor.stage == Stage.BLEND:
+            for member in predictor.config["runs"]:
+                self.check_predictor(member)
 
 
 def _check_name(kind: str, name: str) -> None:
@@ -233,3 +260,15 @@ class IndexFolder:
     def portions(self) -> str:
         """Listed portions of the sources; deleted when the index is finished."""
         return join(self.uri, "listed")
+
+
+@dataclass(frozen=True)
+class GeneratedFolder:
+    """Folder of generated pictures."""
+
+    uri: str
+
+    @property
+    def pictures(self) -> str:
+        """Source for `prepare`: Parquet files of pictures with their prompts and settings."""
+        return join(self.uri, "pictures")

@@ -12,7 +12,7 @@ def job() -> None:
     embedded = workspace.open_features()
 
     from img2prompt.distributed.placement import connected
-    from img2prompt.predict import evaluate
+    from img2prompt.predict import evaluate, text_scores
     from img2prompt.predictors.build import choose_predictor
     from img2prompt.prepare.prepared_data import PreparedData
 
@@ -25,6 +25,12 @@ def job() -> None:
         list(evaluate.SUMMARY),
         evaluate.summary(evaluation),
     )
+    if texts := text_scores.texts_summary(evaluation):
+        cli.show(
+            "readable prompts: cosine of the text",
+            ["prompts", "to the vector", "to the true prompt", "95 % interval"],
+            texts,
+        )
     print(f"report of the scores: {evaluation.path(evaluate.REPORT)}")
     if config.runs:
         pictures = ("--pictures", "FOLDER", "--run", config.runs[-1])

@@ -42,14 +42,19 @@ ROWS: list[tuple[bytes, str]] = [
     (b"tiny,tiny.png,three violins in a field of wheat", "picture size"),
     (b"no prompt,noodles.png,", "empty prompt"),
     (b"blank prompt,noodles.png,  \t", "empty prompt"),
-    (b"invisible,noodles.png,\x01\x02", "empty prompt"),
-    (b"replaced,noodles.png,caf\xef\xbf\xbd at night", "undecodable prompt"),
-    (b"many words,noodles.png," + b"word " * 501, "too many words"),
-    (b"noodles,wide.jpg,a second row with the id of another", "repeated id"),
-    (b"same picture,noodles.png,a  bowl of fresh ramen noodles with egg", "repeated row"),
-    (b"other words,noodles.png,a plate of spaghetti", "contradicting prompt"),
+    (b"invisible,invisible.png,\x01\x02", "empty prompt"),
+    (b"replaced,replaced.png,caf\xef\xbf\xbd at night", "undecodable prompt"),
+    (b"many words,many.png," + b"word " * 501, "too many words"),
+    (b"noodles,second.png,a second row with the id of another", "repeated id"),
 ]
 """CSV records, each with its expected result."""
+
+FURTHER = [
+    b"same picture,noodles.png,a  bowl of fresh ramen noodles with egg",
+    b"other words,noodles.png,a plate of spaghetti",
+]
+"""Records with further captions of a picture; they share one rejected row."""
+FURTHER_ID = "mine/*further captions"
 
 NAMELESS = [
     (b"latin-1,noodles.png,caf\xe9 at night", "undecodable prompt"),
@@ -74,7 +79,8 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def write_pictures(folder: Path) -> None:
-    for name in ("noodles", "alike", "long", "quoted", "vanishing", "half"):
+    unused = ("invisible", "replaced", "many", "second")
+    for name in ("noodles", "alike", "long", "quoted", "vanishing", "half", *unused):
         noise = Image.effect_noise((64, 48), 80).convert("RGB")
         noise.save(folder / f"{name}.png")
     (folder / "copy.png").write_bytes((folder / "quoted.png").read_bytes())
@@ -114,11 +120,15 @@ def case(cluster, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A CSV of good and bad rows, prepared; one picture vanishes after it was listed."""
     folder = tmp_path_factory.mktemp("bad")
     write_pictures(folder)
-    records = [*ROWS, *write_scenes(folder)]
+    further = [(record, "further caption") for record in FURTHER]
+    records = [*ROWS, *further, *write_scenes(folder)]
     lines = [b"id,file,prompt", *(record for record, _ in [*records, *NAMELESS])]
     (folder / "rows.csv").write_bytes(b"\r\n".join(lines) + b"\r\n\r\n")
     expected: dict[str, list[str]] = {}
     for record, fate in records:
+        if record in FURTHER:
+            expected[FURTHER_ID] = [fate]
+            continue
         expected.setdefault(f"mine/{record.partition(b',')[0].decode()}", []).append(fate)
     breaks = sum(record.count(b"\n") for record, _ in records)
     first = 2 + len(records) + breaks
@@ -175,7 +185,7 @@ def test_every_row_is_accounted_for(case) -> None:
     rejected = sum(sum(found["rejected"].values()) for found in counts.values())
     pictures = case.made.groups.counts["pictures_by_split"]
     dropped = case.made.targets.counts["pictures"] - sum(pictures.values())
-    assert used + rejected + dropped == case.rows == len(ROWS) + len(NAMELESS) + 60
+    assert used + rejected + dropped == case.rows == len(ROWS) + len(FURTHER) + len(NAMELESS) + 60
     assert dropped >= 1
     ids = used_ids(case.made) + dropped_ids(case.made)
     ids += [row["id"] for row in rejected_rows(case.made)]
@@ -216,7 +226,7 @@ def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
         "replaced": "U+FFFD at character 4; allowed: valid UTF-8",
         "many words": "too many words: 501; allowed: 1 to 500",
         "copy": "repeated picture: it has the bytes of mine/quoted",
-        "same picture": "noodles.png with this prompt came before",
+        "*further captions": "further caption: 2 rows list a picture that another row lists",
         "noodles": "repeated id: 'mine/noodles'; allowed: one row an id",
         "line 86": "undecodable prompt: byte 0xe9 at character 4; allowed: UTF-8",
         "line 87": "bad CSV: 2 cells; the header has 3",
@@ -229,6 +239,7 @@ def test_reasons_name_the_value_and_what_is_allowed(case) -> None:
 @marked
 def test_counts_and_table_have_the_kinds_of_rejected_rows(case) -> None:
     kinds = Counter(row["reason"].partition(":")[0] for row in rejected_rows(case.made))
+    kinds["further caption"] = len(FURTHER)
     told = Counter()
     for made in (case.made.index, case.made.clean, case.made.shards):
         told.update(made.counts["rejected"])
@@ -242,7 +253,7 @@ def test_counts_and_table_have_the_kinds_of_rejected_rows(case) -> None:
         "1 repeated picture",
         "1 unreadable picture",
     ]
-    assert "1 repeated row" in str(table["pictures clean"][1])
+    assert "2 further caption" in str(table["pictures listed"][1])
     pictures = len(dropped_ids(case.made))
     assert f"near duplicates dropped, with {pictures} pictures" in str(table["prompts kept"][1])
 
@@ -271,7 +282,7 @@ def csv_config(folder: Path, text: str, **columns: str) -> PrepareConfig:
     ("text", "message"),
     [
         ("", r"rows\.csv has the columns \[\]; needed: one of \['file', .*--sources\.N\.file"),
-        ("file;prompt\na.png;cat\n", r"columns \['file;prompt'\]; needed.*comma-separated UTF-8"),
+        ("file;words\na.png;cat\n", r"columns \['file', 'words'\]; needed.*UTF-8 or UTF-16 file"),
         ("file,words\na.png,cat\n", r"columns \['file', 'words'\]; needed.*prompt_column"),
         ("file,prompt\n", r"no row of \['pictures'\] is usable"),
         ("file,prompt\na.png,cat\n", r"no row.*'missing picture': 1.*a\.png does not exist"),

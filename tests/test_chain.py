@@ -114,12 +114,12 @@ def test_samples_are_test_pictures_with_their_prompts(chained) -> None:
     texts = chained.made.prepared.targets.read_tables("rows").to_pylist()
     prompt = {row["prompt_id"]: row["prompt"] for row in texts}
     for row, shard in zip(listed, shards, strict=True):
-        picture = folder / f"{row['imgId']}.png"
+        picture = folder / row["picture"]
         assert picture.read_bytes() == shard["image"]
         assert Image.open(picture).size == (32, 32)
         assert row["prompt"] == prompt[shard["prompt_id"]]
     ids, _ = read_submission(str(Path(chained.out) / "samples-predictions" / "submission.csv"))
-    assert ids == [row["imgId"] for row in listed]
+    assert ids == [Path(row["picture"]).stem for row in listed]
     table = chain.samples_summary(chained.made, str(folder))
     assert [row[0] for row in table[::2]] == [row["prompt"] for row in listed]
     assert all(-1 <= row[2] <= 1 for row in table)

@@ -14,6 +14,7 @@ from img2prompt import cli, config, presets
 from img2prompt.config.base import Config, differences, dotted
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.heads import HeadsConfig
+from img2prompt.config.planning import ScaleConfig
 from img2prompt.config.predict import EvaluateConfig, PredictConfig
 from img2prompt.config.prepare import (
     CleanConfig,
@@ -311,6 +312,7 @@ REQUIRED: dict[type[Config], dict[str, Any]] = {
     IndexConfig: {"sources": (SceneSource(),)},
     PictureSource: {"path": "a.csv"},
     PrepareConfig: {"name": "x", "sources": (SceneSource(),)},
+    ScaleConfig: {"chain": presets.demo_chain()},
     SearchConfig: RUNS,
     TrainConfig: {"name": "a"},
 }

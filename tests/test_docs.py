@@ -30,10 +30,13 @@ OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
 OTHER_PROJECTS = {"executor/base.py", "pipeline/filters/base_filter.py", "nodes.py"}
 """Files of datatrove and ComfyUI that comments name."""
 PRESETS = {
+    "blend": presets.BLEND,
+    "calibrate": presets.CALIBRATE,
     "demo": presets.CHAINS,
     "evaluate": presets.EVALUATE,
     "export": presets.EXPORT,
     "features": presets.FEATURES,
+    "generate": presets.GENERATE,
     "plan": presets.PLANS,
     "predict": presets.PREDICT,
     "prepare": presets.PREPARE,

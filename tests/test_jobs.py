@@ -18,6 +18,7 @@ HELP = {
     "evaluate": ["--runs", "--split {val,test}", "--neighbours"],
     "export": ["--run", "--name"],
     "features": ["--tower.weights", "--batch-size", "l14-336:"],
+    "generate": ["--prompts", "--weights", "--sampling.scheduler", "--max-hours", "turbo:"],
     "predict": ["--pictures", "--run", "--prompts", "--nearest"],
     "prepare": ["--sources.0.prompts", "--group.duplicate-cosine", "pictures-small:"],
     "search": ["--trials", "--lora-rates", "l14-336:"],
@@ -207,12 +208,12 @@ def test_predict_prints_prompts_and_rejected_pictures(done) -> None:
     with open(out / "predictions" / "prompts.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     firsts = [row for row in rows if row["rank"] == "1"]
-    assert [row["imgId"] for row in firsts] == ["noise-0", "noise-1", "noise-2"]
+    assert [row["picture"] for row in firsts] == [f"noise-{n}.png" for n in range(3)]
     # Long cells continue in a second line, whose first cell is empty.
     shown = {row[0]: row[1:] for row in tables["predict"] if row[0]}
-    assert list(shown) == ["noise-0", "noise-1", "noise-2", "zero [1]"]
-    assert [shown[row["imgId"]][1] for row in firsts] == [row["cosine"] for row in firsts]
-    assert shown["zero [1]"][0].startswith("unreadable picture: ")
+    assert list(shown) == [*(f"noise-{n}.png" for n in range(3)), "zero [1].png"]
+    assert [shown[row["picture"]][1] for row in firsts] == [row["cosine"] for row in firsts]
+    assert shown["zero [1].png"][0].startswith("unreadable picture: ")
 
 
 @marked
@@ -236,6 +237,8 @@ def test_export_lists_its_files(done) -> None:
         ("evaluate", ["--runs", "lora"], "OUT/runs/lora holds no finished train: run the job"),
         ("predict", ["--pictures", "x"], "OUT/runs/lora holds no finished train: run the job"),
         ("train", ["lora-demo", "--name", ".."], "run '..': allowed are printable names"),
+        ("generate", ["--prompts", "OUT/absent.txt"], "prompts: OUT/absent.txt cannot be read"),
+        ("generate", ["--name", "shards"], "result 'shards': allowed are names other than"),
         ("tower", ["--name", ".hidden"], "run '.hidden': allowed are printable names"),
         ("search", ["--name", ".."], "result '..': allowed are printable names"),
         ("evaluate", ["--name", "shards"], "result 'shards': allowed are names other than"),

@@ -10,7 +10,15 @@ import pytest
 from img2prompt import presets
 from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
-from img2prompt.config.predict import EvaluateConfig, ExportConfig, PredictConfig
+from img2prompt.config.generate import GenerateConfig
+from img2prompt.config.planning import ScaleConfig
+from img2prompt.config.predict import (
+    BlendConfig,
+    CalibrateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+)
 from img2prompt.config.prepare import FeaturesConfig, PrepareConfig
 from img2prompt.config.search import SearchConfig
 from img2prompt.config.train import TrainConfig
@@ -30,9 +38,13 @@ TABLES = {
     "TRAIN": TrainConfig,
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
+    "BLEND": BlendConfig,
+    "CALIBRATE": CalibrateConfig,
     "EXPORT": ExportConfig,
     "CHAINS": ChainConfig,
     "SEARCH": SearchConfig,
+    "GENERATE": GenerateConfig,
+    "PLANS": ScaleConfig,
 }
 ALL = [(table, name) for table in TABLES for name in getattr(presets, table)]
 
@@ -68,7 +80,7 @@ def test_jobs_use_presets_that_exist() -> None:
                 defaults[file.stem] = node.value.value
     assert used >= set(TABLES)
     tables = {"demo": "CHAINS", "prepare": "PREPARE", "features": "FEATURES", "search": "SEARCH"}
-    tables |= {"plan": "PLANS"}
+    tables |= {"plan": "PLANS", "generate": "GENERATE"}
     for job, name in defaults.items():
         assert name in getattr(presets, tables[job])
 

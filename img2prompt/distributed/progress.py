@@ -32,8 +32,9 @@ class Progress:
     Without a `total`, share and time left are not shown.
     """
 
-    def __init__(self, stage: str, total: int | None) -> None:
-        self._stage = stage
+    def __init__(self, stage: str, total: int | None, unit: str = "rows") -> None:
+        """`unit` names the rows in the log."""
+        self._stage, self._unit = stage, unit
         self._total = total
         self._done = 0
         self._began = self._logged = time.perf_counter()
@@ -58,15 +59,15 @@ class Progress:
 
     def _count(self) -> str:
         if not self._total:
-            return f"{self._done} rows"
-        return f"{self._done} of {self._total} rows ({self._done / self._total:.0%})"
+            return f"{self._done} {self._unit}"
+        return f"{self._done} of {self._total} {self._unit} ({self._done / self._total:.0%})"
 
     def _speed(self, rate: float) -> str:
         if not self._done:
             return ""
         rows_left = (self._total or self._done) - self._done
         time_left = f", {max(1, round(rows_left / rate))} s left" if rows_left else ""
-        return f", {two_digits(rate)} rows/s{time_left}"
+        return f", {two_digits(rate)} {self._unit}/s{time_left}"
 
 
 class LiveBar:

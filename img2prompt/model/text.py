@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -92,6 +91,9 @@ class PromptEncoder:
     """
 
     def __init__(self, folder: str = "", device: str = "cpu") -> None:
+        # Imported here: it takes seconds, and most importers of this module encode nothing.
+        from sentence_transformers import SentenceTransformer
+
         path = _model_folder(folder)
         try:
             with _no_bars():
@@ -115,7 +117,11 @@ class PromptEncoder:
 
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
         """Return vectors (N, 384) float32 of unit length, in the order of the prompts."""
-        return self.encode_tokens(tokenise(prompts, self._folder))
+        return self.encode_tokens(self.tokenise(prompts))
+
+    def tokenise(self, prompts: Sequence[str]) -> Tokens:
+        """Return the tokens of prompts as this model reads them."""
+        return tokenise(prompts, self._folder)
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: Tokens) -> np.ndarray:

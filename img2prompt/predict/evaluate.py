@@ -1,8 +1,9 @@
 """Score predictors on a held-out split, or on all pictures by folds, beside two baselines.
 
 shards/ + features/ + predictors -> evaluation/: `metrics.json` (mean cosine with a 95 % interval,
-over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor) and
-`report.html` (both as tables and charts).
+over all pictures and by source), `scores.parquet` (each picture's cosine for each predictor),
+`report.html` (both as tables and charts) and, if asked for, `texts.parquet` (readable prompts with
+their cosines to the predicted and the true vector).
 
 Predictors that can answer from the cached features do so. The others see the pictures, up to four
 of them in one pass: few pictures in this process, more through actors that hold the predictors. By
@@ -28,6 +29,8 @@ from img2prompt.errors import UserError
 from img2prompt.predict.answers import AnswerColumns, read_answers
 from img2prompt.predict.crossvalidate import CrossValidation, check_folds
 from img2prompt.predict.metrics import by_source, cosine, mean_cosine_interval
+from img2prompt.predict.prompts import phrases_fingerprint, training_prompts
+from img2prompt.predict.text_scores import score_texts, summarise_texts
 from img2prompt.predictors.base import (
     Answers,
     Predictor,
@@ -43,6 +46,7 @@ from img2prompt.report.evaluation import FEW_GROUPS, Results, page, ranking
 from img2prompt.workspace import Stage
 
 SCORES = "scores.parquet"
+TEXTS = "texts.parquet"
 REPORT = "report.html"
 MEAN = "mean vector"
 NEIGHBOURS = "nearest neighbours"
@@ -76,18 +80,19 @@ def run(
         "shards": shards.fingerprint,
         "features": features.fingerprint,
         **{f"{k} {spec.name}": v for spec in predictors for k, v in spec.fingerprints().items()},
+        **phrases_fingerprint(config),
     }
     check = functools.partial(_check, config, shards, features, baselines, predictors)
     draft = Draft.open(out, Stage.EVALUATION, config, inputs, check)
     if finished := draft.finished():
         return finished
-    pictures = read_pictures(prepared, SPLITS if config.folds else (config.split,))
+    pictures = scored_pictures(prepared, SPLITS if config.folds else (config.split,))
     target = matrix(pictures["target"])
     if config.folds:
         folds = CrossValidation(config, prepared, features, pictures)
         vectors = {spec.name: folds.predict(spec) for spec in systems}
     else:
-        vectors = _predict(config, shards, features, systems, pictures["id"].to_pylist())
+        vectors = predict_split(config, shards, features, systems, pictures["id"].to_pylist())
     scores = {spec.name: cosine(vectors[spec.name], target) for spec in systems}
     table = pictures.select(PICTURE_COLUMNS)
     for name, values in scores.items():
@@ -95,7 +100,13 @@ def run(
     draft.write_table(SCORES, table)
     summaries = _summaries(pictures, scores)
     draft.write_bytes(REPORT, _report(config, pictures, scores, summaries).encode())
-    return draft.publish(split=config.scored, folds=config.folds, systems=summaries)
+    texts = {}
+    if config.texts:
+        own = {spec.name: vectors[spec.name] for spec in predictors}
+        table = score_texts(config, training_prompts(prepared), pictures, own)
+        draft.write_table(TEXTS, table)
+        texts = summarise_texts(pictures["group"].to_numpy(), table)
+    return draft.publish(split=config.scored, folds=config.folds, systems=summaries, texts=texts)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -129,7 +140,7 @@ def _uses_cache(config: EvaluateConfig, features: Artifact, spec: PredictorSpec)
     return has_views(features, config.views) and spec.reads_features(features)
 
 
-def _predict(
+def predict_split(
     config: EvaluateConfig,
     shards: Artifact,
     features: Artifact,
@@ -205,7 +216,7 @@ def needs_cluster(config: EvaluateConfig, shards: Artifact) -> bool:
     return config.folds == 0 and not few_pictures(shards.counts[config.split])
 
 
-def read_pictures(prepared: PreparedData, splits: Sequence[str]) -> pa.Table:
+def scored_pictures(prepared: PreparedData, splits: Sequence[str]) -> pa.Table:
     """Return id, prompt_id, source, target and group of each picture, in the shards' order."""
     columns = ["id", "prompt_id", "source", "target"]
     tables = [prepared.shards.read_tables(f"{split}/", columns) for split in splits]

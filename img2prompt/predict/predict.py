@@ -1,33 +1,25 @@
-"""A folder of pictures and a predictor -> predictions/: vectors, submission, readable prompts.
+"""Pictures and a predictor -> predictions/: vectors, readable prompts, and a submission.
 
 `vectors-*.parquet` (id, vector, and text and confidence where the predictor gives them),
-`submission.csv` (Kaggle's format), `prompts.csv` (the nearest real prompts of each picture with
-their cosine), `rejected.parquet` (id, reason). Pictures are predicted in parts, so a killed run
-resumes with the parts that are missing.
+`prompts-*.parquet` and `prompts.csv` (readable prompts with their cosines), `submission.csv`
+(Kaggle's format, where the file names can be its ids), `rejected.parquet` (id, reason). A picture's
+id is its path in the folder. Pictures are predicted in parts, so a killed run resumes with the
+parts that are missing.
 """
 
-import csv
 import functools
-import io
 import logging
-import posixpath
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from img2prompt.artifact import Artifact, fingerprint_of
 from img2prompt.config.predict import PredictConfig
 from img2prompt.data import images
-from img2prompt.data.sources import files, listing
-from img2prompt.data.sources.folder import PICTURE_ENDS, is_picture
-from img2prompt.data.sources.left_out import LeftOut
-from img2prompt.data.sources.listing import Entry
+from img2prompt.data.sources import files
 from img2prompt.data.sources.rows import (
     REJECTED_SCHEMA,
     Rejected,
@@ -41,19 +33,23 @@ from img2prompt.distributed.forward import ModelMaker, forward_in_process
 from img2prompt.distributed.placement import few_pictures
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
-from img2prompt.errors import UserError
+from img2prompt.model.text import PromptEncoder
+from img2prompt.predict import outputs
 from img2prompt.predict.answers import AnswerColumns, read_answers
-from img2prompt.predict.prompts import index_prompts, nearest_csv, read_prompts
-from img2prompt.predict.submission import check_id, write_submission
+from img2prompt.predict.pictures import Pictures, list_pictures
+from img2prompt.predict.prompts import (
+    KnownPrompts,
+    phrases_fingerprint,
+    read_prompts,
+    training_prompts,
+)
+from img2prompt.predict.submission import read_submission, submission_rows
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.prepare.prepared_data import PreparedData
-from img2prompt.storage import open_uri, read_bytes
 from img2prompt.workspace import Stage
 
 logger = logging.getLogger(__name__)
 
-SUBMISSION = "submission.csv"
-PROMPTS = "prompts.csv"
 REJECTED = "rejected.parquet"
 NONFINITE = "non-finite answer: the predictor's vector for this picture has NaN or infinite values"
 """Reason in REJECTED."""
@@ -64,82 +60,57 @@ PART = 10_000
 def run(
     config: PredictConfig, predictor: PredictorSpec, prepared: PreparedData, out: str
 ) -> Artifact:
-    """Predict all pictures of a folder; counts `pictures`, and `rejected` by kind."""
-    pictures, unnamed, left_out = list_pictures(config.pictures)
-    contents = [[entry.name, entry.size] for entry in pictures.values()]
-    contents += [[row.id, row.reason] for row in unnamed]
+    """Predict all pictures; counts `pictures`, and `rejected` by kind.
+
+    The count `submission` is empty when the submission was written, otherwise the reason.
+    """
+    pictures = list_pictures(config.pictures)
     prompts = read_prompts(config.prompts) if config.prompts else []
-    inputs = {
-        **predictor.fingerprints(),
-        "pictures": fingerprint_of(contents),
-        "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
-    }
+    sample = read_submission(config.sample)[0] if config.sample else []
+    if sample:
+        submission_rows(list(pictures.uris), sample)
+    inputs = _fingerprints(config, predictor, prepared, pictures, prompts, sample)
     check = functools.partial(predictor.check, prepared.shards)
     draft = Draft.open(out, Stage.PREDICTIONS, config, inputs, check, free=("batch_size",))
     if finished := draft.finished():
         return finished
-    uris = {name: files.inside(config.pictures, entry.name) for name, entry in pictures.items()}
-    _predict_parts(config, predictor, prepared.shards, uris, draft)
-    ids, vectors, unread = _collect(draft)
-    rejected = pa.concat_tables([rejected_table([*unnamed, *left_out]), unread])
+    beside = outputs.text_uris(pictures.uris, draft) if config.captions == "beside" else {}
+    _predict_parts(config, predictor, prepared.shards, pictures.uris, draft)
+    ids, vectors, confidences, unread = _collect(draft)
+    rejected = pa.concat_tables([rejected_table(pictures.rejected), unread])
     draft.write_table(REJECTED, rejected)
+    omitted = "no picture was predicted"
+    if ids and config.texts:
+        known = _known_prompts(config, prompts, prepared)
+        table = outputs.find_prompts(config, known, ids, vectors, confidences, draft)
+        outputs.write_prompts(draft, table, ids, confidences)
+        outputs.write_texts(config, draft, table)
+        if beside:
+            outputs.write_beside(draft, table, beside)
     if ids:
-        _write_submission(draft, ids, vectors)
-        index = index_prompts(prompts, config.encoder, prepared)
-        nearest = nearest_csv(ids, vectors, index, config.nearest)
-        draft.write_bytes(PROMPTS, nearest, rows=len(ids) * config.nearest)
+        omitted = outputs.submit(draft, ids, vectors, sample)
     unread_rows = (Rejected(**row) for row in unread.to_pylist())
-    kinds = count_kinds([*unnamed, *left_out, *unread_rows])
+    kinds = count_kinds([*pictures.rejected, *unread_rows])
     metrics.count_rejected(Stage.PREDICTIONS, kinds)
-    return draft.publish(pictures=len(ids), rejected=kinds)
+    return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
 
 
-def list_pictures(folder: str) -> tuple[dict[str, Entry], list[Rejected], list[Rejected]]:
-    """Return the pictures in a folder, and why other files in it are not predicted.
-
-    Returns:
-        each picture by its id, the file name without ending, in the order of the ids; pictures
-        whose name cannot be an id of the submission, and, of those that share an id, all but the
-        first; files that are no pictures, counted by ending.
-
-    Raises:
-        UserError: no folder, or no picture in it.
-    """
-    fs, path = open_uri(folder)
-    if not folder or fs.get_file_info(path).type != pafs.FileType.Directory:
-        raise UserError(f"pictures is {folder!r}: give a folder of pictures with --pictures")
-    pictures, rejected = dict[str, Entry](), list[Rejected]()
-    left_out = LeftOut("", f"pictures ({', '.join(PICTURE_ENDS)})")
-    for entry in listing.entries(folder):
-        stem, ending = posixpath.splitext(entry.name)
-        if entry.name.endswith("/"):
-            continue
-        if not is_picture(entry.name) or not ending:
-            left_out.add(entry.name)
-        elif reason := entry.problem or _name_reason(stem, entry, pictures):
-            rejected.append(Rejected(stem, reason))
-        else:
-            pictures[stem] = entry
-    others = left_out.rows()
-    if not pictures:
-        reasons = "".join(f"\n  {row.reason}" for row in [*rejected, *others][:3])
-        looked_for = f"looked for {', '.join(PICTURE_ENDS)}"
-        raise UserError(f"{folder} contains no picture; {looked_for}{reasons}")
-    reasons = "".join(f"; {row.reason}" for row in others)
-    logger.info("predict: %d pictures%s", len(pictures), reasons)
-    return dict(sorted(pictures.items())), rejected, others
-
-
-def _name_reason(stem: str, entry: Entry, pictures: dict[str, Entry]) -> str | None:
-    """Return why a file name without ending cannot be an id beside those of `pictures`."""
-    try:
-        check_id(stem)
-    except UserError as error:
-        return f"unusable name: {error}"
-    if stem not in pictures:
-        return None
-    both = f"{entry.name} and {pictures[stem].name}"
-    return f"repeated id: {both} would both be {stem!r}: rename one"
+def _fingerprints(
+    config: PredictConfig,
+    predictor: PredictorSpec,
+    prepared: PreparedData,
+    pictures: Pictures,
+    prompts: list[str],
+    sample: list[str],
+) -> dict[str, str]:
+    """Return what the predictions depend on, by name."""
+    inputs = {
+        **predictor.fingerprints(),
+        "pictures": pictures.fingerprint,
+        "prompts": fingerprint_of(prompts) if prompts else prepared.groups.fingerprint,
+        **phrases_fingerprint(config),
+    }
+    return {**inputs, "sample": fingerprint_of(sample)} if sample else inputs
 
 
 def _predict_parts(
@@ -236,28 +207,29 @@ def _write_part(draft: Draft, number: int, table: pa.Table) -> None:
     draft.write_table(f"rejected-{number:05d}.parquet", rejected)
 
 
-def _collect(draft: Draft) -> tuple[list[str], np.ndarray, pa.Table]:
-    """Return ids, vectors (N, 384) and rejected rows of all parts."""
+def _collect(draft: Draft) -> tuple[list[str], np.ndarray, np.ndarray | None, pa.Table]:
+    """Return ids, vectors (N, 384), confidences (N,) if predicted, and rejected rows."""
     names = sorted(draft.receipts())
     vectors = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("vectors-")])
     rejected = pa.concat_tables([draft.read_table(n) for n in names if n.startswith("rejected-")])
-    return vectors["id"].to_pylist(), matrix(vectors["vector"]), rejected
+    has_confidences = "confidence" in vectors.column_names
+    confidences = vectors["confidence"].to_numpy() if has_confidences else None
+    return vectors["id"].to_pylist(), matrix(vectors["vector"]), confidences, rejected
 
 
-def _write_submission(draft: Draft, ids: list[str], vectors: np.ndarray) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / SUBMISSION)
-        write_submission(path, ids, vectors)
-        draft.write_bytes(SUBMISSION, read_bytes(path), rows=vectors.size)
+def _known_prompts(
+    config: PredictConfig, prompts: list[str], prepared: PreparedData
+) -> KnownPrompts:
+    if prompts:
+        return KnownPrompts(prompts, PromptEncoder(config.encoder).encode(prompts))
+    return training_prompts(prepared)
 
 
 def summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:
-    """Return table rows: the nearest prompt of the first pictures."""
-    if PROMPTS not in predictions.files:
-        return []
-    text = read_bytes(predictions.path(PROMPTS)).decode()
-    firsts = [row for row in csv.DictReader(io.StringIO(text)) if row["rank"] == "1"]
-    return [[row["imgId"], row["prompt"], float(row["cosine"])] for row in firsts[:limit]]
+    """Return table rows: the best prompt of the first pictures, with its cosine."""
+    names = predictions.names("prompts-")
+    best = outputs.best_prompts(predictions.read_table(names[0])) if names else {}
+    return [[row["id"], row["prompt"], row["cosine"]] for row in [*best.values()][:limit]]
 
 
 def rejected_summary(predictions: Artifact, limit: int = 8) -> list[list[object]]:

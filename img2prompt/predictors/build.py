@@ -1,15 +1,16 @@
 """From the name in `--run` or `--runs` to a predictor. A new predictor gets its name here."""
 
 from img2prompt.predictors.base import PredictorSpec
+from img2prompt.predictors.blend import open_blend
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.trained import TrainedRun
-from img2prompt.workspace import MEAN, NEIGHBOURS, Workspace
+from img2prompt.workspace import MEAN, NEIGHBOURS, Stage, Workspace
 
 
 def choose_predictor(name: str, workspace: Workspace, neighbours: int = 5) -> PredictorSpec:
-    """Return the built-in predictor or the finished run of that name in the workspace.
+    """Return the built-in predictor, finished blend, calibrated predictor or run in the workspace.
 
-    `neighbours`: training pictures that NEIGHBOURS averages.
+    `neighbours`: training pictures that NEIGHBOURS averages. Members of a blend keep their number.
 
     Raises UserError when the run, shards or features are missing.
     """
@@ -20,4 +21,15 @@ def choose_predictor(name: str, workspace: Workspace, neighbours: int = 5) -> Pr
 
         features, shards = workspace.open_features(), workspace.open_shards()
         return NearestNeighbours(features, shards, neighbours, name=name)
-    return TrainedRun(workspace.open_run(name), name=name)
+    predictor = workspace.open_predictor(name)
+    if predictor.stage == Stage.BLEND:
+        count = predictor.config["neighbours"]
+        members = [choose_predictor(own, workspace, count) for own in predictor.config["runs"]]
+        return open_blend(predictor, members, name)
+    if predictor.stage == Stage.CALIBRATION:
+        from img2prompt.predictors.confidence import open_calibrated  # needs faiss
+
+        base = choose_predictor(predictor.config["run"], workspace)
+        features, shards = workspace.open_features(), workspace.open_shards()
+        return open_calibrated(predictor, base, features, shards, name)
+    return TrainedRun(predictor, name=name)

@@ -1,8 +1,8 @@
 """HTML pages as single files that load nothing from the network.
 
-plotly.js is inside the page (about 5 MB), and a content security policy forbids all requests, so a
-page can be stored, mailed or opened from a bucket. Jinja2 escapes every value that Python passes to
-a template: markup is written in templates only.
+plotly.js is inside a page that has charts (about 5 MB), and a content security policy forbids all
+requests, so a page can be stored, mailed or opened from a bucket. Jinja2 escapes every value that
+Python passes to a template: markup is written in templates only.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def render_page(
     Raises:
         jinja2.UndefinedError: the template uses a variable that is not given.
     """
-    from plotly.offline import get_plotlyjs
-
     environment = Environment(
         loader=PackageLoader("img2prompt.report"),
         autoescape=True,
@@ -50,9 +48,15 @@ def render_page(
     return environment.get_template(template).render(
         figures=figures,
         figures_json=_to_json(figures),
-        plotly_js=Markup(get_plotlyjs()),
+        plotly_js=_plotly_js() if figures else "",
         **values,
     )
+
+
+def _plotly_js() -> Markup:
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
 
 
 def _is_nan(value: Any) -> bool:

@@ -30,7 +30,7 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.draft import Draft
 from img2prompt.predict.crossvalidate import CrossValidation
-from img2prompt.predict.evaluate import read_pictures
+from img2prompt.predict.evaluate import scored_pictures
 from img2prompt.predict.metrics import cosine
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.mean import MeanVector
@@ -97,7 +97,7 @@ def run(options: Options) -> dict[str, float]:
     """Score and print; return each system's mean cosine over all pictures and seeds."""
     prepared = PreparedData.load(options.out)
     features = Workspace(options.out).open_features()
-    pictures = read_pictures(prepared, ("train", "val", "test"))
+    pictures = scored_pictures(prepared, ("train", "val", "test"))
     source = np.array(pictures["source"].to_pylist())
     names = sorted(set(source.tolist()))
     scored = [score(options, prepared, features, pictures, seed) for seed in options.seeds]

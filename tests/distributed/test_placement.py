@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -12,6 +13,19 @@ from img2prompt.distributed.placement import (
     connected,
     few_pictures,
 )
+
+IMPORTS = """
+import sys
+import img2prompt.predict.evaluate, img2prompt.predict.predict, img2prompt.predictors.build
+import img2prompt.train.run, img2prompt.distributed.placement, img2prompt.prepare.prepared_data
+print(*{"ray", "deepspeed", "sentence_transformers"} & sys.modules.keys())
+"""
+
+
+def test_jobs_that_may_run_without_ray_do_not_import_it() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,14 @@ def test_slow_rates_and_short_times_are_not_rounded_to_zero(
     assert caplog.messages == [f"predict: {line}"]
 
 
+def test_rows_may_have_another_name(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="img2prompt")
+    count = Progress("generate", total=16, unit="pictures")
+    clock.append(120.0)
+    count.add(8)
+    assert caplog.messages == ["generate: 8 of 16 pictures (50%), 0.4 pictures/s, 20 s left"]
+
+
 TERMINAL = """
 import logging, sys
 from img2prompt.distributed.progress import Progress

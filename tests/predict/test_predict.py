@@ -1,8 +1,8 @@
 import contextlib
 import csv
 import errno
+import functools
 import io
-import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,8 @@ from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
 from img2prompt.model.text import PromptEncoder
-from img2prompt.predict import predict
-from img2prompt.predict.submission import read_submission
+from img2prompt.predict import outputs, predict
+from img2prompt.predict.submission import read_submission, write_submission
 from img2prompt.predictors.base import Answers, PredictorSpec
 from img2prompt.predictors.build import choose_predictor
 from img2prompt.predictors.trained import TrainedRun
@@ -58,26 +58,27 @@ def claims(width: int, height: int) -> bytes:
 def write_good(folder: Path) -> dict[str, np.ndarray]:
     """Pictures of `SIZE` pixels in many forms; their pixels by Pillow, on white, upright."""
     seen = {}
-    for number in range(4):
-        drawn(number).save(folder / f"plain-{number}.png")
-        seen[f"plain-{number}"] = drawn(number)
+    (folder / "sub").mkdir()
+    for name in ("plain-0.png", "plain-0.b.png", "sub/plain-0.png", "=plain,3.png"):
+        drawn(len(seen)).save(folder / name)
+        seen[name] = drawn(len(seen))
     glass = drawn(4).convert("RGBA")
     glass.putalpha(Image.linear_gradient("L").resize((SIZE, SIZE)))
     glass.save(folder / "alpha.png")
     white = Image.new("RGBA", glass.size, "white")
-    seen["alpha"] = Image.alpha_composite(white, glass).convert("RGB")
+    seen["alpha.png"] = Image.alpha_composite(white, glass).convert("RGB")
     drawn(5).convert("CMYK").save(folder / "cmyk.jpg", quality=95)
-    seen["cmyk"] = Image.open(folder / "cmyk.jpg").convert("RGB")
+    seen["cmyk.jpg"] = Image.open(folder / "cmyk.jpg").convert("RGB")
     deep = np.array(drawn(6).convert("L")).astype(np.uint16) * 256 + 7
     Image.fromarray(deep).save(folder / "sixteen.png")
-    seen["sixteen"] = drawn(6).convert("L").convert("RGB")
+    seen["sixteen.png"] = drawn(6).convert("L").convert("RGB")
     frames = [drawn(7), drawn(0)]
     frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
-    seen["moving"] = frames[0]
+    seen["moving.webp"] = frames[0]
     exif = Image.Exif()
     exif[274] = 6
     drawn(8).save(folder / "turned.JPEG", exif=exif, quality=95)
-    seen["turned"] = ImageOps.exif_transpose(Image.open(folder / "turned.JPEG"))
+    seen["turned.JPEG"] = ImageOps.exif_transpose(Image.open(folder / "turned.JPEG"))
     return {name: np.array(picture) for name, picture in seen.items()}
 
 
@@ -87,19 +88,12 @@ def write_bad(folder: Path) -> None:
     (folder / "corrupt.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     (folder / "zero.jpg").touch()
     (folder / "zero.png").touch()
-    (folder / "a,b.png").touch()
     (folder / "lying.png").write_bytes(claims(20_000, 10_000))
     (folder / "notes.txt").write_text("not a picture")
     (folder / "folder.png").mkdir()
 
 
-BAD = {
-    "unreadable picture": 2,
-    "picture size": 1,
-    "unusable name": 1,
-    "repeated id": 1,
-    "left out .txt": 1,
-}
+BAD = {"unreadable picture": 3, "picture size": 1, "left out .txt": 1}
 """Rejected rows of `write_bad`, by kind."""
 
 
@@ -151,7 +145,7 @@ def marked(test):
 @marked
 def test_a_killed_run_resumes_with_the_missing_part(predicted) -> None:
     assert predicted.parts == ["done", "killed", "done"]
-    assert [predicted.made.files[f"rejected-0000{n}.parquet"].rows for n in (0, 1)] == [2, 1]
+    assert [predicted.made.files[f"rejected-0000{n}.parquet"].rows for n in (0, 1)] == [2, 2]
 
 
 @marked
@@ -174,17 +168,15 @@ def test_every_picture_is_predicted_or_rejected_with_its_reason(predicted) -> No
     assert set(vectors_of(made)) == set(predicted.pixels)
     rejected = made.read_table(predict.REJECTED).to_pylist()
     reasons = {row["id"]: row["reason"] for row in rejected}
-    assert set(reasons) == {"a,b", "corrupt", "lying", "zero", "*.txt"}
+    assert set(reasons) == {"corrupt.png", "lying.png", "zero.jpg", "zero.png", "*.txt"}
     assert reasons.pop("*.txt").startswith("left out .txt: 1 file, such as notes.txt; ")
-    assert reasons.pop("a,b").startswith("unusable name: id 'a,b' has a comma")
     for name, reason in reasons.items():
-        kind = "picture size" if name == "lying" else "unreadable picture"
-        assert reason.startswith(f"{kind}: {predicted.config.pictures}/{name}.")
-    assert "damaged PNG" in reasons["corrupt"]
-    assert "200 megapixels; allowed: at most 100" in reasons["lying"]
-    assert "starts with nothing" in reasons["zero"]
-    assert [row["id"] for row in rejected].count("zero") == 2
-    assert made.counts == {"pictures": 9, "rejected": BAD}
+        kind = "picture size" if name == "lying.png" else "unreadable picture"
+        assert reason.startswith(f"{kind}: {predicted.config.pictures}/{name}")
+    assert "damaged PNG" in reasons["corrupt.png"]
+    assert "200 megapixels; allowed: at most 100" in reasons["lying.png"]
+    assert "starts with nothing" in reasons["zero.png"]
+    assert (made.counts["pictures"], made.counts["rejected"]) == (9, BAD)
     assert predict.rejected_summary(made, limit=2) == [
         [row["id"], row["reason"]] for row in rejected[:2]
     ]
@@ -209,17 +201,34 @@ def test_vectors_are_those_of_the_model(predicted) -> None:
 
 
 @marked
-def test_the_submission_is_a_plain_csv_file(predicted) -> None:
-    written, path = vectors_of(predicted.made), predicted.made.path(predict.SUBMISSION)
-    ids, vectors = read_submission(path)
-    assert ids == sorted(written)
-    np.testing.assert_array_equal(vectors, np.stack([written[name] for name in ids]))
-    with open(path, newline="") as file:
-        header, *lines = csv.reader(file)
-    assert header == ["imgId_eId", "val"]
-    assert [key for key, _ in lines] == [f"{name}_{n}" for name in ids for n in range(384)]
-    values = np.array([float(value) for _, value in lines], np.float32)
-    np.testing.assert_array_equal(values.reshape(-1, 384), vectors)
+def test_names_that_cannot_be_ids_leave_out_the_submission_alone(predicted) -> None:
+    assert outputs.SUBMISSION not in predicted.made.files
+    reason = predicted.made.counts["submission"]
+    assert reason == "'=plain,3.png' has a comma, a quote or a line end in its name: rename it"
+
+
+@marked
+def test_a_sample_gives_the_submission_its_pictures_and_order(
+    chained, predicted, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(predict, "_predict_parts", functools.partial(copy_parts, predicted.made))
+    sample, prepared = tmp_path / "sample.csv", chained.made.prepared
+    write_submission(str(sample), ["turned", "alpha"], np.ones((2, 384)))
+    config = replace(predicted.config, sample=str(sample), texts=())
+    made = predict.run(config, predicted.run, prepared, str(tmp_path / "out"))
+    written = vectors_of(predicted.made)
+    ids, vectors = read_submission(made.path(outputs.SUBMISSION))
+    assert (ids, made.counts["submission"]) == (["turned", "alpha"], "")
+    np.testing.assert_array_equal(vectors, [written["turned.JPEG"], written["alpha.png"]])
+    assert outputs.PROMPTS not in made.files
+    for ids, message in [(["alpha", "x"], "1 of 2 ids"), (["plain-0"], "both have the id")]:
+        write_submission(str(sample), ids, np.ones((len(ids), 384)))
+        with pytest.raises(UserError, match=message):
+            predict.run(config, predicted.run, prepared, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+    write_submission(str(sample), ["corrupt"], np.ones((1, 384)))
+    made = predict.run(config, predicted.run, prepared, str(tmp_path / "third"))
+    assert "1 of 1 ids of the sample have no picture" in made.counts["submission"]
 
 
 def nearest_by_hand(
@@ -234,11 +243,15 @@ def nearest_by_hand(
 
 
 def assert_prompts(made: Artifact, expected: list[list]) -> None:
-    with open(made.path(predict.PROMPTS), newline="") as file:
+    with open(made.path(outputs.PROMPTS), newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["imgId", "rank", "cosine", "prompt"]
-    assert [[r[0], int(r[1]), r[3]] for r in rows] == [[e[0], e[1], e[3]] for e in expected]
-    cosines = [float(row[2]) for row in rows]
+    assert header == ["picture", "kind", "rank", "cosine", "prompt"]
+    assert {row[1] for row in rows} == {"nearest"}
+    names = [row[0].removeprefix("'") for row in rows]
+    listed = [[name, int(row[2]), row[4]] for name, row in zip(names, rows, strict=True)]
+    assert listed == [[e[0], e[1], e[3]] for e in expected]
+    assert all(row[0].startswith(("'=", name[0])) for row, name in zip(rows, names, strict=True))
+    cosines = [float(row[3]) for row in rows]
     np.testing.assert_allclose(cosines, [row[2] for row in expected], atol=6e-5)
 
 
@@ -272,13 +285,42 @@ def test_a_finished_folder_is_kept_and_a_changed_one_refused(chained, predicted)
         other.write_bytes(content)
 
 
+def copy_parts(made: Artifact, config, predictor, shards, uris, draft) -> None:
+    """Write the parts of an earlier prediction in place of new ones."""
+    for name in (n for n in made.names() if n[:-14] in ("vectors", "rejected")):
+        draft.write_table(name, made.read_table(name))
+
+
+@marked
+def test_composed_prompts_are_written_beside_the_nearest(
+    chained, predicted, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(predict, "_predict_parts", functools.partial(copy_parts, predicted.made))
+    monkeypatch.setattr(outputs, "PROMPTS_PART", 4)
+    (tmp_path / "phrases.txt").write_text("oil painting\nat night\nin the rain\n")
+    changes = {"texts": ["nearest", "composed"], "compose.phrases": [str(tmp_path / "phrases.txt")]}
+    config = predicted.config.replace({**changes, "nearest": 1})
+    prepared, out = chained.made.prepared, str(tmp_path / "out")
+    made = predict.run(config, predicted.run, prepared, out)
+    rows = made.read_tables("prompts-").to_pylist()
+    names = sorted(predicted.pixels)
+    assert [(row["id"], row["kind"]) for row in rows] == [
+        (name, kind) for name in names for kind in ("nearest", "composed")
+    ]
+    texts, vectors = [row["prompt"] for row in rows[1::2]], vectors_of(made)
+    target = np.stack([vectors[name] / np.linalg.norm(vectors[name]) for name in names])
+    exact = np.sum(PromptEncoder().encode(texts) * target, axis=1)
+    np.testing.assert_allclose([row["cosine"] for row in rows[1::2]], exact, atol=1e-5)
+    assert (exact >= np.array([row["cosine"] for row in rows[::2]]) - 1e-5).all()
+    assert [row[1] for row in predict.summary(made, limit=3)] == texts[:3]
+    (tmp_path / "phrases.txt").write_text("something else\n")
+    with pytest.raises(UserError, match=r"inputs\.phrases"):
+        predict.run(config, predicted.run, prepared, out)
+
+
 @marked
 def test_a_file_of_prompts(chained, predicted, tmp_path: Path, monkeypatch) -> None:
-    def copy_parts(config, predictor, shards, uris, draft) -> None:
-        for name in (n for n in predicted.made.names() if n[:-14] in ("vectors", "rejected")):
-            draft.write_table(name, predicted.made.read_table(name))
-
-    monkeypatch.setattr(predict, "_predict_parts", copy_parts)
+    monkeypatch.setattr(predict, "_predict_parts", functools.partial(copy_parts, predicted.made))
     prompts = ["a red cat", "a castle at night", "two blue birds, oil painting"]
     file, out = tmp_path / "prompts.txt", str(tmp_path / "out")
     lines = f"\ufeff{prompts[2]}\r\n\n  {prompts[0]} \n{prompts[1]}\n{prompts[0]}\n"
@@ -323,10 +365,10 @@ def test_a_folder_of_bad_pictures_only(chained, predicted, tmp_path: Path, monke
     write_bad(tmp_path / "pictures")
     config = PredictConfig(pictures=str(tmp_path / "pictures"), run="lora")
     made = predict.run(config, predicted.run, chained.made.prepared, str(tmp_path / "out"))
-    assert made.counts == {"pictures": 0, "rejected": BAD}
-    assert predict.SUBMISSION not in made.files
+    assert (made.counts["pictures"], made.counts["rejected"]) == (0, BAD)
+    assert outputs.SUBMISSION not in made.files
     assert predict.summary(made) == []
-    assert len(predict.rejected_summary(made)) == 6
+    assert len(predict.rejected_summary(made)) == 5
 
 
 def make_brightness() -> PredictorSpec:
@@ -363,7 +405,7 @@ def test_texts_and_confidences_are_written_beside_the_vectors(chained, tmp_path:
     made = predict.run(config, make_brightness(), chained.made.prepared, out)
     table = made.read_tables("vectors-")
     assert table.column_names == ["id", "vector", "text", "confidence"]
-    assert table["id"].to_pylist() == ["000", "100", "200"]
+    assert table["id"].to_pylist() == ["000.png", "100.png", "200.png"]
     assert table["text"].to_pylist() == ["brightness 0", "brightness 100", "brightness 200"]
     np.testing.assert_allclose(table["confidence"], [0, 100 / 255, 200 / 255], atol=1e-6)
     assert made.inputs["brightness"] == "1"
@@ -388,57 +430,6 @@ def test_built_in_predictors_predict_new_pictures(
     assert (np.ptp(expected, axis=0).max() > 0.05) == (name == "neighbours")
 
 
-def test_pictures_are_listed_by_stem(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.b.webp", "ä c.jpeg", "10.jpg", "9.avif", "g.gif", "plain", ".png"):
-        (tmp_path / name).touch()
-    for name in ("a.md", "b.md", "._b.PNG"):
-        (tmp_path / name).touch()
-    pictures, rejected, left_out = predict.list_pictures(str(tmp_path))
-    assert not rejected
-    assert list(pictures) == ["10", "9", "a.b", "b", "g", "ä c"]
-    assert pictures["b"].name == "b.PNG"
-    assert {row.kind: row.count for row in left_out} == {
-        "left out .md": 2,
-        "left out files without ending": 2,
-        "left out system files": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ([], r"contains no picture; looked for \.png, \.jpg, \.jpeg, \.jfif"),
-        (["notes.txt", "png"], r"(?s)contains no picture.*left out \.txt: 1 file, such as notes"),
-        (["a,b.png"], "(?s)contains no picture.*id 'a,b' has a comma.*rename"),
-    ],
-)
-def test_folders_that_cannot_be_predicted(tmp_path: Path, names: list, message: str) -> None:
-    for name in names:
-        raw = name if isinstance(name, bytes) else name.encode()
-        with open(bytes(tmp_path) + b"/" + raw, "w"):
-            pass
-    with pytest.raises(UserError, match=message):
-        predict.list_pictures(str(tmp_path))
-
-
-def test_files_with_bad_names_are_rejected_alone(tmp_path: Path) -> None:
-    for name in (b"good.png", b"x.png", b"x.jpg", b"a\nb.png", b"\xff.png"):
-        with open(bytes(tmp_path) + b"/" + name, "w"):
-            pass
-    (tmp_path / "gone.png").symlink_to("nowhere")
-    pictures, rejected, _ = predict.list_pictures(str(tmp_path))
-    assert {name: entry.name for name, entry in pictures.items()} == {
-        "good": "good.png",
-        "x": "x.jpg",
-    }
-    reasons = {row.id: row.reason for row in rejected}
-    assert set(reasons) == {"x", "a\nb", "\\xff", "gone"}
-    assert reasons["gone"] == "broken link: nowhere does not exist"
-    assert re.search(r"repeated id: x\.png and x\.jpg would both be 'x'", reasons["x"])
-    assert "unusable name: id 'a\\nb' has a comma" in reasons["a\nb"]
-    assert "unusable name: its bytes are not UTF-8" in reasons["\\xff"]
-
-
 def test_a_passing_network_error_rejects_no_picture(tmp_path: Path, monkeypatch) -> None:
     drawn(1).save(tmp_path / "a.png")
     flaky = Mock()
@@ -455,14 +446,6 @@ def test_a_passing_network_error_rejects_no_picture(tmp_path: Path, monkeypatch)
     assert loaded["reason"].tolist() == ["", f"missing picture: {uris[1]} does not exist"]
     assert loaded["pixels"][0].any()
     assert not loaded["pixels"][1].any()
-
-
-@pytest.mark.parametrize("folder", ["", "absent", "notes.txt"])
-def test_a_missing_folder_is_named(tmp_path: Path, folder: str) -> None:
-    (tmp_path / "notes.txt").touch()
-    path = str(tmp_path / folder) if folder else ""
-    with pytest.raises(UserError, match=rf"pictures is '{path}': give a folder .*--pictures"):
-        predict.list_pictures(path)
 
 
 def test_a_picture_with_a_non_finite_answer_is_rejected() -> None:

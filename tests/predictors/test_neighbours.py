@@ -163,3 +163,33 @@ def test_other_shards_and_another_tower_are_refused(
     assert not spec.reads_features(foreign)
     with pytest.raises(UserError, match="was made by a tower with fingerprint 0000"):
         dataclasses.replace(spec, features=foreign).check(spec.shards)
+
+
+def test_csls_lists_hubs_later() -> None:
+    """A hub near to all prompts of a ring is first for every query; CSLS puts the own one first."""
+    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    ring = np.stack([0.5 * np.cos(angles), 0.5 * np.sin(angles), np.full(12, 0.75**0.5)], axis=1)
+    hub = np.array([[0.0, 0.0, 1.0]])
+    vectors, names = np.concatenate([hub, ring]), ["hub", *map(str, range(12))]
+    queries = unit(ring + 1.2 * hub)
+    plain = NearestPrompts(vectors, names).search(queries, 1)
+    assert {matches[0][0] for matches in plain} == {"hub"}
+    corrected = NearestPrompts(vectors, names, csls=12).search(queries, 13)
+    assert [matches[0][0] for matches in corrected] == names[1:]
+    cosines = unit(vectors) @ queries.T
+    np.fill_diagonal(similar := unit(vectors) @ unit(vectors).T, np.nan)
+    expected = cosines - np.nanmean(similar, axis=1)[:, None] / 2
+    for query, matches in enumerate(corrected):
+        rows = [names.index(name) for name, _ in matches]
+        np.testing.assert_allclose([c for _, c in matches], cosines[rows, query], atol=1e-6)
+        np.testing.assert_allclose(expected[rows, query], -np.sort(-expected[:, query]), atol=1e-6)
+
+
+def test_csls_of_one_prompt_and_of_copies() -> None:
+    one = np.eye(3)[:1]
+    assert NearestPrompts(one, ["a"], csls=5).search(one, 2) == [[("a", pytest.approx(1))]]
+    copies = np.repeat(np.eye(3), 6, axis=0)
+    names = [str(number) for number in range(18)]
+    matches = NearestPrompts(copies, names, csls=3).search(np.eye(3)[1:2], 6)[0]
+    assert {int(name) for name, _ in matches} == set(range(6, 12))
+    np.testing.assert_allclose([cosine for _, cosine in matches], 1, atol=1e-6)

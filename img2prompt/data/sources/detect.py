@@ -9,6 +9,7 @@ from itertools import islice
 from img2prompt.config.sources import AUTO, PictureSource
 from img2prompt.data.sources import files, formats, listing
 from img2prompt.data.sources.base import Format, Layout
+from img2prompt.data.sources.rows import printable, undecodable
 from img2prompt.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,11 @@ def resolve(source: PictureSource) -> PictureSource:
         UserError: the path does not exist, no format of this name exists, or with `auto` the files
             fit no format, or several.
     """
+    if undecodable("path", source.path):
+        raise UserError(
+            f"path of source {source.name!r} is {printable(source.path)!r}, which is not UTF-8: "
+            "rename it, or give the path of a link to it"
+        )
     source = replace(source, path=files.absolute(source.path))
     if source.format != AUTO:
         formats.format_of(source)

@@ -193,15 +193,6 @@ def read_bytes(uri: str) -> bytes:
         return file.readall()
 
 
-def is_existing(uri: str) -> bool:
-    """Return whether a file exists; False also for a name that no file can have."""
-    try:
-        fs, path = locate(uri)
-        return steadily(fs, lambda: fs.get_file_info(path)).is_file
-    except (OSError, ValueError):
-        return False
-
-
 def content_digest(uri: str) -> str:
     """Return 16 hex digits of the bytes of a file of any size.
 
@@ -213,6 +204,15 @@ def content_digest(uri: str) -> str:
         while block := file.read(_BLOCK_BYTES):
             content.update(block)
     return content.hexdigest()[:16]
+
+
+def is_existing(uri: str) -> bool:
+    """Return whether a file exists; False also for a name that no file can have."""
+    try:
+        fs, path = locate(uri)
+        return steadily(fs, lambda: fs.get_file_info(path)).is_file
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_large(size: int) -> None:

@@ -10,6 +10,7 @@ from img2prompt.data.sources.rows import Rejected
 
 SYSTEM = "system files"
 OTHER = "other endings"
+FOLDERS = "folders"
 
 _LONGEST_ENDING = 10  # characters; a longer "ending" is part of a name with a dot
 _MOST_ENDINGS = 30
@@ -58,7 +59,8 @@ class LeftOut:
         return ending if known and short else OTHER
 
     def _row(self, ending: str, count: int) -> Rejected:
-        files = "1 file" if count == 1 else f"{count} files"
+        noun = "folder" if ending == FOLDERS else "file"
+        files = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
         reason = f"left out {ending}: {files}, such as {self._examples[ending]}"
         row_id = f"{self._base}/*{ending}".lstrip("/")
         return Rejected(row_id, f"{reason}; read: {self._reads}", count)

@@ -8,6 +8,7 @@ read in the same pass, unless it has `width` and `height`.
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from img2prompt.config.sources import PictureSource
 from img2prompt.data import images
 from img2prompt.data.sources import diffusiondb, files
 from img2prompt.data.sources.base import Format, Layout
-from img2prompt.data.sources.captions import choose_caption
+from img2prompt.data.sources.captions import choose_caption, one_row_a_picture
 from img2prompt.data.sources.containers import DAMAGES, Parquet, picture_bytes
 from img2prompt.data.sources.folder import PICTURE_ENDS, file_names
 from img2prompt.data.sources.left_out import LeftOut, with_left_out
@@ -53,7 +54,14 @@ def portions(source: PictureSource) -> Iterator[list[Any]]:
 
 def list_rows(source: PictureSource, names: Iterable[str]) -> Iterator[Row | Rejected]:
     """Yield index rows of the files, in the order of their rows."""
-    return with_sizes(chain.from_iterable(_file_rows(name, source) for name in names))
+    return with_sizes(chain.from_iterable(_rows(name, source) for name in names))
+
+
+def _rows(name: str, source: PictureSource) -> Iterator[Row | Rejected]:
+    """Yield the rows of a file; of those that name one picture only one."""
+    uri = files.inside(source.path, name) if name else source.path
+    read = partial(_file_rows, name, source)
+    return one_row_a_picture(read, source) if _only_names_pictures(uri, source) else read()
 
 
 def _fits(layout: Layout) -> bool:
@@ -76,15 +84,24 @@ FORMAT = Format(
 )
 
 
-def _may_name_pictures(uri: str, source: PictureSource) -> bool:
-    """Return whether the pictures of a table may be files; a table that cannot be read has none."""
+def _picture_types(uri: str, source: PictureSource) -> list[pa.DataType]:
+    """Return the type of the column of pictures; none for a table that cannot be read."""
     try:
         with closing(Parquet(uri)) as opened:
             schema = opened.table.schema_arrow
     except (OSError, ValueError, *DAMAGES):
-        return False
+        return []
     name = source.file_column or _picture_column(schema)
-    return any(field.name == name and _holds_paths(field.type) for field in schema)
+    return [field.type for field in schema if field.name == name]
+
+
+def _may_name_pictures(uri: str, source: PictureSource) -> bool:
+    return any(_holds_paths(kind) for kind in _picture_types(uri, source))
+
+
+def _only_names_pictures(uri: str, source: PictureSource) -> bool:
+    kinds = _picture_types(uri, source)
+    return any(_holds_paths(kind) and not _holds_bytes(kind) for kind in kinds)
 
 
 def _is_read(name: str) -> bool:

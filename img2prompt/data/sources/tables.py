@@ -124,8 +124,12 @@ def list_rows(source: PictureSource, rows: Iterable[Row | Rejected]) -> Iterator
 
 def digest(table: Table, source: PictureSource) -> str:
     """Return 16 hex digits of the tables' bytes; UserError when there is none."""
-    digests = [files.content_digest(uri) for uri, _ in find_tables(source, table.ends)]
-    return digests[0] if len(digests) == 1 else digest_of("".join(digests).encode())
+    digests = [
+        (folder, files.content_digest(uri)) for uri, folder in find_tables(source, table.ends)
+    ]
+    if len(digests) == 1:
+        return digests[0][1]
+    return digest_of("".join(f"{folder} {of_table} " for folder, of_table in digests).encode())
 
 
 def _rows(table: Table, source: PictureSource) -> Iterator[Row | Rejected]:

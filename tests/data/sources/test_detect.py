@@ -110,3 +110,10 @@ def test_identity_follows_the_content(location) -> None:
 def test_an_unknown_scheme_is_a_user_error() -> None:
     with pytest.raises(UserError, match="cannot be opened"):
         resolve(PictureSource(path="nowhere://bucket/set"))
+
+
+def test_a_path_that_is_not_utf_8_is_a_user_error(tmp_path) -> None:
+    strange = tmp_path.joinpath(b"caf\xe9".decode("utf-8", "surrogateescape"))
+    strange.mkdir()
+    with pytest.raises(UserError, match=r"caf\\\\udce9', which is not UTF-8: rename it"):
+        resolve(PictureSource(path=str(strange)))

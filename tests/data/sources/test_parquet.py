@@ -204,3 +204,13 @@ def test_pictures_in_a_named_folder(location) -> None:
     location.write("pictures/a.png", PICTURES[0])
     (row,), _ = location.list("data/a.parquet", pictures=f"{location.root}/pictures")
     assert read_all([row]) == [PICTURES[0]]
+
+
+@pytest.mark.parametrize("captions", ["first", "drawn"])
+def test_rows_that_name_one_picture_give_one(location, captions: str) -> None:
+    location.write("a.png", PICTURES[0])
+    names, prompts = ["a.png"] * 5, prompts_of(5)
+    location.write("metadata.parquet", parquet_of(2, file_name=names, text=prompts))
+    (row,), (further,) = location.list(captions=captions)
+    assert row["prompt"] in (prompts[:1] if captions == "first" else prompts)
+    assert (further.kind, further.count) == ("further caption", 4)

@@ -30,7 +30,7 @@ def family(request: pytest.FixtureRequest) -> type[VitTower]:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading weights fails."""
-    monkeypatch.setattr(weights, "_read_files", None)
+    monkeypatch.setattr(weights, "read_weights", None)
 
 
 def test_a_checkpoint_is_opened_by_its_own_family(family: type[VitTower], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Prompts -> pictures by a diffusers pipeline, as a source that `prepare` reads."""
