@@ -5,6 +5,7 @@ through EfficientNet-Lite2, which is installed with this package. `l14-336` is t
 `openai/clip-vit-large-patch14-336` from the local hub cache (or `--tower.weights PATH`).
 """
 
+from img2prompt.config.average import AverageConfig
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.generate import GenerateConfig, PipelineConfig, SamplingConfig
 from img2prompt.config.planning import ScaleConfig
@@ -362,6 +363,7 @@ TRAIN = {
 }
 EVALUATE = {"default": EvaluateConfig}
 PREDICT = {"default": PredictConfig}
+AVERAGE = {"default": AverageConfig}
 BLEND = {"default": BlendConfig}
 CALIBRATE = {"default": CalibrateConfig}
 EXPORT = {"default": ExportConfig}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from img2prompt import presets
+from img2prompt.config.average import AverageConfig
 from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.generate import GenerateConfig
@@ -38,6 +39,7 @@ TABLES = {
     "TRAIN": TrainConfig,
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
+    "AVERAGE": AverageConfig,
     "BLEND": BlendConfig,
     "CALIBRATE": CalibrateConfig,
     "EXPORT": ExportConfig,
