@@ -70,6 +70,7 @@ def test_the_fingerprint_follows_every_setting() -> None:
     parts = ("plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
     parts = (*parts, "optim.warmup", "optim.share", "recipe.flip", "recipe.ema_decay")
     parts = (*parts, "recipe.negative_margin", "optim.layer_decay")
+    parts = (*parts, "recipe.crop_area", "recipe.rand_augment_magnitude", "recipe.erase")
     small = dict.fromkeys(parts, 0.3)
     changed = [
         config.replace({name: small.get(name, 2 if name == "engine.zero_stage" else other(value))})

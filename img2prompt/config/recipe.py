@@ -10,7 +10,9 @@ from img2prompt.config.ranges import (
     Fraction,
     FractionBelowOne,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
+    PositiveFraction,
 )
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
@@ -51,6 +53,18 @@ class RecipeConfig(Config):
     flip: Fraction = 0.0
     """Probability that a training picture is mirrored, drawn for each picture in each epoch. Not
     for a probe, which reads cached features: `features.views` adds mirrored ones to its rows."""
+    crop_area: PositiveFraction = 1.0
+    """Smallest share of a training picture's area that a random resized crop leaves (arXiv
+    1409.4842), drawn for each picture in each epoch; 1: none. The 5th place had 0.5. Not for a
+    probe, as the augmentations below."""
+    rand_augment: NonNegativeInt = 0
+    """Operations of RandAugment (arXiv 1909.13719) on each training picture, without posterize,
+    solarize and equalize (3rd place, whose other settings are unpublished); 0: none."""
+    rand_augment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """Strength of these operations, of 10; 9 is the paper's for ImageNet."""
+    erase: Fraction = 0.0
+    """Probability that a rectangle of a training picture is filled with the picture's mean colour
+    (random erasing, arXiv 1708.04896). The 3rd place had it."""
     ema_decay: FractionBelowOne = 0.0
     """Decay of an exponential moving average of the learned weights, such as 0.999; 0: none. The
     average is validated beside the weights themselves, and the better of both is published. Not

@@ -214,13 +214,8 @@ class TrainConfig(Config):
         alone = not self.tower.beside or self.plan.frozen_tower
         allowed = "empty unless all layers are frozen: a fine-tune trains one tower"
         check(alone, "tower.beside", self.tower.beside, allowed)
-        pictures = self.recipe.flip == 0 or not self.plan.frozen_tower
-        check(
-            pictures,
-            "recipe.flip",
-            self.recipe.flip,
-            "0 for a probe: it reads cached features, which are mirrored by features.views",
-        )
+        if self.plan.frozen_tower:
+            self._check_cached()
         check(
             self.recipe.l2_sp == 0 or not self.plan.frozen_tower,
             "recipe.l2_sp",
@@ -245,6 +240,18 @@ class TrainConfig(Config):
         )
         if self.optim.solver == "ridge":
             self._check_ridge()
+
+    def _check_cached(self) -> None:
+        """Raise a UserError for an augmentation of pictures by a probe."""
+        mirrored = ", which are mirrored by features.views"
+        for name, value, allowed, hint in (
+            ("recipe.flip", self.recipe.flip, 0, mirrored),
+            ("recipe.crop_area", self.recipe.crop_area, 1, ""),
+            ("recipe.rand_augment", self.recipe.rand_augment, 0, ""),
+            ("recipe.erase", self.recipe.erase, 0, ""),
+        ):
+            reason = f"{allowed} for a probe: it reads cached features{hint}"
+            check(value == allowed, name, value, reason)
 
     def _check_ridge(self) -> None:
         """Raise a UserError for a setting that has no effect on a probe in closed form."""

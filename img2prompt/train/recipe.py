@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.train import TrainConfig
-from img2prompt.model.augment import flip
+from img2prompt.model.augment import flip, random_erase, random_resized_crop
 from img2prompt.model.average import WeightAverage
 from img2prompt.model.l2_sp import PretrainedPull, pretrained_tensors
 from img2prompt.model.loss import (
@@ -21,6 +21,7 @@ from img2prompt.model.loss import (
     negative_loss,
     squared_error,
 )
+from img2prompt.model.rand_augment import rand_augment
 from img2prompt.train.batches import DeviceBatch
 from img2prompt.train.checkpoint import RAW, Checkpoint, Position
 from img2prompt.train.engines.base import Engine, copy_of
@@ -140,23 +141,39 @@ def build_recipe(config: TrainConfig, model: nn.Module | None = None) -> Recipe:
     `model` is that of the run at its start, before a checkpoint is loaded. It is needed to train,
     not to read the state of a recipe.
     """
-    recipe, seed = config.recipe, config.seed
-
-    def flipped(batch: DeviceBatch, position: Position) -> DeviceBatch:
-        pixels = flip(batch.inputs, batch.ids, recipe.flip, seed, position.epoch)
-        return replace(batch, inputs=pixels)
-
+    recipe = config.recipe
     terms, penalties = SumOfLosses(recipe), dict[str, Penalty]()
     if recipe.l2_sp and model is not None:
         pull = PretrainedPull(pretrained_tensors(model))
         penalties["l2_sp"] = lambda trained: recipe.l2_sp * pull(trained)
     return Recipe(
         loss=terms if terms.reads_prompts or recipe.mse_weight else LOSSES[recipe.loss],
-        augment=flipped if recipe.flip else unchanged,
+        augment=build_augment(recipe, config.seed),
         averages={"ema": WeightAverage(recipe.ema_decay)} if recipe.ema_decay else {},
         reads_prompts=terms.reads_prompts,
         penalties=penalties,
     )
+
+
+def build_augment(recipe: RecipeConfig, seed: int) -> Augment:
+    """Return the augmentations that are switched on, in the order in which they are applied."""
+    steps: list[tuple[Callable[..., Tensor], tuple[float, ...]]] = []
+    if recipe.crop_area < 1:
+        steps.append((random_resized_crop, (recipe.crop_area,)))
+    if recipe.flip:
+        steps.append((flip, (recipe.flip,)))
+    if recipe.rand_augment:
+        steps.append((rand_augment, (recipe.rand_augment, recipe.rand_augment_magnitude)))
+    if recipe.erase:
+        steps.append((random_erase, (recipe.erase,)))
+
+    def augmented(batch: DeviceBatch, position: Position) -> DeviceBatch:
+        pixels = batch.inputs
+        for change, settings in steps:
+            pixels = change(pixels, batch.ids, *settings, seed, position.epoch)
+        return replace(batch, inputs=pixels)
+
+    return augmented if steps else unchanged
 
 
 def validated_weights(

@@ -153,6 +153,41 @@ def test_a_picture_is_flipped_alike_for_any_number_of_workers(config: TrainConfi
     assert not torch.equal(later, whole)
 
 
+AUGMENTED = {
+    "recipe__crop_area": 0.5,
+    "recipe__flip": 0.5,
+    "recipe__rand_augment": 2,
+    "recipe__erase": 0.5,
+}
+
+
+def test_augmentations_are_alike_for_any_number_of_workers_and_parts(tiny_tower: str) -> None:
+    recipe, position = build_recipe(config_of(tiny_tower, **AUGMENTED)), Position(epoch=1, step=1)
+    numbers = np.arange(16)
+
+    def augmented(parts: int, at: Position = position) -> Tensor:
+        batches = split_batch(TRAIN.fetch(numbers), parts)
+        return torch.cat([recipe.augment(to_device(b, CPU), at).inputs for b in batches])
+
+    whole = augmented(1)
+    assert (whole.dtype, whole.shape) == (torch.uint8, (16, 32, 32, 3))
+    for parts in (2, 3, 16):
+        assert torch.equal(augmented(parts), whole)
+    assert torch.equal(augmented(1, Position(epoch=1, step=5)), whole)
+    later = augmented(1, Position(epoch=2))
+    assert all(not torch.equal(a, b) for a, b in zip(whole, later, strict=True))
+
+
+def test_an_augmented_run_resumes_exactly(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, engine__save_every=2, **AUGMENTED)
+    whole = run_loop(config, TRAIN, VAL)
+    rest = run_loop(config, TRAIN, VAL, start=whole.saved[2])
+    assert rest.reported[-1]["train_loss"] == whole.reported[-1]["train_loss"]
+    assert_close(rest.saved[-1].engine.model, whole.saved[-1].engine.model, atol=0)
+    plain = run_loop(config_of(tiny_tower), TRAIN, VAL)
+    assert plain.reported[-1]["train_loss"] != whole.reported[-1]["train_loss"]
+
+
 def test_flips_are_for_training_only(config: TrainConfig) -> None:
     """Validation reads pictures unchanged; flipping all equals training on mirrored pictures."""
     always = config.replace({"recipe.flip": 1.0, "recipe.ema_decay": 0.0})
@@ -320,6 +355,11 @@ def test_the_best_score_of_an_epoch_may_be_that_of_an_average() -> None:
             {"recipe.flip": 0.5, "plan.lora_rate": 0.0, "plan.nfz_rate": 0.0},
             r"recipe\.flip is 0\.5; allowed: 0 for a probe: .*features\.views",
         ),
+        (
+            {"recipe.crop_area": 0.5, "plan.lora_rate": 0.0},
+            r"recipe\.crop_area is 0\.5; allowed: 1 for a probe: it reads cached features",
+        ),
+        ({"recipe.rand_augment_magnitude": 11.0}, r"magnitude is 11\.0; allowed: 0 to 10"),
         (
             {"recipe.ema_decay": 0.9, "engine.kind": "deepspeed", "engine.zero_stage": 3},
             r"recipe\.ema_decay is 0\.9; allowed: 0 with engine\.zero_stage 3, which leaves",
