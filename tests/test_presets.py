@@ -27,10 +27,17 @@ from img2prompt.model.plan import layer_plan
 from img2prompt.model.towers.build import DEMO_SHAPE
 
 JOBS = Path(__file__).parents[1] / "jobs"
-LAYERS = {"demo": 7, "fresh": 7, presets.LITE2.weights: 21, presets.L14_336.weights: 24}
+LAYERS = {
+    "demo": 7,
+    "fresh": 7,
+    presets.LITE2.weights: 21,
+    presets.L14.weights: 24,
+    presets.L14_336.weights: 24,
+}
 SIDE = {
     "demo": DEMO_SHAPE["image_size"],
     presets.LITE2.weights: 260,
+    presets.L14.weights: 224,
     presets.L14_336.weights: 336,
 }
 TABLES = {
@@ -132,6 +139,10 @@ def test_default_runs_are_those_that_the_presets_train() -> None:
         "probe-l14-336": (24, 0, 0),
         "lora-l14-336": (1, 14, 9),  # the published layout: layers 0, 1 to 14 and 15 to 23
         "lora-published": (1, 14, 9),
+        "last-layers-l14": (18, 0, 6),
+        "third-place": (0, 0, 24),
+        "sixth-place": (0, 0, 24),
+        "twelfth-place": (0, 0, 24),
         "tower": (0, 0, 7),
     }.items(),
 )

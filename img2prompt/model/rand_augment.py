@@ -1,8 +1,8 @@
 """RandAugment on the device (Cubuk et al., arXiv 1909.13719).
 
 Each picture gets some operations, drawn from OPERATIONS, one after the other, all at one magnitude.
-Posterize, solarize and equalize are left out, as the 3rd place of Kaggle's "Stable Diffusion - Image
-to Prompts" did.
+Posterize, solarize and equalize are left out, as by the 3rd place of Kaggle's "Stable Diffusion -
+Image to Prompts".
 
 Shapes: B pictures, planes float32 (B, 3, S, S) from 0 to 255, amounts (B,).
 """
