@@ -62,7 +62,7 @@ def run(config: ChainConfig, out: str) -> ChainResult:
     inputs = TrainInputs(prepared.shards, embedded, groups=prepared.groups)
     probe = train.run(config.probe, inputs, workspace.run(config.probe.name))
     start = probe if config.finetune.start_from else None
-    inputs = TrainInputs(prepared.shards, start=start)
+    inputs = TrainInputs(prepared.shards, start=start, targets=prepared.targets)
     tuned = train.run(config.finetune, inputs, workspace.run(config.finetune.name))
     runs = [
         TrainedRun(probe, name=config.probe.name),

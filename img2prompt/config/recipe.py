@@ -53,6 +53,12 @@ class RecipeConfig(Config):
     flip: Fraction = 0.0
     """Probability that a training picture is mirrored, drawn for each picture in each epoch. Not
     for a probe, which reads cached features: `features.views` adds mirrored ones to its rows."""
+    flip_guard: bool = False
+    """Do not mirror pictures whose prompt says left or right (28th place)."""
+    one_per_prompt: bool = False
+    """Train on one picture of each prompt in an epoch, drawn anew for each epoch, instead of on all
+    (1st, 3rd and 5th place). An epoch then has as many rows as there are prompts; costs are still
+    predicted for all pictures. Not for a probe."""
     crop_area: PositiveFraction = 1.0
     """Smallest share of a training picture's area that a random resized crop leaves (arXiv
     1409.4842), drawn for each picture in each epoch; 1: none. The 5th place had 0.5. Not for a
@@ -69,3 +75,9 @@ class RecipeConfig(Config):
     """Decay of an exponential moving average of the learned weights, such as 0.999; 0: none. The
     average is validated beside the weights themselves, and the better of both is published. Not
     with ZeRO 3, which leaves each worker only a part of every weight."""
+
+    @property
+    def augments(self) -> bool:
+        """True if training pictures are changed."""
+        changes = self.flip > 0, self.crop_area < 1, self.rand_augment > 0, self.erase > 0
+        return any(changes)

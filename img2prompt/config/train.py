@@ -246,11 +246,13 @@ class TrainConfig(Config):
         mirrored = ", which are mirrored by features.views"
         for name, value, allowed, hint in (
             ("recipe.flip", self.recipe.flip, 0, mirrored),
+            ("recipe.one_per_prompt", self.recipe.one_per_prompt, False, ""),
             ("recipe.crop_area", self.recipe.crop_area, 1, ""),
             ("recipe.rand_augment", self.recipe.rand_augment, 0, ""),
             ("recipe.erase", self.recipe.erase, 0, ""),
         ):
-            reason = f"{allowed} for a probe: it reads cached features{hint}"
+            words = "false" if allowed is False else allowed
+            reason = f"{words} for a probe: it reads cached features{hint}"
             check(value == allowed, name, value, reason)
 
     def _check_ridge(self) -> None:

@@ -6,7 +6,7 @@ worker, in any batch, and after a resume.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,20 @@ ERASED_ASPECT = 1 / 0.3
 """Largest ratio of the sides of an erased rectangle (arXiv 1708.04896, r_1)."""
 
 
-def flip(pixels: Tensor, ids: Sequence[str], probability: float, seed: int, epoch: int) -> Tensor:
-    """Mirror each picture of (B, S, S, 3) left to right with this probability, on its device."""
-    chosen = [draw < probability for draw in uniform_draws(ids, f"flip/{seed}/{epoch}")]
+def flip(
+    pixels: Tensor,
+    ids: Sequence[str],
+    probability: float,
+    seed: int,
+    epoch: int,
+    guarded: Container[int] = (),
+) -> Tensor:
+    """Mirror each picture of (B, S, S, 3) left to right with this probability, on its device.
+
+    `guarded` are positions of pictures that stay as they are.
+    """
+    draws = uniform_draws(ids, f"flip/{seed}/{epoch}")
+    chosen = [draw < probability and row not in guarded for row, draw in enumerate(draws)]
     mirrored = torch.tensor(chosen, device=pixels.device)
     return torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.ahead import map_ahead
-from img2prompt.data.order import first_rows, steps_per_epoch, worker_share
+from img2prompt.data.order import steps_per_epoch, worker_share
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.train.checkpoint import Position
@@ -29,11 +29,12 @@ class Rows(Protocol):
 
 
 class RowSubset:
-    """A share of other rows, renumbered from 0."""
+    """Some of other rows, renumbered from 0."""
 
-    def __init__(self, rows: Rows, share: float, seed: int) -> None:
+    def __init__(self, rows: Rows, numbers: np.ndarray) -> None:
+        """`numbers`: their row numbers, int64, ascending."""
         self._rows = rows
-        self._numbers = first_rows(rows.group_sizes, share, seed)
+        self._numbers = numbers
         ends = np.searchsorted(self._numbers, np.cumsum(rows.group_sizes))
         sizes = np.diff(ends, prepend=0)
         self.group_sizes = sizes[sizes > 0]

@@ -33,6 +33,7 @@ from img2prompt.train.batches import (
 from img2prompt.train.checkpoint import RAW, Position, best_weights, score_columns
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.health import NonFiniteLossError, PreemptedError, StopRequestedError, Vote
+from img2prompt.train.prompt_rows import rows_of_epoch
 from img2prompt.train.recipe import Recipe
 from img2prompt.train.steplog import StepLog
 from img2prompt.train.validation import Candidate, validate
@@ -130,7 +131,8 @@ class Loop:
         if self.worker.rank > 0:
             position = replace(position, loss_sum=0.0, rows=0)  # rank 0 holds the earlier sums
         steps = range(position.step, self._steps_per_epoch)
-        batches = prefetch(self.train, self.shares(position.epoch, steps))
+        rows = rows_of_epoch(self.train, position.epoch)
+        batches = prefetch(rows, self.shares(position.epoch, steps))
         for _ in steps:
             self.beat(f"reading the rows of {position}")
             with self.log.timed("data"):
@@ -172,7 +174,8 @@ class Loop:
     def shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
         """This worker's row numbers of each of the epoch's global batches."""
         size, worker = self.config.optim.batch_size, self.worker
-        batches = epoch_batches(self.train.group_sizes, self.config.seed, epoch, size)
+        group_sizes = rows_of_epoch(self.train, epoch).group_sizes
+        batches = epoch_batches(group_sizes, self.config.seed, epoch, size)
         return (worker_share(batches[step], worker.rank, worker.workers) for step in steps)
 
     def _step(self, position: Position, batch: Batch) -> tuple[float | None, Vote]:

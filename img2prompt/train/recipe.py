@@ -4,7 +4,7 @@ To add an idea: write its function in `model/`, a field in `config/recipe.py`, a
 function by the field in `build_recipe`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -135,11 +135,14 @@ class Recipe:
         return {name: average.weights for name, average in self.averages.items() if average.weights}
 
 
-def build_recipe(config: TrainConfig, model: nn.Module | None = None) -> Recipe:
+def build_recipe(
+    config: TrainConfig, model: nn.Module | None = None, guarded: Container[str] = ()
+) -> Recipe:
     """Build the recipe that a run's config names.
 
-    `model` is that of the run at its start, before a checkpoint is loaded. It is needed to train,
-    not to read the state of a recipe.
+    `model` is that of the run at its start, before a checkpoint is loaded, and `guarded` are the
+    ids of prompts whose pictures are not mirrored. They are needed to train, not to read the state
+    of a recipe.
     """
     recipe = config.recipe
     terms, penalties = SumOfLosses(recipe), dict[str, Penalty]()
@@ -148,32 +151,31 @@ def build_recipe(config: TrainConfig, model: nn.Module | None = None) -> Recipe:
         penalties["l2_sp"] = lambda trained: recipe.l2_sp * pull(trained)
     return Recipe(
         loss=terms if terms.reads_prompts or recipe.mse_weight else LOSSES[recipe.loss],
-        augment=build_augment(recipe, config.seed),
+        augment=build_augment(recipe, config.seed, guarded),
         averages={"ema": WeightAverage(recipe.ema_decay)} if recipe.ema_decay else {},
         reads_prompts=terms.reads_prompts,
         penalties=penalties,
     )
 
 
-def build_augment(recipe: RecipeConfig, seed: int) -> Augment:
+def build_augment(recipe: RecipeConfig, seed: int, guarded: Container[str] = ()) -> Augment:
     """Return the augmentations that are switched on, in the order in which they are applied."""
-    steps: list[tuple[Callable[..., Tensor], tuple[float, ...]]] = []
-    if recipe.crop_area < 1:
-        steps.append((random_resized_crop, (recipe.crop_area,)))
-    if recipe.flip:
-        steps.append((flip, (recipe.flip,)))
-    if recipe.rand_augment:
-        steps.append((rand_augment, (recipe.rand_augment, recipe.rand_augment_magnitude)))
-    if recipe.erase:
-        steps.append((random_erase, (recipe.erase,)))
 
     def augmented(batch: DeviceBatch, position: Position) -> DeviceBatch:
-        pixels = batch.inputs
-        for change, settings in steps:
-            pixels = change(pixels, batch.ids, *settings, seed, position.epoch)
+        pixels, ids, draw = batch.inputs, batch.ids, (seed, position.epoch)
+        if recipe.crop_area < 1:
+            pixels = random_resized_crop(pixels, ids, recipe.crop_area, *draw)
+        if recipe.flip:
+            rows = {row for row, prompt in enumerate(batch.prompt_ids) if prompt in guarded}
+            pixels = flip(pixels, ids, recipe.flip, *draw, rows)
+        if recipe.rand_augment:
+            settings = recipe.rand_augment, recipe.rand_augment_magnitude
+            pixels = rand_augment(pixels, ids, *settings, *draw)
+        if recipe.erase:
+            pixels = random_erase(pixels, ids, recipe.erase, *draw)
         return replace(batch, inputs=pixels)
 
-    return augmented if steps else unchanged
+    return augmented if recipe.augments else unchanged
 
 
 def validated_weights(

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
 from tiny import CPU, MemoryRows, Trained, assert_close, average_of, config_of, model_of, run_loop
 from torch import Tensor
 
+from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.data.order import epoch_batches, worker_share
@@ -37,6 +39,7 @@ from img2prompt.train.checkpoint import (
 )
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.engines.plain import PlainEngine
+from img2prompt.train.job import TrainInputs, guarded_prompts
 from img2prompt.train.recipe import Recipe, build_recipe, cosine
 from img2prompt.train.run import publish
 from img2prompt.train.steplog import StepLog
@@ -176,6 +179,32 @@ def test_augmentations_are_alike_for_any_number_of_workers_and_parts(tiny_tower:
     assert torch.equal(augmented(1, Position(epoch=1, step=5)), whole)
     later = augmented(1, Position(epoch=2))
     assert all(not torch.equal(a, b) for a, b in zip(whole, later, strict=True))
+
+
+def test_pictures_of_guarded_prompts_are_not_flipped(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, recipe__flip=1.0, recipe__flip_guard=True)
+    recipe = build_recipe(config, guarded={"prompt-3", "prompt-7"})
+    batch = to_device(TRAIN.fetch(np.arange(2, 9)), CPU)
+    changed = recipe.augment(batch, Position()).inputs
+    for row, number in enumerate(range(2, 9)):
+        pixels = batch.inputs[row]
+        expected = pixels if number in (3, 7) else pixels.flip(1)
+        assert torch.equal(changed[row], expected)
+
+
+def test_the_guarded_prompts_are_those_of_the_targets(tiny_tower: str, tmp_path: Path) -> None:
+    draft = Draft.open(str(tmp_path / "targets"), "targets", ShardConfig(), {})
+    texts = ["a cat on the left", "bright lights", "RIGHT-handed", "a dog"]
+    for number in range(2):
+        own = texts[2 * number : 2 * number + 2]
+        ids = [f"id-{2 * number}", f"id-{2 * number + 1}"]
+        draft.write_table(f"rows-{number:05d}.parquet", pa.table({"prompt_id": ids, "prompt": own}))
+    targets = draft.publish()
+    shards = Draft.open(str(tmp_path / "shards"), "shards", ShardConfig(), {}).publish()
+    config = config_of(tiny_tower, recipe__flip=0.5, recipe__flip_guard=True)
+    inputs = TrainInputs(shards, targets=targets)
+    assert guarded_prompts(config, inputs) == {"id-0", "id-2"}
+    assert guarded_prompts(config.replace({"recipe.flip_guard": False}), inputs) == frozenset()
 
 
 def test_an_augmented_run_resumes_exactly(tiny_tower: str) -> None:
