@@ -8,7 +8,6 @@ accident: it has its own folder and token, and only its own processes know its a
 import json
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +17,10 @@ import ray
 import ray.data
 from ray.exceptions import AuthenticationError
 
-from img2prompt.distributed.internals import (
-    apply_authentication_settings,
-    fatal_driver_logs,
-    session_folder,
-)
-from img2prompt.distributed.machine import (
-    check_cluster,
-    check_open_files,
-    children,
-    ended_with_ray,
-    python_folder,
-    ray_folder,
-)
-from img2prompt.distributed.placement import LOG_FORMAT, OWN_CLUSTER
+from img2prompt.distributed.environment import TRAINING, changed_environment
+from img2prompt.distributed.local_cluster import started
+from img2prompt.distributed.machine import check_cluster
+from img2prompt.distributed.placement import LOG_FORMAT
 from img2prompt.errors import UserError
 from img2prompt.lease import WORKER
 from img2prompt.signals import handlers_kept
@@ -43,15 +32,6 @@ LOCAL_CPUS = 4
 
 CEILINGS = {"CPU": "IMG2PROMPT_MAX_CPUS", "GPU": "IMG2PROMPT_MAX_GPUS"}
 """Environment variables with the largest size of a cluster that autoscales; cluster/ sets them."""
-
-START_ATTEMPTS = 2
-START_TIMEOUT_S = "180"
-"""Seconds that each kind of Ray's processes has to start on this machine."""
-
-TRAINING = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
-"""Ray Train polls its workers for one report at a time, every two seconds by default, and short
-epochs would wait for that. Train and Tune keep workers in the driver's working directory, so that
-relative paths in configs, such as `--tower.weights DIR`, mean the same in workers."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,7 @@ def connect(
         session = _joined(address, options)
     else:
         cpus = cpus or max(LOCAL_CPUS, len(os.sched_getaffinity(0)))
-        session = _started(cpus, {**options, "include_dashboard": dashboard})
+        session = started(cpus, {**options, "include_dashboard": dashboard})
     with session:
         _quieten_ray_data()
         _limit_ray_data()
@@ -186,7 +166,7 @@ def _worker_environment(download: bool) -> dict[str, Any]:
 def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     mode = os.environ.get("RAY_AUTH_MODE") or ("token" if has_token else "disabled")
-    with _environment({"RAY_AUTH_MODE": mode} | TRAINING):
+    with changed_environment({"RAY_AUTH_MODE": mode} | TRAINING):
         try:
             check_cluster(address)
             with handlers_kept():
@@ -201,91 +181,6 @@ def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-
-
-@contextmanager
-def _started(cpus: int, options: Mapping[str, Any]) -> Iterator[None]:
-    check_open_files(cpus)
-    with (
-        python_folder() as temporary,
-        _environment(_local_environment() | TRAINING | {"TMPDIR": temporary}),
-        ray_folder() as folder,
-    ):
-        try:
-            earlier = children()
-            _start(folder, {"num_cpus": cpus, **options})
-            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-            log.info("started a cluster with %d logical CPUs on this machine", cpus)
-            with ended_with_ray(earlier, folder):
-                yield
-        finally:
-            ray.shutdown()
-
-
-def _start(folder: str, options: Mapping[str, Any]) -> None:
-    """Start Ray's processes; try again where a busy machine exceeds Ray's time limits.
-
-    Raises:
-        UserError: the last attempt exceeded them, too.
-    """
-    for attempt in range(1, START_ATTEMPTS + 1):
-        earlier = children()
-        try:
-            with handlers_kept(), fatal_driver_logs():
-                ray.init(address="local", **session_folder(folder), **options)
-            return
-        except Exception as error:
-            if "timed out" not in str(error).lower():
-                raise
-            ray.shutdown()
-            for process in children() - earlier:
-                process.kill()
-            problem = f"Ray did not start within its time limits: {error}"
-            if attempt == START_ATTEMPTS:
-                raise UserError(
-                    f"{problem} This machine may be too busy ({os.getloadavg()[0]:.0f} processes "
-                    f"want to run on {os.cpu_count()} cores): run the command again later"
-                ) from error
-            log.warning("%s Trying again", problem)
-
-
-def _local_environment() -> dict[str, str]:
-    """Return variables for a local cluster: no usage statistics, and a token of its own.
-
-    A token that the user chose is used instead. Ray's default would read and write
-    ~/.ray/auth_token.
-    """
-    variables = {
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
-        "RAY_ADDRESS": "",
-        OWN_CLUSTER: "" if os.environ.get("RAY_ADDRESS") else "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's limits are for idle machines.
-        "RAY_gcs_server_port_wait_time_s": START_TIMEOUT_S,
-        "RAY_raylet_start_wait_time_s": START_TIMEOUT_S,
-        "RAY_worker_register_timeout_seconds": START_TIMEOUT_S,
-        # This machine is not preemptible, and Ray's watcher logs an error when it starts.
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    }
-    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    return variables
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that Ray's core reads, and restore the old values at the end."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    apply_authentication_settings()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        apply_authentication_settings()
 
 
 def _quieten_ray_data() -> None:

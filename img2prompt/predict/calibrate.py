@@ -22,7 +22,7 @@ from img2prompt.predict.folds import group_folds
 from img2prompt.predict.metrics import cosine
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.cached import read_view
-from img2prompt.predictors.confidence import SIGNALS, ConfidenceHead, Signals
+from img2prompt.predictors.confidence import SIGNALS, ConfidenceHead, Novelty, Signals
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.workspace import CONFIDENCE_HEAD, Stage
@@ -31,6 +31,10 @@ SPLIT = "val"
 PENALTY = 1.0
 """Ridge penalty of standardised signals, whose sums of squares are the number of pictures."""
 BINS = 5
+KNOWN = 0.99
+"""Share of validation pictures that count as pictures like those of training."""
+SMALLEST_VARIANCE = 1e-6
+"""Least variance of features in a direction, as a share of the largest."""
 
 
 def run(
@@ -59,7 +63,12 @@ def run(
     cosines = cosine(vectors, matrix(pictures["target"]))
     groups = pictures["group"].to_numpy()
     head = fit_head(signals, cosines)
-    tensors = {key: np.asarray(value) for key, value in dataclasses.asdict(head).items()}
+    novelty = _novelty(features)
+    parts = {
+        **dataclasses.asdict(head),
+        **{f"novelty.{key}": value for key, value in dataclasses.asdict(novelty).items()},
+    }
+    tensors = {key: np.array(value, order="C") for key, value in parts.items()}
     draft.write_bytes(CONFIDENCE_HEAD, safetensors.numpy.save(tensors))
     return draft.publish(**reliability(config, signals, cosines, groups))
 
@@ -81,6 +90,23 @@ def _signals(neighbours: NearestNeighbours, vectors: np.ndarray, ids: list[str])
     head = neighbours.load_head(torch.device("cpu"))
     means, likeness = head.neighbourhood(torch.from_numpy(rows))
     return Signals(head.targets).of(vectors, means, likeness)
+
+
+def _novelty(features: Artifact) -> Novelty:
+    """Return the distance to training pictures; its limit is that of KNOWN of validation."""
+    _, validation = read_view(features, SPLIT, "plain")
+    _, training = read_view(features, "train", "plain")
+    novelty = fit_novelty(training.astype(np.float64))
+    limit = np.quantile(novelty.distances(validation.astype(np.float64)), KNOWN)
+    return dataclasses.replace(novelty, limit=float(limit))
+
+
+def fit_novelty(features: np.ndarray) -> Novelty:
+    """Return the distance to features (N, D), without a limit."""
+    mean = features.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(features - mean, rowvar=False))
+    floor = SMALLEST_VARIANCE * variances.max()
+    return Novelty(mean, directions / np.sqrt(np.maximum(variances, floor)), np.inf)
 
 
 def fit_head(signals: np.ndarray, cosines: np.ndarray) -> ConfidenceHead:

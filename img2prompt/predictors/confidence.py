@@ -1,10 +1,11 @@
 """Confidence: how well a predictor's answer will score, estimated for each picture.
 
-A linear head reads signals of an answer and predicts its cosine with the true prompt. The
-nearest prompt's cosine alone would mislead: pictures unlike the training pictures have near prompts
-too. `predict/calibrate.py` fits the head.
+A linear head reads signals of an answer and predicts its cosine with the true prompt. The nearest
+prompt's cosine alone would mislead: pictures unlike the training pictures have near prompts too. A
+picture whose features are further from the training pictures' than those of nearly all validation
+pictures gets the lowest confidence. `predict/calibrate.py` fits both.
 
-Shapes: N pictures, S signals.
+Shapes: N pictures, S signals, D numbers of a feature.
 """
 
 from collections.abc import Mapping
@@ -89,6 +90,26 @@ class ConfidenceHead:
 
 
 @dataclass(frozen=True)
+class Novelty:
+    """Mahalanobis distance of features to the training pictures' features.
+
+    The idea of Lee et al., "A simple unified framework for detecting out-of-distribution samples"
+    (arXiv 1807.03888), without classes.
+    """
+
+    mean: np.ndarray
+    """(D,)."""
+    whitening: np.ndarray
+    """(D, D): the inverse covariance is its product with its transpose."""
+    limit: float
+    """Largest distance of a picture like the training pictures."""
+
+    def distances(self, features: np.ndarray) -> np.ndarray:
+        """Return distances (N,) of features (N, D)."""
+        return np.linalg.norm((features - self.mean) @ self.whitening, axis=1)
+
+
+@dataclass(frozen=True)
 class CalibratedRun(PredictorSpec):
     """A predictor with the confidence of its answers."""
 
@@ -96,6 +117,7 @@ class CalibratedRun(PredictorSpec):
     base: PredictorSpec
     neighbours: NearestNeighbours
     head: ConfidenceHead
+    novelty: Novelty
 
     def fingerprints(self) -> Mapping[str, str]:
         return {"calibration": self.calibration.fingerprint}
@@ -117,7 +139,8 @@ class CalibratedRun(PredictorSpec):
 
     def _with(self, base: Predictor, tower: nn.Module, device: torch.device) -> Predictor:
         neighbours = self.neighbours.load_head(device)
-        return CalibratedPredictor(base, tower, neighbours, Signals(neighbours.targets), self.head)
+        signals = Signals(neighbours.targets)
+        return CalibratedPredictor(base, tower, neighbours, signals, self.head, self.novelty)
 
 
 @dataclass(frozen=True)
@@ -130,12 +153,16 @@ class CalibratedPredictor:
     neighbours: NeighbourPredictor
     signals: Signals
     head: ConfidenceHead
+    novelty: Novelty
 
     def predict(self, inputs: Tensor) -> Answers:
         answers = self.base.predict(inputs)
-        means, likeness = self.neighbours.neighbourhood(self.tower(inputs))
-        signals = self.signals.of(answers.vectors, means, likeness)
-        return replace(answers, confidences=self.head.apply(signals))
+        features = self.tower(inputs)
+        means, likeness = self.neighbours.neighbourhood(features)
+        confidences = self.head.apply(self.signals.of(answers.vectors, means, likeness))
+        distances = self.novelty.distances(features.double().cpu().numpy())
+        confidences[distances > self.novelty.limit] = self.head.low
+        return replace(answers, confidences=confidences)
 
 
 def open_calibrated(
@@ -157,4 +184,7 @@ def open_calibrated(
     tensors = safetensors.numpy.load(read_bytes(calibration.path(CONFIDENCE_HEAD)))
     limits = {key: float(tensors[key]) for key in ("bias", "low", "high")}
     head = ConfidenceHead(tensors["weights"], **limits)
-    return CalibratedRun(calibration, base, neighbours, head, name=name)
+    novelty = Novelty(
+        tensors["novelty.mean"], tensors["novelty.whitening"], float(tensors["novelty.limit"])
+    )
+    return CalibratedRun(calibration, base, neighbours, head, novelty, name=name)

@@ -17,10 +17,10 @@ import ray
 from img2prompt.distributed.cluster import (
     Resources,
     _limit_ray_data,
-    _start,
     require,
     resources,
 )
+from img2prompt.distributed.local_cluster import _start
 from img2prompt.errors import UserError
 from img2prompt.lease import WORKER
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import mahalanobis
 from sklearn.linear_model import Ridge
 
 from img2prompt.config.predict import CalibrateConfig
-from img2prompt.predict.calibrate import BINS, PENALTY, fit_head, reliability
+from img2prompt.predict.calibrate import BINS, PENALTY, fit_head, fit_novelty, reliability
 from img2prompt.predict.folds import group_folds
 from img2prompt.predictors.confidence import SIGNALS
 
@@ -71,6 +72,17 @@ def test_constant_cosines_and_few_pictures(signals) -> None:
     assert result["rank_correlation"] == 0
     assert [own["pictures"] for own in result["bins"]] == [1, 1, 1]
     assert result["error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_novelty_is_the_mahalanobis_distance() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)) + 3
+    inverse, mean = np.linalg.inv(np.cov(features, rowvar=False)), features.mean(axis=0)
+    expected = [mahalanobis(row, mean, inverse) for row in features]
+    np.testing.assert_allclose(fit_novelty(features).distances(features), expected, rtol=1e-6)
+    flat = np.hstack([features, np.full((200, 1), 2.0)])
+    assert np.isfinite(fit_novelty(flat).distances(flat)).all()
+    assert fit_novelty(flat).distances(flat[:1] + np.eye(6)[5:])[0] > 100
 
 
 def test_folds_keep_groups_together_and_are_even() -> None:

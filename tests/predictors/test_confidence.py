@@ -1,5 +1,6 @@
 """Predictors with confidences, of small artifacts in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.towers.build import open_tower
 from img2prompt.predictors.build import choose_predictor
-from img2prompt.predictors.confidence import SIGNALS, ConfidenceHead, Signals, open_calibrated
+from img2prompt.predictors.confidence import (
+    SIGNALS,
+    CalibratedRun,
+    ConfidenceHead,
+    Signals,
+    open_calibrated,
+)
 from img2prompt.predictors.trained import TrainedRun
 from img2prompt.workspace import CONFIDENCE_HEAD, Stage, Workspace
 
@@ -37,6 +44,8 @@ def workspace(tmp_path: Path, tiny_tower: str) -> Workspace:
     draft = Draft.open(str(tmp_path / "runs" / "sure"), Stage.CALIBRATION, config, inputs)
     numbers = {key: np.float64(getattr(HEAD, key)) for key in ("bias", "low", "high")}
     tensors = {"weights": HEAD.weights, **{k: np.asarray(v) for k, v in numbers.items()}}
+    tensors["novelty.mean"], tensors["novelty.whitening"] = np.zeros(32), np.eye(32)
+    tensors["novelty.limit"] = np.asarray(1e9)
     draft.write_bytes(CONFIDENCE_HEAD, safetensors.numpy.save(tensors))
     draft.publish()
     return Workspace(str(tmp_path))
@@ -92,6 +101,21 @@ def test_vectors_are_those_of_the_run_and_confidences_those_of_the_head(workspac
     plain = table.filter([view == "plain" for view in table["view"].to_pylist()])
     head = spec.load_head(CPU).predict(torch.tensor(plain["feature"].to_pylist()))
     np.testing.assert_allclose(head.confidences, answers.confidences, atol=2e-3)
+
+
+@torch.inference_mode()
+def test_pictures_beyond_the_limit_get_the_lowest_confidence(workspace: Workspace) -> None:
+    spec, pixels = choose_predictor("sure", workspace), pixels_of(workspace.open_shards(), "test")
+    assert isinstance(spec, CalibratedRun)
+    tower = spec.neighbours.load_tower(CPU)
+    distances = spec.novelty.distances(tower(pixels).double().numpy())
+    novelty = replace(spec.novelty, limit=float(np.median(distances)))
+    limited = replace(spec, novelty=novelty).load(CPU).predict(pixels).confidences
+    far, confidences = distances > novelty.limit, spec.load(CPU).predict(pixels).confidences
+    assert limited is not None
+    assert confidences is not None
+    np.testing.assert_array_equal(limited, np.where(far, np.float32(HEAD.low), confidences))
+    assert far.sum() == 3
 
 
 def test_confidences_fall_for_answers_unlike_the_training_prompts() -> None:
