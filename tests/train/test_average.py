@@ -13,12 +13,16 @@ from torch import Tensor
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.average import AverageConfig
+from img2prompt.config.predict import ExportConfig
+from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import PlanConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import WEIGHTS, learned_state, load_head, load_prompt_model
 from img2prompt.model.towers.build import open_tower
+from img2prompt.predict import export
+from img2prompt.predictors.trained import TrainedRun
 from img2prompt.train import average
 from img2prompt.train.job import TrainInputs
 
@@ -117,6 +121,15 @@ def test_a_soup_of_fine_tunes_predicts_like_a_run(
     score = mean_cosine(vectors(soup, shards).numpy(), targets)
     assert soup.counts["val_cosine"] == pytest.approx(score, abs=1e-5)
     assert score >= max(row[1] for row in average.summary(soup)[:-1])
+    predictor = TrainedRun(soup, name="soup")
+    predictor.check(shards)
+    exported = export.run(ExportConfig(), predictor, shards, str(tmp_path / "export"))
+    tower = open_tower(TowerConfig(weights=exported.path("tower")))
+    head = torch.nn.Linear(32, 384)
+    head.load_state_dict(safetensors.torch.load_file(exported.path("head.safetensors")))
+    with torch.inference_mode():
+        answers = head(tower(pixels_of(shards, "val")))
+    torch.testing.assert_close(answers, vectors(soup, shards), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
