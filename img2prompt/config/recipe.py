@@ -47,9 +47,9 @@ class RecipeConfig(Config):
     2103.00020)."""
     l2_sp: NonNegativeFloat = 0.0
     """Weight of an added pull of the trained layers toward their pretrained weights: half their
-    squared distance (L2-SP, arXiv 1802.01483, which tries 0.001 to 0.1); 0: none. Not for LoRA
-    matrices and the head. The 11th place decayed toward its pretrained weights. Not for a probe,
-    and not with ZeRO 3, which leaves each worker only a part of every weight."""
+    squared distance (L2-SP, arXiv 1802.01483); 0: none. Not for LoRA matrices and the head. The
+    11th place decayed toward its pretrained weights. Not for a probe, and not with ZeRO 3, which
+    leaves each worker only a part of every weight."""
     flip: Fraction = 0.0
     """Probability that a training picture is mirrored, drawn for each picture in each epoch. Not
     for a probe, which reads cached features: `features.views` adds mirrored ones to its rows."""

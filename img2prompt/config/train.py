@@ -87,10 +87,10 @@ class OptimConfig(Config):
     head_lr: PositiveFloat = 1e-3
     """Peak learning rate of the head."""
     layer_decay: PositiveFraction = 1.0
-    """Factor on `lr` from each layer of the tower to the one below it (arXiv 1801.06146, section
-    3.1): the top layer and the norm above it learn at `lr`, embeddings below the lowest layer. The
-    3rd place of Kaggle's "Stable Diffusion - Image to Prompts" had 0.6 on ViT-L and 0.4 on ViT-B.
-    1: all layers learn alike."""
+    """Factor on `lr` from each layer of the tower to the one below it (discriminative fine-tuning,
+    arXiv 1801.06146). The top layer and the norm above it learn at `lr`, the embeddings one step
+    slower than the lowest layer. The 3rd place of Kaggle's "Stable Diffusion - Image to Prompts"
+    had 0.6 on ViT-L and 0.4 on ViT-B. 1: all layers learn alike."""
     weight_decay: NonNegativeFloat = 0.01
     warmup: FractionBelowOne = 0.1
     """Share of all steps in which the learning rate rises."""
