@@ -9,6 +9,10 @@ watches whether the lease changes (as Amazon's DynamoDB lock client watches a re
 When two jobs start in the same moment, a local disk lets only one of them create the file. An
 object store does not, and neither takes over exclusively, so a job reads its lease back after a
 while. If two still hold one, the next renewal finds out, and the loser writes nothing more.
+
+A job loses a lease when it is suspended or cut off for long. Its driver may still be suspended
+then, so its workers read the lease themselves before they write (a fencing token, as Kleppmann
+calls it in "How to do distributed locking", 2016).
 """
 
 import contextlib
@@ -36,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
 WORKER = "IMG2PROMPT_WORKER"
-"""Environment variable of the processes that a job starts: its driver's leases are theirs too."""
+"""Environment variable of the processes that a job starts: the token of its driver, whose leases
+are theirs too."""
 RENEW_S = 10.0
 """Seconds between two renewals."""
 DEAD_S = 60.0
@@ -155,6 +160,16 @@ class LeaseKeeper:
         self._lock = threading.RLock()  # a finalizer may run inside a call
         self._thread: threading.Thread | None = None
 
+    @property
+    def token(self) -> str:
+        """Token of this process, which its workers have in the variable WORKER."""
+        return self._this_process().token
+
+    def _this_process(self) -> Holder:
+        with self._lock:
+            self._holder = self._holder or this_process()
+            return self._holder
+
     def hold(self, uri: str) -> Lease | None:
         """Take a lease on a folder; one on a folder above it, or of the driver, serves as well.
 
@@ -169,8 +184,7 @@ class LeaseKeeper:
         uri = _normal(uri)
         lease = self._lease_over(uri)
         if lease is None or lease.is_lost or not exists(lease.path):
-            self._holder = self._holder or this_process()
-            lease = Lease(uri, replace(self._holder, since=time_now()))
+            lease = Lease(uri, replace(self._this_process(), since=time_now()))
             lease.acquire()
         with self._lock:
             lease.users += 1
@@ -196,9 +210,17 @@ class LeaseKeeper:
             lease.release()
 
     def require(self, uri: str) -> None:
-        """Raise a UserError if this process had a lease over a folder and has lost it."""
-        lease = self._lease_over(_normal(uri))
-        if lease is not None and lease.is_lost:
+        """Raise a UserError if this job had a lease over a folder and has lost it.
+
+        A worker process reads the leases of the folder and of those above it: another job must not
+        have one, unless its driver has one too.
+        """
+        if driver := os.environ.get(WORKER):
+            is_lost = _is_of_others(_normal(uri), driver)
+        else:
+            lease = self._lease_over(_normal(uri))
+            is_lost = lease is not None and lease.is_lost
+        if is_lost:
             raise UserError(
                 f"{uri} has another writer, or its {LEASE} was deleted: this job was not able to "
                 "renew it in time, or was stopped for long; it writes nothing more there"
@@ -233,6 +255,19 @@ def _normal(uri: str) -> str:
 def _is_inside(uri: str, folder: str) -> bool:
     """Return True for the folder itself too."""
     return f"{uri}/".startswith(f"{folder}/")
+
+
+def _is_of_others(uri: str, token: str) -> bool:
+    """Return True if others hold a folder or those above it, and the job with this token none."""
+    scheme, mark, path = uri.rpartition("://")
+    names = path.split("/")
+    has_holder = False
+    for count in range(len(names), 1, -1):
+        holder = read_holder(join(scheme + mark + "/".join(names[:count]), LEASE))
+        if holder is not None and holder.token == token:
+            return False
+        has_holder = has_holder or holder is not None
+    return has_holder
 
 
 KEEPER = LeaseKeeper()

@@ -42,11 +42,14 @@ class StopSignals:
     The first signal calls `save`, which asks the block's work to save and end; without `save` it
     raises Stopped. However the block ends after that, Stopped is raised, so that no further stage
     begins. The second signal ends the process at once; a Ray cluster that it started ends with it.
+    When `save` fails, the work continues and the next signal tries again; it ends the process if
+    that fails too.
     """
 
     def __init__(self, save: Callable[[], None] | None = None) -> None:
         self._save = save
         self._received = 0
+        self._has_failed = False
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int] = {}
 
     def __enter__(self) -> None:
@@ -79,9 +82,26 @@ class StopSignals:
         if self._save is None:
             raise Stopped(number)
         name = signal.Signals(number).name
-        # Not through logging, whose lock the interrupted code may hold.
-        os.write(2, f"{name}: saving before the job stops; a second one stops it now\n".encode())
-        self._save()
+        _print(f"{name}: saving before the job stops; a second one stops it now")
+        try:
+            self._save()
+        except Exception as error:  # of any storage
+            self._end_or_retry(number, error)
+
+    def _end_or_retry(self, number: int, error: Exception) -> None:
+        """End the process if `save` has failed before, else let the next signal try again."""
+        reason = f"cannot save ({type(error).__name__}: {error})"
+        name = signal.Signals(number).name
+        if self._has_failed:
+            _print(f"{name}: {reason}; stopped without saving")
+            os._exit(SHELL_OFFSET + number)
+        self._has_failed, self._received = True, 0
+        _print(f"{name}: {reason}; the job continues. Another signal tries again")
+
+
+def _print(line: str) -> None:
+    """Write a line to stderr, not by logging, whose lock the interrupted code may hold."""
+    os.write(2, f"{line}\n".encode())
 
 
 def run_until_stopped(work: Callable[[], R], save: Callable[[], None]) -> R:

@@ -324,8 +324,25 @@ def test_processes_of_a_job_are_covered_by_its_driver(
 ) -> None:
     """A trial of a search resumes at once where another worker had it."""
     write_lease(str(tmp_path), elsewhere())
-    monkeypatch.setenv(WORKER, "1")
+    monkeypatch.setenv(WORKER, elsewhere().token)
     opened(str(tmp_path)).publish()
+
+
+def test_a_worker_writes_only_where_no_other_job_has_taken_over(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver, which may be suspended, plays no part."""
+    part, run = join(folder, "trials"), join(folder, "trials", "007")
+    monkeypatch.setenv(WORKER, KEEPER.token)
+    KEEPER.require(run)
+    write_lease(part, elsewhere())
+    with pytest.raises(UserError, match="007 has another writer"):
+        KEEPER.require(run)
+    write_lease(folder, replace(elsewhere(), token=KEEPER.token))
+    KEEPER.require(run)  # left by a job of this folder alone, before the driver held all of it
+    write_lease(folder, elsewhere(token="third"))
+    with pytest.raises(UserError, match="has another writer"):
+        KEEPER.require(run)
 
 
 def test_a_lease_holds_no_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

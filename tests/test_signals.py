@@ -42,7 +42,22 @@ def hang():
     print("working", flush=True)
     time.sleep(60)
 
+class Store:
+    # Fails as often as the kind says.
+
+    def __init__(self, failures):
+        self.failures = failures
+
+    def save(self):
+        if self.failures:
+            self.failures -= 1
+            raise OSError("the store is away")
+        saved.set()
+
 kind = sys.argv[1]
+if kind.startswith("away"):
+    cli.main(lambda: run_until_stopped(end_well, Store(int(kind[-1])).save))
+    sys.exit()
 if kind in ("wait", "unwind_with_an_error"):
     cli.main(globals()[kind])
 else:
@@ -101,6 +116,23 @@ def test_the_second_signal_ends_a_job_that_does_not_end() -> None:
     assert code == 130
     assert errors == "SIGINT: saving before the job stops; a second one stops it now\n"
     assert time.monotonic() - began < 30
+
+
+FAILED = "SIGTERM: cannot save (OSError: the store is away); "
+SAVING = "SIGTERM: saving before the job stops; a second one stops it now\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [("away 1", f"stopped by SIGTERM: {GENERAL}"), ("away 2", f"{FAILED}stopped without saving\n")],
+)
+def test_a_signal_that_could_not_save_is_followed_by_one_that_tries_again(
+    kind: str, end: str
+) -> None:
+    code, errors = stop(kind, signal.SIGTERM, signal.SIGTERM)
+    assert code == 143
+    continues = f"{FAILED}the job continues. Another signal tries again\n"
+    assert errors == f"{SAVING}{continues}{SAVING}{end}"
 
 
 def test_the_signal_of_a_stage_is_known_to_the_job(monkeypatch) -> None:

@@ -20,9 +20,9 @@ from ray.exceptions import AuthenticationError
 from img2prompt.distributed.environment import TRAINING, changed_environment
 from img2prompt.distributed.local_cluster import started
 from img2prompt.distributed.machine import check_cluster
-from img2prompt.distributed.placement import LOG_FORMAT
+from img2prompt.distributed.placement import LOG_FORMAT, usable_cores
 from img2prompt.errors import UserError
-from img2prompt.lease import WORKER
+from img2prompt.lease import KEEPER, WORKER
 from img2prompt.signals import handlers_kept
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def connect(
     if address:
         session = _joined(address, options)
     else:
-        cpus = cpus or max(LOCAL_CPUS, len(os.sched_getaffinity(0)))
+        cpus = cpus or max(LOCAL_CPUS, usable_cores())
         session = started(cpus, {**options, "include_dashboard": dashboard})
     with session:
         _quieten_ray_data()
@@ -152,7 +152,7 @@ def _address() -> str:
 def _worker_environment(download: bool) -> dict[str, Any]:
     """Return the workers' runtime environment, without variables that the submitter set."""
     variables = {"HF_HUB_OFFLINE": "0" if download else "1", "TOKENIZERS_PARALLELISM": "false"}
-    variables |= TRAINING | {WORKER: "1"}
+    variables |= TRAINING | {WORKER: KEEPER.token}
     variables |= {name: os.environ[name] for name in CEILINGS.values() if name in os.environ}
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     own = (submitted.get("runtime_env") or {}).get("env_vars") or {}

@@ -4,7 +4,6 @@ Ray Data runs these parts in tasks and actors (`actors.py`); `forward_in_process
 with threads that decode. Nothing here imports Ray.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from img2prompt.data import images
 from img2prompt.data.ahead import map_ahead
 from img2prompt.data.shards import read_rows
 from img2prompt.data.vectors import vector_column
+from img2prompt.distributed.placement import usable_cores
 from img2prompt.distributed.progress import StepTimes
 
 STEP_COLUMNS = ("read_s", "decode_s", "forward_s")
@@ -50,7 +50,7 @@ class Forward:
         """
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu" and sharing:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // sharing))
+            torch.set_num_threads(max(1, usable_cores() // sharing))
         self._model = make_model(self._device)
         self._size = size
         self._turn = threading.Lock()
@@ -145,7 +145,7 @@ def forward_split_in_process(
 
 def _decoder_threads() -> int:
     """Return how many threads decode in this process: one for each core, at most DECODERS."""
-    return min(DECODERS, len(os.sched_getaffinity(0)))
+    return min(DECODERS, usable_cores())
 
 
 def _table(columns: Mapping[str, np.ndarray]) -> pa.Table:

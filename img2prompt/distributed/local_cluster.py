@@ -18,7 +18,7 @@ from img2prompt.distributed.machine import (
     python_folder,
     ray_folder,
 )
-from img2prompt.distributed.placement import OWN_CLUSTER
+from img2prompt.distributed.placement import OWN_CLUSTER, usable_cores
 from img2prompt.errors import UserError
 from img2prompt.signals import handlers_kept
 
@@ -75,7 +75,7 @@ def _start(folder: str, options: Mapping[str, Any]) -> None:
             if attempt == START_ATTEMPTS:
                 raise UserError(
                     f"{problem} This machine may be too busy ({os.getloadavg()[0]:.0f} processes "
-                    f"want to run on {os.cpu_count()} cores): run the command again later"
+                    f"want to run on {usable_cores()} cores): run the command again later"
                 ) from error
             log.warning("%s Trying again", problem)
 

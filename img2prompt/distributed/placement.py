@@ -3,7 +3,8 @@
 Starting Ray, Ray Train's controller and actors that import torch takes tens of seconds on two
 cores; training a probe for an epoch, or answering for a few hundred pictures, takes less. So what
 one worker can do on few rows runs in this process. That needs RAY_ADDRESS to be unset: a cluster
-that it names gets all work, and RAY_ADDRESS=local asks for Ray on this machine.
+that it names gets such work too, and RAY_ADDRESS=local asks for Ray on this machine. One exception
+is a probe in closed form from fewer than 200,000 pictures (`train/run.py`): the driver solves it.
 
 Nothing here imports Ray, which takes seconds itself, before it is needed.
 """
@@ -28,6 +29,11 @@ all cores of a machine without GPUs, as actors do, but with one of its GPUs."""
 def cluster_is_named() -> bool:
     """Return True if RAY_ADDRESS names a cluster that the work has to run on."""
     return bool(os.environ.get("RAY_ADDRESS")) and not os.environ.get(OWN_CLUSTER)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: a container or batch job may have few of them."""
+    return len(os.sched_getaffinity(0))
 
 
 def few_pictures(pictures: int) -> bool:

@@ -1,8 +1,8 @@
 """Node types of clusters, and the machine of this process."""
 
-import os
 from dataclasses import dataclass
 
+from img2prompt.distributed.placement import usable_cores
 from img2prompt.train.steplog import PEAKS
 
 
@@ -30,5 +30,5 @@ NODES = {
 
 
 def node(name: str) -> Node:
-    """Return the node type, or the CPUs of this machine for `this`."""
-    return Node(os.cpu_count() or 1) if name == "this" else NODES[name]
+    """Return the node type, or the CPUs that this process may use for `this`."""
+    return Node(usable_cores()) if name == "this" else NODES[name]

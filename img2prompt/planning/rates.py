@@ -8,8 +8,12 @@ import json
 from dataclasses import dataclass
 
 from img2prompt.artifact import Artifact
+from img2prompt.config.prepare import FeaturesConfig
+from img2prompt.config.train import PlanConfig
 from img2prompt.distributed.progress import TIMINGS
 from img2prompt.errors import UserError
+from img2prompt.model.towers.base import TowerShape
+from img2prompt.model.towers.build import read_shape
 from img2prompt.planning.nodes import node
 from img2prompt.storage import exists, join, open_uri, read_bytes
 from img2prompt.workspace import Stage, Workspace
@@ -48,13 +52,12 @@ class Rates:
     """FLOP/s of this machine's models in the tower's forward pass."""
 
 
-def read_rates(out: str, size: int, forward: int) -> Rates:
+def read_rates(out: str, size: int) -> Rates:
     """Read the rates of finished stages under `out`, for pictures of `size` pixels.
 
     Args:
         out: Folder of a data set; it may be empty or absent.
         size: Side of the shards' pictures in pixels, for the assumptions.
-        forward: FLOP of the tower that made the features, for one picture.
     """
     workspace = Workspace(out)
     shards, features = _timings(workspace.shards), _timings(workspace.features)
@@ -64,13 +67,29 @@ def read_rates(out: str, size: int, forward: int) -> Rates:
     if features:
         busy, rows = features["busy_s"], features["rows"]
         decode = (busy["read"] + busy["decode"]) / rows
-        flops = forward * rows * features["at_once"]["forward"] / busy["forward"]
+        if flop := _flop_of_features(workspace.features):
+            flops = flop * rows * features["at_once"]["forward"] / busy["forward"]
     return Rates(
         prepare=_rate(prepare, DECODE_SOURCE, "shards/"),
         decode=_rate(decode, DECODE_SHARD, "features/"),
         shard_bytes=_rate(_bytes_a_picture(workspace.shards), BYTES_A_PIXEL * size**2, "shards/"),
         machine_flops=_rate(flops, CORE_FLOPS * node("this").cores, "features/"),
     )
+
+
+def forward_flop(shape: TowerShape) -> int:
+    """Return the FLOP of the frozen tower's forward pass for one picture in one view."""
+    return shape.cost(PlanConfig(), half=False).forward
+
+
+def _flop_of_features(folder: str) -> int | None:
+    """Return the FLOP of one picture's features in all views; None if their tower is absent."""
+    try:
+        saved = Artifact.load(folder, Stage.FEATURES).config
+        config = FeaturesConfig.from_json(json.dumps(saved), where=folder)
+        return forward_flop(read_shape(config.tower)) * len(config.views)
+    except UserError:
+        return None
 
 
 def _rate(measured: float | None, assumed: float, folder: str) -> Rate:

@@ -12,7 +12,7 @@ from img2prompt.model.towers.clip import ClipTower
 from img2prompt.planning.memory import growth
 from img2prompt.planning.nodes import node
 from img2prompt.planning.rates import read_rates
-from img2prompt.planning.stages import StagePlan, forward_flop, plan_stages
+from img2prompt.planning.stages import StagePlan, plan_stages
 
 L14_336 = "openai/clip-vit-large-patch14-336"
 L14_336_SHAPE = {
@@ -38,7 +38,7 @@ def tables(config: ScaleConfig, out: str) -> Iterator[Table]:
     Rates come from finished stages under `out`, where there are any.
     """
     shape, machine = _shape(config.chain.finetune.tower), node(config.node)
-    rates = read_rates(out, config.chain.prepare.shard.size, forward_flop(shape))
+    rates = read_rates(out, config.chain.prepare.shard.size)
     for pictures in config.pictures:
         stages = plan_stages(config, shape, machine, rates, pictures)
         rows = [_row(config, machine.gpus, stage) for stage in stages]

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from img2prompt.config.planning import ScaleConfig
-from img2prompt.config.train import PlanConfig
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.model.towers.base import TowerShape
 from img2prompt.planning.nodes import Node
-from img2prompt.planning.rates import Rate, Rates
+from img2prompt.planning.rates import Rate, Rates, forward_flop
 from img2prompt.train.estimate import row_cost
 
 HALF = 2
@@ -98,11 +97,6 @@ def plan_stages(
             4.0 * a_row.learned,
         ),
     ]
-
-
-def forward_flop(shape: TowerShape) -> int:
-    """Return the FLOP of the frozen tower's forward pass for one picture."""
-    return shape.cost(PlanConfig(), half=False).forward
 
 
 def _model_flops(config: ScaleConfig, node: Node, rates: Rates) -> tuple[float, str]:

@@ -6,7 +6,6 @@ make 6.1 million lines, so columns of many pictures are formatted and parsed at 
 """
 
 import functools
-import os
 import posixpath
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from img2prompt.data.vectors import DIMENSIONS
+from img2prompt.distributed.placement import usable_cores
 from img2prompt.errors import UserError
 from img2prompt.storage import exists, open_uri
 
@@ -127,7 +127,7 @@ def _keys(ids: Sequence[str]) -> pa.Array:
 
 def _in_threads(function: Callable[[A], R], items: Iterable[A]) -> Iterator[R]:
     """Yield the results in order; as many items are worked on at once as there are CPUs."""
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     with ThreadPoolExecutor(threads) as pool:
         pending = deque[Future[R]]()
         for item in items:

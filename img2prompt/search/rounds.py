@@ -11,7 +11,7 @@ from typing import Any
 
 from img2prompt.config.search import SearchConfig
 from img2prompt.model.towers.base import TowerShape
-from img2prompt.search import prices, tuning
+from img2prompt.search import capacity, prices, tuning
 from img2prompt.search.budget import LIMIT, Budget
 from img2prompt.search.heads import StartHead
 from img2prompt.search.prices import Price
@@ -208,7 +208,7 @@ class SearchRounds:
                 scheduler,
                 self.watch,
                 self.folder,
-                max_concurrent=tuning.concurrent_trials(self.config),
+                max_concurrent=capacity.concurrent_trials(self.config),
                 pauses=pauses,
             )
             self.limited |= LIMIT in scheduler.reasons.values()

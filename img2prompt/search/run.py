@@ -10,7 +10,7 @@ from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.towers.build import open_tower, read_shape
 from img2prompt.report.search.page import page
-from img2prompt.search import prices, tuning
+from img2prompt.search import capacity, prices
 from img2prompt.search.budget import Budget
 from img2prompt.search.heads import best_heads
 from img2prompt.search.results import BEST, REPORT, SPACE, TRIALS, ranked
@@ -40,7 +40,7 @@ def run(config: SearchConfig, inputs: TrainInputs, out: str) -> Artifact:
     price = functools.partial(prices.price, shape=shape, counts=inputs.shards.counts)
     costs = {setting: price(trial_config(config, setting)) for setting in space.settings}
     fitting, left_out = prices.within_memory(config, costs)
-    check = functools.partial(tuning.require_room, config)
+    check = functools.partial(capacity.require_room, config)
     fingerprints = _fingerprints(config, inputs)
     draft = Draft.open(folder, Stage.SEARCH, config, fingerprints, check, free=FREE)
     if finished := draft.finished():

@@ -8,7 +8,6 @@ is limited to what fits the cluster; otherwise trials would wait for each other.
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,10 +20,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.state import list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
-from img2prompt.config.search import SearchConfig
-from img2prompt.distributed import cluster
 from img2prompt.distributed.internals import placement_group_from_id
 from img2prompt.search.budget import LIMIT
+from img2prompt.search.capacity import trials_on_a_machine
 from img2prompt.search.propose import ListSearcher
 from img2prompt.search.schedule import SearchScheduler
 from img2prompt.search.trials import (
@@ -80,10 +78,11 @@ def run(
         Why trials failed, by name.
     """
     os.environ.update(TUNE)
+    workers = max(worker_count(job.config) for job in jobs.values())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = trials_on_a_machine(max_concurrent, workers, nodes)
     tuner = tune.Tuner(
-        tune.with_resources(
-            _trial_function(jobs, pauses or {}, _at_once(max_concurrent)), {"cpu": DRIVER_CPUS}
-        ),
+        tune.with_resources(_trial_function(jobs, pauses or {}, at_once), {"cpu": DRIVER_CPUS}),
         tune_config=_tune_config(searcher, scheduler, max_concurrent),
         run_config=tune.RunConfig(
             name=TABLES,
@@ -116,15 +115,6 @@ def _trial_function(
             train.run(*run, callbacks, at_once=at_once)
 
     return run_trial
-
-
-def _at_once(concurrent: int) -> int:
-    """Return how many of the concurrent trials share a machine.
-
-    Without their part of the cores, the threads of each would wait for those of the others.
-    """
-    machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    return math.ceil(concurrent / max(1, machines))
 
 
 def _tune_config(
@@ -179,32 +169,6 @@ class _StopRecorder(tune.Callback):
         if reason not in ("", LIMIT):  # with more hours it may resume
             mark_stopped(self._jobs[name], list(self._epochs[name].values()), reason)
             self._stopped_at[name] = time.monotonic()
-
-
-def concurrent_trials(config: SearchConfig) -> int:
-    """Return how many trials fit the cluster at once with their drivers and workers; 0: none.
-
-    On CPUs a trial takes a whole CPU for its driver: the rest of it is too small for a worker.
-    """
-    resources, workers = cluster.resources(), worker_count(config.base)
-    if resources.gpus >= 1:
-        fit = int(resources.gpus // workers)
-    else:
-        fit = int(resources.cpus // (workers + 1))
-    return min(config.concurrent or fit, fit)
-
-
-def require_room(config: SearchConfig) -> None:
-    """Check that the cluster can run one trial, which would otherwise wait forever.
-
-    Raises:
-        UserError: the cluster is too small.
-    """
-    workers = worker_count(config.base)
-    if cluster.resources().gpus >= 1:
-        cluster.require(cpus=1, gpus=workers)
-    else:
-        cluster.require(cpus=workers + 1)
 
 
 def _placement_groups() -> set[str]:

@@ -25,6 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from img2prompt.errors import UserError
+from img2prompt.lease import KEEPER
 from img2prompt.storage import delete_folder, join, open_uri, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,10 @@ class CheckpointStore:
         """Publish a checkpoint.
 
         Raises:
-            UserError: the disk is too small for it; older checkpoints are left as they were.
+            UserError: the disk is too small for it, or another job has taken over the run; older
+                checkpoints are left as they were.
         """
+        KEEPER.require(self.uri)
         folder = join(self.uri, checkpoint.position.name)
         files = _encode(checkpoint)
         delete_folder(folder)  # a damaged one of the same position
@@ -182,7 +185,12 @@ class CheckpointStore:
         return []
 
     def prune(self, keep: int, best: str) -> None:
-        """Delete all but the newest `keep` and the one named `best`."""
+        """Delete all but the newest `keep` and the one named `best`.
+
+        Raises:
+            UserError: another job has taken over the run, and may need them.
+        """
+        KEEPER.require(self.uri)
         for name in self.names()[:-keep]:
             if name != best:
                 delete_folder(join(self.uri, name))

@@ -56,10 +56,15 @@ class FoldedFeatures:
     folds: int
 
     def parts(self, splits: Iterable[str]) -> list[Files]:
-        """Divide the files of each split into at most PARTS runs of files."""
+        """Divide the files of each split into at most PARTS runs of files.
+
+        A shard whose pictures were all rejected has no rows, and no file of features.
+        """
         parts = []
         for split in splits:
-            names = self.shards.names(f"{split}/")
+            names = [
+                name for name in self.shards.names(f"{split}/") if self.shards.files[name].rows
+            ]
             ends = np.linspace(0, len(names), min(PARTS, len(names)) + 1).astype(int)
             parts += [names[start:end] for start, end in pairwise(ends)]
         return parts

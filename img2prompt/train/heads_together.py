@@ -12,7 +12,6 @@ dropout masks.
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 
 from img2prompt.data.order import steps_per_epoch
 from img2prompt.data.shards import Batch
+from img2prompt.distributed.placement import usable_cores
 from img2prompt.model.prompt_model import build_prompt_model, load_learned_state
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train.batches import Rows, WorkerRank, prefetch, to_device, total_steps
@@ -129,7 +129,7 @@ def train_heads(jobs: Sequence[TrainJob], width: int) -> list[HeadOutcome]:
     `jobs` differ in head, learning rate and folder only; `width` is the length D of a feature.
     """
     if _device().type == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     config, inputs = jobs[0].config, jobs[0].inputs
     rows = open_rows(config, inputs, "train"), open_rows(config, inputs, "val")
     able = [job for job in jobs if not exists(join(job.out, FAILED))]

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,7 @@ class MlflowCopy:
         require_mlflow(uri)
         self._uri = uri
         self._name = name
-        self._settings = settings
+        self._settings = dict(settings)
         self._waiting: deque[_Line] = deque(maxlen=MOST_WAITING)
         self._added = 0
         self._sent = 0
@@ -118,7 +118,8 @@ class MlflowCopy:
         """Send what waits; end the MLflow run if this `is_last`. Return False if that failed."""
         try:
             if self._run is None:
-                self._run = _MlflowRun(self._uri, self._name, self._settings)
+                self._run = _MlflowRun(self._uri, self._name)
+            self._send_settings(self._run)
             while lines := list(itertools.islice(self._waiting, LINES_AT_ONCE)):
                 self._run.send(lines)
                 for _ in lines:
@@ -139,11 +140,18 @@ class MlflowCopy:
             return False
         return True
 
+    def _send_settings(self, run: "_MlflowRun") -> None:
+        """Send the settings that are missing on the server."""
+        while part := list(itertools.islice(self._settings.items(), PARAMETERS_AT_ONCE)):
+            run.send_settings(part)
+            for name, _ in part:
+                del self._settings[name]
+
 
 class _MlflowRun:
     """A run on an MLflow server. Every method may fail or wait for the server."""
 
-    def __init__(self, uri: str, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, uri: str, name: str) -> None:
         # Not the module's functions: they register an end of the run that waits at exit.
         self._mlflow: Any = importlib.import_module("mlflow")
         self._client = self._mlflow.MlflowClient(tracking_uri=uri)
@@ -152,10 +160,10 @@ class _MlflowRun:
             experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
         )
         self._id = self._client.create_run(number, run_name=name).info.run_id
-        parameters = [self._mlflow.entities.Param(k, str(v)) for k, v in settings.items()]
-        for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
-            part = parameters[start : start + PARAMETERS_AT_ONCE]
-            self._client.log_batch(self._id, params=part, synchronous=True)
+
+    def send_settings(self, settings: Iterable[tuple[str, Any]]) -> None:
+        parameters = [self._mlflow.entities.Param(name, str(value)) for name, value in settings]
+        self._client.log_batch(self._id, params=parameters, synchronous=True)
 
     def send(self, lines: list[_Line]) -> None:
         metrics = [

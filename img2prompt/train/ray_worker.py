@@ -1,6 +1,5 @@
 """A worker of a run under Ray Train."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,6 +8,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from img2prompt.distributed import metrics
 from img2prompt.distributed.internals import preemption_notice, quieten_worker_reports
+from img2prompt.distributed.placement import usable_cores
 from img2prompt.train.batches import WorkerRank
 from img2prompt.train.health import ENDED, StopRequestedError
 from img2prompt.train.job import TrainJob
@@ -25,7 +25,7 @@ class RayWorker(WorkerContext):
         context, device = ray.train.get_context(), ray.train.torch.get_device()
         rank = WorkerRank(context.get_world_rank(), context.get_world_size())
         workers = context.get_local_world_size() * at_once
-        cores = max(1, (os.cpu_count() or 1) // workers)
+        cores = max(1, usable_cores() // workers)
         super().__init__(rank, device, cores)
 
     def report(self, row: dict[str, Any]) -> None:

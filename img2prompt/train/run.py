@@ -24,6 +24,7 @@ from img2prompt.data.order import rows_in_share
 from img2prompt.distributed.placement import cluster_is_named
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.lease import KEEPER
 from img2prompt.model.plan import layer_plan
 from img2prompt.model.prompt_model import WEIGHTS
 from img2prompt.model.tensor_checks import require_finite_weights
@@ -100,7 +101,8 @@ def needs_cluster(
 ) -> bool:
     """Return True unless the run is one of few rows or one short worker, and runs in this process.
 
-    Callbacks are Ray Train's and need it. So does every run where RAY_ADDRESS names a cluster.
+    Callbacks are Ray Train's and need it. So does every run of epochs where RAY_ADDRESS names a
+    cluster. A probe in closed form needs one from SPREAD_ROWS pictures on, named or not.
     """
     if config.optim.solver == "ridge":
         return inputs.shards.counts["train"] >= SPREAD_ROWS
@@ -153,6 +155,7 @@ def _fit(job: TrainJob, callbacks: list[Any], in_process: bool) -> None:
     delete_folder(posixpath.dirname(stop_file))
 
     def save() -> None:
+        KEEPER.require(job.out)  # the file would stop the job that has taken over
         write_bytes(stop_file, b"")
 
     if in_process:

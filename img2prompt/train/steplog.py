@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tensorboardX import SummaryWriter
 
+from img2prompt.lease import KEEPER
 from img2prompt.storage import delete_file, exists, join, read_bytes, write_bytes
 from img2prompt.train.mlflow_copy import MlflowCopy
 
@@ -73,6 +74,7 @@ class StepLog:
         the forward and backward FLOP of one row; `settings` the parameters of the MLflow run;
         `observe` gets each line that is written.
         """
+        self._out = out
         self._workers = workers
         self._flop = flop
         self._peak = peak_of(device) if device else 0.0
@@ -139,6 +141,7 @@ class StepLog:
     def _write(self, line: dict[str, Any]) -> None:
         if self._lines is None or self._board is None:
             return
+        KEEPER.require(self._out)
         self._lines.add(line)
         numbers = {n: v for n, v in line.items() if isinstance(v, int | float) and n != "step"}
         self._board.write(numbers, line["step"])

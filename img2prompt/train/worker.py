@@ -8,7 +8,6 @@ the caller, and the same call resumes.
 import contextlib
 import functools
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ import torch
 from img2prompt.config.base import dotted
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.order import steps_per_epoch
+from img2prompt.distributed.placement import usable_cores
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_learned_state
@@ -98,7 +98,7 @@ class OneWorker(WorkerContext):
 
     def __init__(self) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        super().__init__(WorkerRank(), device, os.cpu_count() or 1)
+        super().__init__(WorkerRank(), device, usable_cores())
 
     def report(self, row: dict[str, Any]) -> None:
         """Do nothing: the checkpoints contain the history."""

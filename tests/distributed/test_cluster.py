@@ -141,9 +141,10 @@ def test_workers_fetch_weights_only_with_download(visits) -> None:
 
 @pytest.mark.ray
 def test_workers_are_covered_by_the_leases_of_their_driver(visits) -> None:
-    for visit in visits:
-        assert visit["worker"][WORKER] == "1"
-        assert WORKER not in visit["driver"]
+    tokens = {visit["worker"][WORKER] for visit in visits}
+    assert len(tokens) == 1
+    assert len(tokens.pop()) == 32
+    assert not any(WORKER in visit["driver"] for visit in visits)
 
 
 @pytest.mark.ray

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ from img2prompt.distributed.placement import (
     cluster_is_named,
     connected,
     few_pictures,
+    usable_cores,
 )
+from img2prompt.planning.nodes import node
 
 IMPORTS = """
 import sys
@@ -43,6 +46,16 @@ def test_a_named_cluster_gets_all_work(monkeypatch, address: str, own: str, name
     assert cluster_is_named() == named
     assert few_pictures(FEW_PICTURES) != named
     assert not few_pictures(FEW_PICTURES + 1)
+
+
+def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+        assert node("this").cores == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_cluster_that_is_not_needed_is_not_started(monkeypatch) -> None:

@@ -9,8 +9,8 @@ from img2prompt.config.train import PlanConfig
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.model.towers.build import read_shape
 from img2prompt.planning.nodes import Node
-from img2prompt.planning.rates import Rate, Rates
-from img2prompt.planning.stages import forward_flop, plan_stages
+from img2prompt.planning.rates import Rate, Rates, forward_flop
+from img2prompt.planning.stages import plan_stages
 from img2prompt.train.estimate import row_cost
 
 CONFIG = presets.demo_plan()

@@ -25,8 +25,8 @@ from img2prompt.config.train import TrainConfig
 from img2prompt.distributed.cluster import Resources
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
+from img2prompt.search import capacity, tuning
 from img2prompt.search import run as search
-from img2prompt.search import tuning
 from img2prompt.search.heads import best_heads
 from img2prompt.search.results import BEST, TRIALS, summary
 from img2prompt.search.space import Setting, trial_config
@@ -170,8 +170,8 @@ def test_trials_at_once_all_fit(
     config = search_config("demo", concurrent=concurrent).replace(
         {"base.engine.kind": "deepspeed", "base.engine.workers": workers}
     )
-    tuning.require_room(config)
-    assert tuning.concurrent_trials(config) == trials_at_once
+    capacity.require_room(config)
+    assert capacity.concurrent_trials(config) == trials_at_once
     each = worker_count(config.base)
     if gpus:
         assert trials_at_once * each <= gpus

@@ -1,13 +1,17 @@
 import json
 import logging
+import posixpath
 import shutil
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from img2prompt.errors import UserError
+from img2prompt.holder import this_process
+from img2prompt.lease import KEEPER, WORKER
 from img2prompt.storage import exists, join, write_bytes
 from img2prompt.train import checkpoint as checkpoints
 from img2prompt.train.checkpoint import (
@@ -24,6 +28,7 @@ from img2prompt.train.checkpoint import (
     best_name,
     best_row,
 )
+from img2prompt.train.steplog import LINES, StepLog
 
 COSINES = (0.4, 0.7, 0.6, 0.7)
 
@@ -176,6 +181,36 @@ def test_space_is_checked_before_anything_is_written(
     with pytest.raises(UserError, match=r"takes \d+ bytes, and 400 are free.*none yet"):
         store.write(point(1))
     assert not (tmp_path / "checkpoints" / "00001-000000000").exists()
+
+
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_a_run_that_another_job_has_taken_over_is_left_alone(
+    is_worker: bool, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = posixpath.dirname(store.uri)
+    lease = KEEPER.hold(folder)
+    assert lease is not None
+    for epoch in (1, 2):
+        store.write(point(epoch))
+    if is_worker:
+        monkeypatch.setenv(WORKER, KEEPER.token)
+        store.write(point(2, 1))
+    names = store.names()
+    write_bytes(lease.path, json.dumps({**asdict(this_process()), "token": "other"}).encode())
+    lease.renew()  # a worker need not wait until its driver has noticed
+    log = StepLog(folder)
+    for write in (
+        lambda: store.write(point(3)),
+        lambda: store.write(point(1)),
+        lambda: store.prune(1, ""),
+        lambda: log.line(step=1),
+    ):
+        with pytest.raises(UserError, match="has another writer"):
+            write()
+    log.close()
+    assert store.names() == names
+    assert not exists(join(folder, LINES))
+    KEEPER.end(folder)
 
 
 def test_writing_continues_in_the_background(

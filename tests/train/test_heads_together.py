@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
     """Use one thread here and in the runs alone: the number of threads changes rounding."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(before)

@@ -192,6 +192,29 @@ def test_what_is_missing_is_sent_when_the_server_is_back(server: Server) -> None
     assert (server.parameters, server.ended) == ({"a": "1"}, True)
 
 
+def test_a_run_whose_settings_are_refused_at_first_is_created_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry sends what the server has not acknowledged, to the same run."""
+    refusals, calls, log_batch = [True, True], [], server.log_batch
+
+    def refuse_second_parts(run: str, **batch: Any) -> None:
+        calls.append(len(batch.get("params", [])))
+        if batch.get("params") == [("s100", "100")] and refusals:
+            refusals.pop()
+            raise ConnectionError("connection reset")
+        log_batch(run, **batch)
+
+    monkeypatch.setattr(server, "log_batch", refuse_second_parts)
+    copy = MlflowCopy(URI, "lora", {f"s{number}": number for number in range(101)})
+    copy.add({"loss": 0.5}, 1)
+    wait_for(lambda: server.metrics)
+    copy.close()
+    assert server.runs == ["7/lora"]
+    assert len(server.parameters) == 101
+    assert calls == [100, 1, 1, 1, 0]
+
+
 def test_few_lines_wait_for_a_dead_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_copy, "MOST_WAITING", 4)
     server.fails = True

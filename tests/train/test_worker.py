@@ -1,6 +1,7 @@
 """Short runs of one worker in this process, without Ray; `test_train_run.py` compares the two."""
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -138,7 +139,7 @@ def test_a_small_step_has_one_thread_and_the_number_is_restored(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     monkeypatch.setattr(worker.CheckpointWriter, "save", lambda self, position: note(position))
-    monkeypatch.setattr(worker.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     for small, threads in ((worker.SMALL_STEP, 1), (0, 3)):
         monkeypatch.setattr(worker, "SMALL_STEP", small)
         numbers.clear()
