@@ -81,8 +81,8 @@ def write_prompts(
     draft.write_bytes(PROMPTS, sheet(columns, rows), rows=len(rows))
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: float | None) -> float | str:
+    return "" if value is None else round(float(value), 4)
 
 
 def best_prompts(prompts: pa.Table) -> dict[str, dict]:

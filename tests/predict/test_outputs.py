@@ -67,13 +67,23 @@ def test_the_sheet_has_confidences_and_no_formula(tmp_path, config, prompts) -> 
         "picture": "a.png",
         "kind": "nearest",
         "rank": "1",
-        "cosine": f"{9 / 82**0.5:.4f}",
+        "cosine": str(round(9 / 82**0.5, 4)),
         "prompt": "a red cat",
-        "confidence": "0.9000",
+        "confidence": "0.9",
     }
     assert rows[2]["prompt"] == '\'=HYPERLINK("x")'
     assert (rows[4]["kind"], rows[4]["cosine"], rows[4]["prompt"]) == ("unknown", "", "")
-    assert rows[4]["confidence"] == "0.2000"
+    assert rows[4]["confidence"] == "0.2"
+
+
+def test_numbers_below_zero_stay_numbers(tmp_path, config) -> None:
+    draft = draft_of(tmp_path, config)
+    table = outputs.find_prompts(config, KNOWN, IDS[:1], -VECTORS[:1], None, draft)
+    outputs.write_prompts(draft, table, IDS[:1], np.array([-0.01234], np.float32))
+    with open(tmp_path / "out" / outputs.PROMPTS, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["cosine"] == str(round(-1 / 82**0.5, 4))
+    assert rows[1]["confidence"] == "-0.0123"
 
 
 def test_without_confidences_every_picture_is_answered(tmp_path, config) -> None:
