@@ -163,7 +163,8 @@ class CalibrateConfig(Config):
     """Predictor whose confidence is fitted: a training run or blend under `runs/`, or `neighbours`
     or `mean`."""
     neighbours: PositiveInt = 5
-    """Training pictures with similar features that a confidence is computed from."""
+    """Training pictures with similar features that a confidence is computed from, and that `run`
+    averages where it is `neighbours`."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds of prompt groups on which the confidence is compared with the score."""
     batch_size: PositiveInt = 64
