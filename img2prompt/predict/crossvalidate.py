@@ -58,6 +58,8 @@ class CrossValidation:
         vectors = np.empty(self._targets.shape, np.float32)
         for fold, predictor in enumerate(self._predictors(spec)):
             mine = self._fold == fold
+            if not mine.any():  # its prompts have no picture in the shards
+                continue
             inputs = [torch.from_numpy(view[mine]).float() for view in self._views]
             with torch.inference_mode():
                 vectors[mine] = average_views([predictor.predict(rows) for rows in inputs]).vectors
