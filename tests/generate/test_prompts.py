@@ -50,6 +50,14 @@ def test_tables_have_a_column_of_prompts(tmp_path: Path) -> None:
         rows_of(csv, "absent")
 
 
+def test_a_table_of_one_column_is_split_at_tabs(tmp_path: Path) -> None:
+    table = tmp_path / "a.tsv"
+    table.write_text("prompt\na cat, red\na dog\n")
+    assert rows_of(table) == [("prompts/line 2", "a cat, red"), ("prompts/line 3", "a dog")]
+    table.write_text("prompt,id\na cat,1\n")
+    assert rows_of(table) == [("prompts/line 2", "a cat")]
+
+
 def test_unreadable_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match=r"a\.parquet cannot be read after row 0: "):
