@@ -70,6 +70,8 @@ class EvaluateConfig(Config):
         check(self.folds not in (1, 2), "folds", self.folds, allowed)
         fits = not (self.folds and self.texts)
         check(fits, "texts", self.texts, "none with --folds")
+        fits = not self.texts or len(self.runs) > 0
+        check(fits, "texts", self.texts, "none where --runs is empty")
 
     @property
     def scored(self) -> str:
@@ -104,7 +106,7 @@ class PredictConfig(Config):
     views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     encoder: str = ""
-    """Folder of the all-MiniLM-L6-v2 model; empty: the installed package."""
+    """Folder of the all-MiniLM-L6-v2 model; empty: that of the data set."""
     captions: Literal["none", "beside", "jsonl", "parquet"] = "none"
     """Where each picture's best prompt is also written: `beside` the picture (`a.txt`), or into
     one file."""

@@ -10,6 +10,7 @@ parts that are missing.
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,9 @@ def run(
     draft.write_table(REJECTED, rejected)
     omitted = "no picture was predicted"
     if ids and config.texts:
-        known = _known_prompts(config, prompts, prepared)
-        table = outputs.find_prompts(config, known, ids, vectors, confidences, draft)
+        own = replace(config, encoder=config.encoder or prepared.encoder)
+        known = _known_prompts(own, prompts, prepared)
+        table = outputs.find_prompts(own, known, ids, vectors, confidences, draft)
         outputs.write_prompts(draft, table, ids, confidences)
         outputs.write_texts(config, draft, table)
         if beside:
