@@ -18,6 +18,7 @@ from img2prompt.data.vectors import matrix, unit_rows
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.crossvalidate import CrossValidation, check_folds
+from img2prompt.predictors.blend import BlendedRuns, BlendWeights
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun
@@ -179,6 +180,9 @@ def test_fine_tunes_other_towers_and_missing_views_are_refused(
         else:
             with pytest.raises(UserError, match=said):
                 check_folds(CONFIG, features, [spec])
+    blend = BlendedRuns(run, (), BlendWeights(np.ones((0, 384)), np.zeros(384)), name="blend")
+    with pytest.raises(UserError, match="blend is a predictor that folds do not fit anew"):
+        check_folds(CONFIG, features, [blend])
     with pytest.raises(UserError, match="views are plain, flip; allowed with folds: those of"):
         check_folds(
             dataclasses.replace(CONFIG, views=("plain", "flip")),
