@@ -77,6 +77,10 @@ class PredictorSpec(ABC):
         `compiled`: many batches of one shape will follow, so a GPU may compile the model.
         """
 
+    def has_confidences(self) -> bool:
+        """Return True when the answers have confidences."""
+        return False
+
     def reads_features(self, features: Artifact) -> bool:
         """Return True when these cached features of a picture can replace the picture."""
         return False

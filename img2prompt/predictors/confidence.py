@@ -132,6 +132,9 @@ class CalibratedRun(PredictorSpec):
         tower = self.neighbours.load_tower(device, compiled=compiled)
         return self._with(self.base.load(device, compiled=compiled), tower, device)
 
+    def has_confidences(self) -> bool:
+        return True
+
     def reads_features(self, features: Artifact) -> bool:
         return self.base.reads_features(features) and self.neighbours.reads_features(features)
 

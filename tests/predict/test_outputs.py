@@ -117,11 +117,29 @@ def test_captions_beside_the_pictures(tmp_path, config, prompts) -> None:
     assert (tmp_path / "a.txt").read_text() == "a red cat\n"
     assert (tmp_path / "b,c.txt").read_text() == '=HYPERLINK("x")\n'
     assert not (tmp_path / "z.txt").exists()
-    # A prediction that resumes replaces its own texts; another one refuses them.
+    # A prediction that resumes writes the texts that are missing; another one refuses them.
     assert outputs.text_uris(uris, draft) == texts
+    (tmp_path / "b,c.txt").unlink()
+    (tmp_path / "z.txt").write_text("mine\n")
+    outputs.write_beside(draft, prompts, texts)
+    assert (tmp_path / "b,c.txt").exists()
+    assert (tmp_path / "z.txt").read_text() == "mine\n"
+    (tmp_path / "z.txt").unlink()
     other = Draft.open(str(tmp_path / "other"), Stage.PREDICTIONS, config, {})
     with pytest.raises(UserError, match=r"2 texts exist beside the pictures, such as .*a\.txt"):
         outputs.text_uris(uris, other)
+
+
+def test_texts_of_others_are_never_replaced(tmp_path, config, prompts) -> None:
+    draft = draft_of(tmp_path, config)
+    texts = outputs.text_uris({name: str(tmp_path / name) for name in IDS[:2]}, draft)
+    outputs.write_beside(draft, prompts, texts)
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b,c.txt").write_text("mine\n")
+    with pytest.raises(UserError, match=r"b,c\.txt exists with another text .*: move it away"):
+        outputs.write_beside(draft, prompts, texts)
+    assert (tmp_path / "b,c.txt").read_text() == "mine\n"
+    assert not (tmp_path / "a.txt").exists()
 
 
 def test_pictures_that_would_share_a_text_are_refused(tmp_path, config) -> None:
