@@ -19,13 +19,13 @@ from img2prompt.config.predict import CalibrateConfig, EvaluateConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.draft import Draft
 from img2prompt.predict import evaluate
-from img2prompt.predict.folds import group_folds
 from img2prompt.predict.metrics import cosine
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.cached import read_files, read_view
 from img2prompt.predictors.confidence import SIGNALS, ConfidenceHead, Novelty, Signals
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.prepared_data import PreparedData
+from img2prompt.train.folds import group_folds
 from img2prompt.workspace import CONFIDENCE_HEAD, Stage
 
 SPLIT = "val"

@@ -7,7 +7,6 @@ from sklearn.linear_model import Ridge
 
 from img2prompt.config.predict import CalibrateConfig
 from img2prompt.predict.calibrate import BINS, PENALTY, fit_head, fit_novelty, reliability
-from img2prompt.predict.folds import group_folds
 from img2prompt.predictors.confidence import SIGNALS
 
 PICTURES = 400
@@ -97,11 +96,3 @@ def test_novelty_is_the_mahalanobis_distance() -> None:
     flat = np.hstack([features, np.full((200, 1), 2.0)])
     assert np.isfinite(fit_novelty([flat]).distances(flat)).all()
     assert fit_novelty([flat]).distances(flat[:1] + np.eye(6)[5:])[0] > 100
-
-
-def test_folds_keep_groups_together_and_are_even() -> None:
-    groups = np.array(["b", "a", "c", "a", "d", "b", "e", "f"])
-    folds = group_folds(groups, 3, seed=0)
-    assert len({(group, fold) for group, fold in zip(groups, folds, strict=True)}) == 6
-    assert sorted(np.unique(folds)) == [0, 1, 2]
-    assert group_folds(groups[:1], 5, seed=0).tolist() == [0]
