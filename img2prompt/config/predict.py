@@ -38,9 +38,9 @@ class EvaluateConfig(Config):
     name: str = "evaluation"
     """Folder name of the result."""
     runs: tuple[str, ...] = ("probe", "lora")
-    """Predictors that are scored: training runs under `runs/`, or `neighbours` or `mean`; with
-    `folds`, probes. The mean training vector and the nearest neighbours are scored in any case, as
-    baselines."""
+    """Predictors that are scored: training runs, blends and calibrated runs under `runs/`, or
+    `neighbours` or `mean`; with `folds`, probes. The mean training vector and the nearest
+    neighbours are scored in any case, as baselines."""
     split: Literal["val", "test"] = "test"
     """Split that is scored, unless `folds` are."""
     folds: NonNegativeInt = 0
@@ -91,8 +91,8 @@ class PredictConfig(Config):
     """Sample submission, whose ids and order `submission.csv` gets; empty: all pictures, in
     ascending order of their file names without ending."""
     run: str = "lora"
-    """Training run under `runs/` that predicts, or `neighbours` (k-NN over the training pictures'
-    features) or `mean` (the mean training vector)."""
+    """Training run, blend or calibrated run under `runs/` that predicts, or `neighbours` (k-NN over
+    the training pictures' features) or `mean` (the mean training vector)."""
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by `neighbours`."""
     nearest: PositiveInt = 3
@@ -133,7 +133,7 @@ class BlendConfig(Config):
     name: str = "blend"
     """Folder name under `runs/`, by which the blend predicts like a run."""
     runs: tuple[str, ...] = ("probe", "lora")
-    """Members: training runs under `runs/`, `neighbours` or `mean`."""
+    """Members: training runs or other predictors under `runs/`, `neighbours` or `mean`."""
     per: Literal["member", "dimension"] = "member"
     """One weight for each member, or one for each member and each of the 384 dimensions."""
     scale: Literal["unit", "standard"] = "unit"
