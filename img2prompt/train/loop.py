@@ -18,9 +18,11 @@ from img2prompt.data.order import epoch_batches, steps_per_epoch, worker_share
 from img2prompt.data.shards import Batch
 from img2prompt.model.loss import cosines
 from img2prompt.train.batches import (
+    BatchPrompts,
     Rows,
     WorkerRank,
     gather_ids,
+    gather_prompts,
     micro_batches,
     prefetch,
     seed_step,
@@ -181,11 +183,13 @@ class Loop:
         seed_step(self.config.seed, position, self.worker.rank)
         vote, buffers = self.vote(), self._copy_buffers()
         total, totals, count = 0.0, dict[str, float](), len(batch.ids)
+        prompts = self._prompts(batch)
         for part in split_batch(batch, micro_batches(self.config, self.worker.workers)):
             with self.log.timed("compute"):
-                rows = self.recipe.augment(to_device(part, self.engine.device), position)
+                rows = self.recipe.augment(to_device(part, self.engine.device, prompts), position)
                 predicted = self.engine.forward(rows.inputs)
-                loss, loss_parts = self.recipe.loss(predicted, rows)
+                losses = self.recipe.loss(predicted, rows)
+                loss, loss_parts = self.recipe.penalised(*losses, self.engine.module)
                 vote = replace(vote, nonfinite=not torch.isfinite(loss)).of_all(self.worker)
                 if vote.nonfinite:
                     self._skip_or_raise(position, part, cosines(predicted, rows.targets))
@@ -201,6 +205,13 @@ class Loop:
             self.recipe.after_step(self.engine)
         self.log.add(total / count, count, {name: sum_ / count for name, sum_ in totals.items()})
         return total / count, vote
+
+    def _prompts(self, batch: Batch) -> BatchPrompts | None:
+        """Return the prompts of the global batch, if the loss reads them."""
+        if not self.recipe.reads_prompts:
+            return None
+        size = self.config.optim.batch_size
+        return gather_prompts(batch, size, self.worker, self.engine.device)
 
     def _weight(self, part: Batch) -> float:
         """Rows of this part over those of an average part: shares and parts may differ by a row."""
