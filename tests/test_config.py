@@ -504,6 +504,12 @@ def test_a_chain_needs_the_probe_it_starts_from() -> None:
         chain.replace({"finetune.start_from": "other"})
 
 
+@pytest.mark.parametrize(("name", "value"), [("evaluate.folds", 5), ("predict.abstain", 0.4)])
+def test_a_chain_refuses_what_its_last_stages_would(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name} is {value}; allowed: .* here: "):
+        presets.demo_chain().replace({name: value})
+
+
 def test_heads_are_a_grid_of_complete_probes() -> None:
     base = presets.probe_demo()
     config = HeadsConfig(base=base, widths=(0, 64), dropouts=(0.0, 0.5), lrs=(1e-3,))
