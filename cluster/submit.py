@@ -60,7 +60,8 @@ def exit_code(submission: str) -> int:
     """Return the exit code of a job that has ended; `ray job submit` knows success and failure."""
     from ray.job_submission import JobSubmissionClient  # takes seconds, and only failures need it
 
-    return JobSubmissionClient().get_job_info(submission).driver_exit_code or 1
+    info = JobSubmissionClient().get_job_info(submission)
+    return (info and info.driver_exit_code) or 1
 
 
 def main() -> None:
