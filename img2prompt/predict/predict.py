@@ -102,8 +102,7 @@ def run(
             outputs.write_beside(draft, table, beside)
     if ids:
         omitted = outputs.submit(draft, ids, vectors, sample)
-    unread_rows = (Rejected(**row) for row in unread.to_pylist())
-    kinds = count_kinds([*left_out, *unread_rows])
+    kinds = count_kinds([*left_out, *(Rejected(**row) for row in unread.to_pylist())])
     metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
 
