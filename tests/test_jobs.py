@@ -216,7 +216,8 @@ def test_predict_prints_prompts_and_rejected_pictures(done) -> None:
     # Long cells continue in a second line, whose first cell is empty.
     shown = {row[0]: row[1:] for row in tables["predict"] if row[0]}
     assert list(shown) == [*(f"noise-{n}.png" for n in range(3)), "zero [1].png"]
-    assert [shown[row["picture"]][1] for row in firsts] == [row["cosine"] for row in firsts]
+    cosines = [f"{float(row['cosine']):.4f}" for row in firsts]
+    assert [shown[row["picture"]][1] for row in firsts] == cosines
     assert shown["zero [1].png"][0].startswith("unreadable picture: ")
 
 
