@@ -230,9 +230,21 @@ def main() -> None:
     with running(options) as cluster:
         for name, value in cluster.exports().items():
             print(f"export {name}={value}")
-        print("ray job submit --working-dir . -- python jobs/demo.py --out /tmp/img2prompt-demo")
+        print("python cluster/submit.py demo --out /tmp/img2prompt-demo")
         print("Ctrl-C stops the cluster", flush=True)
-        signal.pause()
+        while _is_up(cluster.address):
+            time.sleep(1)
+        sys.exit("the head has ended: the other nodes are stopped; start the cluster again")
+
+
+def _is_up(address: str) -> bool:
+    """Return whether the head's process listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def _leave(*_: object) -> None:

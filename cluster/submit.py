@@ -14,7 +14,9 @@ It becomes `ray job submit`, whose command it prints:
 import argparse
 import json
 import os
+import secrets
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +34,9 @@ def command(arguments: list[str]) -> list[str]:
         epilog="Everything after the job's name goes to the job.",
     )
     parser.add_argument("--image", action="store_true", help="run the code of the image")
-    parser.add_argument("--id", help="name of the submission, for `ray job logs` and `stop`")
+    parser.add_argument(
+        "--id", default="", help="name of the submission, for `ray job logs` and `stop`"
+    )
     parser.add_argument("--no-wait", action="store_true", help="return when it is submitted")
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("options", nargs=argparse.REMAINDER)
@@ -47,9 +51,17 @@ def command(arguments: list[str]) -> list[str]:
         runtime["excludes"] = NOT_UPLOADED
         script = f"jobs/{given.job}.py"
     submit += ["--runtime-env-json", json.dumps(runtime)]
-    submit += ["--submission-id", given.id] if given.id else []
+    submit += ["--submission-id", given.id or f"{given.job}-{secrets.token_hex(4)}"]
     submit += ["--no-wait"] if given.no_wait else []
     return [*submit, "--", "python", script, *given.options]
+
+
+def exit_code(submission: str) -> int:
+    """Return the exit code of a job that has ended; `ray job submit` knows success and failure."""
+    from ray.job_submission import JobSubmissionClient  # takes seconds, and only failures need it
+
+    info = JobSubmissionClient().get_job_info(submission)
+    return (info and info.driver_exit_code) or 1
 
 
 def main() -> None:
@@ -57,8 +69,11 @@ def main() -> None:
     if "RAY_API_SERVER_ADDRESS" not in os.environ:
         sys.exit("RAY_API_SERVER_ADDRESS is not set; example: http://127.0.0.1:8265")
     print(shlex.join(submit), file=sys.stderr, flush=True)
-    ray = Path(sys.executable).with_name("ray")
-    os.execv(ray, submit)
+    ray = str(Path(sys.executable).with_name("ray"))
+    failed = subprocess.run([ray, *submit[1:]], check=False).returncode
+    if failed and "--no-wait" not in submit[: submit.index("--")]:
+        failed = exit_code(submit[submit.index("--submission-id") + 1])
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ def load(out: str, run: str = "lora") -> "LoadedPredictor":
         answers = img2prompt.load("out/demo", run="lora").predict(["picture.png"])
         answers.vectors  # (1, 384)
 
-    `out` is the `--out` of the jobs; `run` is a name under its `runs/`, `neighbours` or `mean`.
+    `out` is the `--out` of the jobs; `run` is a name under its `runs/` (a training run,
+    a blend or a calibrated run), `neighbours` or `mean`.
 
     Raises:
         UserError: the run or its shards are absent or unfinished, or its tower is missing.

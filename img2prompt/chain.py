@@ -5,13 +5,12 @@ import dataclasses
 import io
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from img2prompt.artifact import METRICS, Artifact
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.predict import PredictConfig
-from img2prompt.data.shards import read_rows
+from img2prompt.data.shards import read_rows, spaced_rows
 from img2prompt.data.vectors import matrix
 from img2prompt.predict import evaluate, predict
 from img2prompt.predict.metrics import cosine
@@ -62,7 +61,7 @@ def run(config: ChainConfig, out: str) -> ChainResult:
     inputs = TrainInputs(prepared.shards, embedded, groups=prepared.groups)
     probe = train.run(config.probe, inputs, workspace.run(config.probe.name))
     start = probe if config.finetune.start_from else None
-    inputs = TrainInputs(prepared.shards, start=start)
+    inputs = TrainInputs(prepared.shards, start=start, targets=prepared.targets)
     tuned = train.run(config.finetune, inputs, workspace.run(config.finetune.name))
     runs = [
         TrainedRun(probe, name=config.probe.name),
@@ -113,21 +112,17 @@ def _write_samples(prepared: PreparedData, count: int, folder: str) -> str:
 
 
 def _some_rows(shards: Artifact, count: int) -> pa.Table:
-    """Read evenly spaced test rows: neighbours are alike, as shards keep the order of archives."""
+    """Read evenly spaced test rows."""
     names = shards.names("test/")
-    ends = np.cumsum([shards.files[name].rows for name in names])
-    tables = []
-    for number in np.unique(np.linspace(0, ends[-1] - 1, count).astype(int)):
-        file = int(np.searchsorted(ends, number, side="right"))
-        row = int(number - ends[file] + shards.files[names[file]].rows)
-        tables.append(
-            read_rows(shards.path(names[file]), row, row + 1, ["id", "prompt_id", "image"])
-        )
-    return pa.concat_tables(tables)
+    rows = spaced_rows([shards.files[name].rows for name in names], count)
+    columns = ["id", "prompt_id", "image"]
+    return pa.concat_tables(
+        read_rows(shards.path(names[file]), row, row + 1, columns) for file, row in rows
+    )
 
 
 def samples_summary(chain: ChainResult, folder: str) -> list[list[object]]:
-    """Return the rows of a table: each sample's own prompt, then the nearest known prompt.
+    """Return the rows of a table: each sample's own prompt, then its best readable one.
 
     Both have their cosine to the predicted vector.
     """
@@ -137,9 +132,10 @@ def samples_summary(chain: ChainResult, folder: str) -> list[list[object]]:
     predicted = dict(zip(vectors["id"].to_pylist(), matrix(vectors["vector"]), strict=True))
     texts = chain.prepared.targets.read_tables("rows", ["prompt", "target"])
     targets = dict(zip(texts["prompt"].to_pylist(), matrix(texts["target"]), strict=True))
+    kind = "composed" if "composed" in chain.predictions.config["texts"] else "nearest"
     rows: list[list[object]] = []
-    for name, nearest, similarity in predict.summary(chain.predictions, limit=len(prompts)):
+    for name, text, similarity in predict.summary(chain.predictions, limit=len(prompts)):
         own = prompts[str(name)]
         rows.append([own, "true", float(cosine(predicted[str(name)][None], targets[own][None])[0])])
-        rows.append([f"  {nearest}", "nearest", similarity])
+        rows.append([f"  {text}", kind, similarity])
     return rows

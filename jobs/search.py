@@ -8,6 +8,7 @@ def job() -> None:
     config, workspace = options.config, options.workspace
     workspace.search(config.name)
     shards, embedded = workspace.open_shards(), workspace.open_features()
+    targets = workspace.open_targets() if config.base.recipe.flip_guard else None
 
     from img2prompt.distributed import cluster
     from img2prompt.search import run as search
@@ -15,7 +16,8 @@ def job() -> None:
     from img2prompt.train.job import TrainInputs
 
     with cluster.connect(dashboard=True, download=config.base.tower.download):
-        result = search.run(config, TrainInputs(shards, embedded), options.out)
+        inputs = TrainInputs(shards, embedded, targets=targets)
+        result = search.run(config, inputs, options.out)
     cli.show(f"trials in {result.uri}", ["trial", "val cosine", "epochs", ""], summary(result))
     print(f"report of the trials: {result.path(REPORT)}")
     all_rows = " --optim.share 1" if config.base.optim.share < 1 else ""

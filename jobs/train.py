@@ -10,13 +10,14 @@ def job() -> None:
     shards = workspace.open_shards()
     features = workspace.open_features() if config.plan.frozen_tower else None
     groups = workspace.open_groups() if config.optim.solver == "ridge" else None
+    targets = workspace.open_targets() if config.recipe.flip_guard else None
     start = workspace.open_run(config.start_from) if config.start_from else None
 
     from img2prompt.distributed.placement import connected
     from img2prompt.train import run as train
     from img2prompt.train.job import TrainInputs
 
-    inputs = TrainInputs(shards, features, start, groups)
+    inputs = TrainInputs(shards, features, start, groups, targets)
     needed = train.needs_cluster(config, inputs)
     with connected(needed, dashboard=True, download=config.tower.download):
         run = train.run(config, inputs, folder, resume_anyway=options.resume_anyway)

@@ -69,6 +69,8 @@ def test_the_fingerprint_follows_every_setting() -> None:
     assert len(numbers) > 15
     parts = ("plan.lora_rate", "plan.nfz_rate", "plan.lora_dropout", "head.dropout")
     parts = (*parts, "optim.warmup", "optim.share", "recipe.flip", "recipe.ema_decay")
+    parts = (*parts, "recipe.negative_margin", "optim.layer_decay")
+    parts = (*parts, "recipe.crop_area", "recipe.rand_augment_magnitude", "recipe.erase")
     small = dict.fromkeys(parts, 0.3)
     changed = [
         config.replace({name: small.get(name, 2 if name == "engine.zero_stage" else other(value))})
@@ -239,6 +241,18 @@ RULES = [
         {**RIDGE, "recipe": RecipeConfig(ema_decay=0.9), "engine": ALONE},
         "recipe.ema_decay is 0.9; allowed: 0 with optim.solver ridge",
     ),
+    (
+        TrainConfig,
+        {**RIDGE, "recipe": RecipeConfig(loss="angular")},
+        "recipe.loss is 'angular'; allowed: cosine with optim.solver ridge",
+    ),
+    (
+        TrainConfig,
+        {**RIDGE, "recipe": RecipeConfig(info_nce_weight=0.1)},
+        "recipe.info_nce_weight is 0.1; allowed: 0 with optim.solver ridge",
+    ),
+    (RecipeConfig, {"negative_margin": -1.5}, "negative_margin is -1.5; allowed: -1 to 1"),
+    (OptimConfig, {"layer_decay": 0.0}, "layer_decay is 0.0; allowed: above 0, at most 1"),
     (
         TrainConfig,
         {"name": "a", "optim": OptimConfig(solver="ridge", share=0.5)},
@@ -488,6 +502,12 @@ def test_a_chain_needs_the_probe_it_starts_from() -> None:
     assert isinstance(chain, ChainConfig)
     with pytest.raises(UserError, match=r"start_from is 'other'; allowed: empty or 'probe'"):
         chain.replace({"finetune.start_from": "other"})
+
+
+@pytest.mark.parametrize(("name", "value"), [("evaluate.folds", 5), ("predict.abstain", 0.4)])
+def test_a_chain_refuses_what_its_last_stages_would(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name} is {value}; allowed: .* here: "):
+        presets.demo_chain().replace({name: value})
 
 
 def test_heads_are_a_grid_of_complete_probes() -> None:

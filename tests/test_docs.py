@@ -30,6 +30,7 @@ OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
 OTHER_PROJECTS = {"executor/base.py", "pipeline/filters/base_filter.py", "nodes.py"}
 """Files of datatrove and ComfyUI that comments name."""
 PRESETS = {
+    "average": presets.AVERAGE,
     "blend": presets.BLEND,
     "calibrate": presets.CALIBRATE,
     "demo": presets.CHAINS,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from img2prompt import presets
+from img2prompt.config.average import AverageConfig
 from img2prompt.config.base import Config
 from img2prompt.config.chain import ChainConfig
 from img2prompt.config.generate import GenerateConfig
@@ -26,10 +27,17 @@ from img2prompt.model.plan import layer_plan
 from img2prompt.model.towers.build import DEMO_SHAPE
 
 JOBS = Path(__file__).parents[1] / "jobs"
-LAYERS = {"demo": 7, "fresh": 7, presets.LITE2.weights: 21, presets.L14_336.weights: 24}
+LAYERS = {
+    "demo": 7,
+    "fresh": 7,
+    presets.LITE2.weights: 21,
+    presets.L14.weights: 24,
+    presets.L14_336.weights: 24,
+}
 SIDE = {
     "demo": DEMO_SHAPE["image_size"],
     presets.LITE2.weights: 260,
+    presets.L14.weights: 224,
     presets.L14_336.weights: 336,
 }
 TABLES = {
@@ -38,6 +46,7 @@ TABLES = {
     "TRAIN": TrainConfig,
     "EVALUATE": EvaluateConfig,
     "PREDICT": PredictConfig,
+    "AVERAGE": AverageConfig,
     "BLEND": BlendConfig,
     "CALIBRATE": CalibrateConfig,
     "EXPORT": ExportConfig,
@@ -130,6 +139,10 @@ def test_default_runs_are_those_that_the_presets_train() -> None:
         "probe-l14-336": (24, 0, 0),
         "lora-l14-336": (1, 14, 9),  # the published layout: layers 0, 1 to 14 and 15 to 23
         "lora-published": (1, 14, 9),
+        "last-layers-l14": (18, 0, 6),
+        "third-place": (0, 0, 24),
+        "sixth-place": (0, 0, 24),
+        "twelfth-place": (0, 0, 24),
         "tower": (0, 0, 7),
     }.items(),
 )

@@ -61,7 +61,8 @@ def run_loop(
     **hooks: Any,
 ) -> Trained:
     """Train, or resume from `start`, keeping all checkpoints in memory; `hooks` are the loop's."""
-    run, recipe = run or Trained([], [], model_of(config)), recipe or build_recipe(config)
+    run = run or Trained([], [], model_of(config))
+    recipe = recipe or build_recipe(config, run.model)
     if start is not None:
         load_learned_state(run.model, dict(start.engine.model), "start")
     engine = build_engine(run.model, config, total_steps(config, len(train)), device)

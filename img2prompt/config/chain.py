@@ -31,3 +31,11 @@ class ChainConfig(Config):
             self.finetune.start_from,
             f"empty or {self.probe.name!r}",
         )
+        folds, abstain = self.evaluate.folds, self.predict.abstain
+        check(folds == 0, "evaluate.folds", folds, "0 here: folds score probes (jobs/evaluate.py)")
+        check(
+            abstain == -1,
+            "predict.abstain",
+            abstain,
+            "-1 here: a run has confidences after jobs/calibrate.py",
+        )

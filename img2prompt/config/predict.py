@@ -38,9 +38,9 @@ class EvaluateConfig(Config):
     name: str = "evaluation"
     """Folder name of the result."""
     runs: tuple[str, ...] = ("probe", "lora")
-    """Predictors that are scored: training runs under `runs/`, or `neighbours` or `mean`; with
-    `folds`, probes. The mean training vector and the nearest neighbours are scored in any case, as
-    baselines."""
+    """Predictors that are scored: training runs, blends and calibrated runs under `runs/`, or
+    `neighbours` or `mean`; with `folds`, probes. The mean training vector and the nearest
+    neighbours are scored in any case, as baselines."""
     split: Literal["val", "test"] = "test"
     """Split that is scored, unless `folds` are."""
     folds: NonNegativeInt = 0
@@ -70,6 +70,8 @@ class EvaluateConfig(Config):
         check(self.folds not in (1, 2), "folds", self.folds, allowed)
         fits = not (self.folds and self.texts)
         check(fits, "texts", self.texts, "none with --folds")
+        fits = not self.texts or len(self.runs) > 0
+        check(fits, "texts", self.texts, "none where --runs is empty")
 
     @property
     def scored(self) -> str:
@@ -89,8 +91,8 @@ class PredictConfig(Config):
     """Sample submission, whose ids and order `submission.csv` gets; empty: all pictures, in
     ascending order of their file names without ending."""
     run: str = "lora"
-    """Training run under `runs/` that predicts, or `neighbours` (k-NN over the training pictures'
-    features) or `mean` (the mean training vector)."""
+    """Training run, blend or calibrated run under `runs/` that predicts, or `neighbours` (k-NN over
+    the training pictures' features) or `mean` (the mean training vector)."""
     neighbours: PositiveInt = 5
     """Training pictures whose targets are averaged by `neighbours`."""
     nearest: PositiveInt = 3
@@ -104,7 +106,7 @@ class PredictConfig(Config):
     views: tuple[View, ...] = ("plain",)
     """Views of each picture; the answer is the mean of the vectors for each, at unit length."""
     encoder: str = ""
-    """Folder of the all-MiniLM-L6-v2 model; empty: the installed package."""
+    """Folder of the all-MiniLM-L6-v2 model; empty: that of the data set."""
     captions: Literal["none", "beside", "jsonl", "parquet"] = "none"
     """Where each picture's best prompt is also written: `beside` the picture (`a.txt`), or into
     one file."""
@@ -131,7 +133,7 @@ class BlendConfig(Config):
     name: str = "blend"
     """Folder name under `runs/`, by which the blend predicts like a run."""
     runs: tuple[str, ...] = ("probe", "lora")
-    """Members: training runs under `runs/`, `neighbours` or `mean`."""
+    """Members: training runs or other predictors under `runs/`, `neighbours` or `mean`."""
     per: Literal["member", "dimension"] = "member"
     """One weight for each member, or one for each member and each of the 384 dimensions."""
     scale: Literal["unit", "standard"] = "unit"
@@ -163,7 +165,8 @@ class CalibrateConfig(Config):
     """Predictor whose confidence is fitted: a training run or blend under `runs/`, or `neighbours`
     or `mean`."""
     neighbours: PositiveInt = 5
-    """Training pictures with similar features that a confidence is computed from."""
+    """Training pictures with similar features that a confidence is computed from, and that `run`
+    averages where it is `neighbours`."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds of prompt groups on which the confidence is compared with the score."""
     batch_size: PositiveInt = 64

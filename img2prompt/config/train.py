@@ -86,6 +86,11 @@ class OptimConfig(Config):
     """Peak learning rate of the tower's trained layers and LoRA matrices."""
     head_lr: PositiveFloat = 1e-3
     """Peak learning rate of the head."""
+    layer_decay: PositiveFraction = 1.0
+    """Factor on `lr` from each layer of the tower to the one below it (discriminative fine-tuning,
+    arXiv 1801.06146). The top layer and the norm above it learn at `lr`, the embeddings one step
+    slower than the lowest layer. The 3rd place of Kaggle's "Stable Diffusion - Image to Prompts"
+    had 0.6 on ViT-L and 0.4 on ViT-B. 1: all layers learn alike."""
     weight_decay: NonNegativeFloat = 0.01
     warmup: FractionBelowOne = 0.1
     """Share of all steps in which the learning rate rises."""
@@ -209,20 +214,23 @@ class TrainConfig(Config):
         alone = not self.tower.beside or self.plan.frozen_tower
         allowed = "empty unless all layers are frozen: a fine-tune trains one tower"
         check(alone, "tower.beside", self.tower.beside, allowed)
-        pictures = self.recipe.flip == 0 or not self.plan.frozen_tower
+        if self.plan.frozen_tower:
+            self._check_cached()
         check(
-            pictures,
-            "recipe.flip",
-            self.recipe.flip,
-            "0 for a probe: it reads cached features, which are mirrored by features.views",
+            self.recipe.l2_sp == 0 or not self.plan.frozen_tower,
+            "recipe.l2_sp",
+            self.recipe.l2_sp,
+            "0 for a probe, which trains no pretrained layer",
         )
-        whole = self.recipe.ema_decay == 0 or self.engine.kind == "plain"
-        check(
-            whole or self.engine.zero_stage < 3,
-            "recipe.ema_decay",
-            self.recipe.ema_decay,
-            "0 with engine.zero_stage 3, which leaves each worker only a part of every weight",
-        )
+        whole = self.engine.kind == "plain" or self.engine.zero_stage < 3
+        for name in ("ema_decay", "l2_sp"):
+            value = getattr(self.recipe, name)
+            check(
+                whole or value == 0,
+                f"recipe.{name}",
+                value,
+                "0 with engine.zero_stage 3, which leaves each worker only a part of every weight",
+            )
         gathered = not self.plan.lora_dora or self.engine.kind == "plain"
         check(
             gathered or self.engine.zero_stage < 3,
@@ -233,6 +241,20 @@ class TrainConfig(Config):
         if self.optim.solver == "ridge":
             self._check_ridge()
 
+    def _check_cached(self) -> None:
+        """Raise a UserError for an augmentation of pictures by a probe."""
+        mirrored = ", which are mirrored by features.views"
+        for name, value, allowed, hint in (
+            ("recipe.flip", self.recipe.flip, 0, mirrored),
+            ("recipe.one_per_prompt", self.recipe.one_per_prompt, False, ""),
+            ("recipe.crop_area", self.recipe.crop_area, 1, ""),
+            ("recipe.rand_augment", self.recipe.rand_augment, 0, ""),
+            ("recipe.erase", self.recipe.erase, 0, ""),
+        ):
+            words = "false" if allowed is False else allowed
+            reason = f"{words} for a probe: it reads cached features{hint}"
+            check(value == allowed, name, value, reason)
+
     def _check_ridge(self) -> None:
         """Raise a UserError for a setting that has no effect on a probe in closed form."""
         rates = (self.plan.lora_rate, self.plan.nfz_rate)
@@ -242,6 +264,10 @@ class TrainConfig(Config):
             ("head.width", self.head.width, 0),
             ("head.dropout", self.head.dropout, 0),
             ("recipe.ema_decay", self.recipe.ema_decay, 0),
+            ("recipe.loss", self.recipe.loss, "cosine"),
+            ("recipe.mse_weight", self.recipe.mse_weight, 0),
+            ("recipe.negative_weight", self.recipe.negative_weight, 0),
+            ("recipe.info_nce_weight", self.recipe.info_nce_weight, 0),
             ("optim.share", self.optim.share, 1),
             ("start_from", self.start_from, ""),
             ("engine.mlflow", self.engine.mlflow, ""),

@@ -6,6 +6,7 @@ store too, and pyarrow, Ray Data, DuckDB, pandas and Hugging Face datasets all r
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -54,6 +55,22 @@ def read_rows(uri: str, start: int, stop: int, columns: list[str]) -> pa.Table:
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         table = file.read_row_groups(range(first, last + 1), columns=columns)
     return table.slice(start - (ends[first - 1] if first else 0), stop - start)
+
+
+def spaced_rows(sizes: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """Return evenly spaced rows, as the number of a file and the row in it.
+
+    Neighbouring rows are alike, because shards keep the order of archives.
+
+    Args:
+        sizes: rows of each file; one row or more in all.
+        count: rows that are returned, or all if there are fewer.
+    """
+    ends = np.cumsum(sizes)
+    rows = np.unique(np.linspace(0, ends[-1] - 1, count).astype(int))
+    numbers = np.searchsorted(ends, rows, side="right")
+    starts = ends - np.array(sizes)
+    return list(zip(numbers.tolist(), (rows - starts[numbers]).tolist(), strict=True))
 
 
 def _group_sizes(shards: Artifact, name: str) -> list[int]:

@@ -15,8 +15,8 @@ import ray.data
 import torch
 
 from img2prompt.config.generate import GenerateConfig
-from img2prompt.distributed import cluster
 from img2prompt.distributed.actors import actor_count
+from img2prompt.distributed.placement import has_gpus
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.generate.estimate import Rate, measure
@@ -82,7 +82,7 @@ def with_dtype(config: GenerateConfig) -> GenerateConfig:
     """Return the config with the number type that `auto` is on this cluster or machine."""
     if config.pipeline.dtype != "auto":
         return config
-    dtype = "fp16" if _has_gpus() else "fp32"
+    dtype = "fp16" if has_gpus() else "fp32"
     return replace(config, pipeline=replace(config.pipeline, dtype=dtype))
 
 
@@ -142,10 +142,4 @@ def make_shards(job: ShardJob, shards: Sequence[int]) -> Generator[ShardReport]:
 
 def _reserved() -> tuple[int, int]:
     """Return the GPUs and CPUs that an actor reserves: one GPU, or one CPU where there is none."""
-    return (1, 0) if _has_gpus() else (0, 1)
-
-
-def _has_gpus() -> bool:
-    if ray.is_initialized():
-        return cluster.resources().gpus > 0
-    return torch.cuda.is_available()
+    return (1, 0) if has_gpus() else (0, 1)

@@ -27,7 +27,7 @@ from img2prompt.data.text.rules import PromptRules, read_blocked
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.distributed.tasks import map_in_order
 from img2prompt.errors import UserError
-from img2prompt.model.text import PromptEncoder
+from img2prompt.model.text import PromptEncoder, count_unknown
 from img2prompt.prepare.group import on_cluster
 
 logger = logging.getLogger(__name__)
@@ -110,20 +110,32 @@ def _fit_prompts(config: GenerateConfig, rejected: list[Rejected]) -> tuple[list
     """Return positions and normal forms of the distinct fit prompts; add the others."""
     rules = PromptRules(config.clean, read_blocked(config.clean.blocked_words))
     first: dict[str, str] = {}
-    for row in read_prompts(config.prompts, config.prompt_column):
-        if isinstance(row, Rejected):
-            rejected.append(row)
-            continue
-        where, text = row
-        prompt = "" if prompt_reason(text) else normalise(text)
-        reason = prompt_reason(text) or rules.reason(prompt)
-        if prompt in first:
-            reason = f"repeated prompt: {first[prompt]} has it too"
-        if reason:
-            rejected.append(Rejected(where, reason))
-        else:
-            first[prompt] = where
+    rows = read_prompts(config.prompts, config.prompt_column)
+    for part in in_portions(rows, _ROWS_AT_ONCE):
+        rejected += [row for row in part if isinstance(row, Rejected)]
+        texts = [row for row in part if not isinstance(row, Rejected)]
+        for (where, _), (prompt, reason) in zip(texts, _judge(config, rules, texts), strict=True):
+            if prompt in first:
+                reason = f"repeated prompt: {first[prompt]} has it too"
+            if reason:
+                rejected.append(Rejected(where, reason))
+            else:
+                first[prompt] = where
     return list(first.values()), list(first)
+
+
+def _judge(
+    config: GenerateConfig, rules: PromptRules, rows: Sequence[tuple[str, Any]]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the normal form of each row's prompt, empty if unreadable, and why it is unfit."""
+    unreadable = [prompt_reason(text) for _, text in rows]
+    prompts = [
+        "" if reason else normalise(text)
+        for (_, text), reason in zip(rows, unreadable, strict=True)
+    ]
+    unfit = rules.reasons(prompts, functools.partial(count_unknown, folder=config.encoder))
+    for prompt, *reasons in zip(prompts, unreadable, unfit, strict=True):
+        yield prompt, next(filter(None, reasons), None)
 
 
 def _reader(uri: str) -> Callable[[str, tuple[str, ...]], Iterator[PromptRow]]:

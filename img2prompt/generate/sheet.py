@@ -1,8 +1,6 @@
 """The contact sheet of a run: pictures from all over its shards."""
 
-import numpy as np
-
-from img2prompt.data.shards import read_rows
+from img2prompt.data.shards import read_rows, spaced_rows
 from img2prompt.draft import Draft
 from img2prompt.generate.shards import PICTURES
 from img2prompt.report.contact_sheet import SheetPicture, contact_sheet
@@ -28,14 +26,12 @@ def write_sheet(draft: Draft, count: int) -> None:
     """Write a page with `count` evenly spaced pictures, or all if they are fewer; 0: no page."""
     receipts = draft.receipts()
     names = [name for name in sorted(receipts) if name.startswith(PICTURES)]
-    ends = np.cumsum([receipts[name].rows for name in names])
-    pictures = int(ends[-1]) if names else 0
+    sizes = [receipts[name].rows for name in names]
+    pictures = sum(sizes)
     if not count or not pictures:
         return
     rows = []
-    for number in np.unique(np.linspace(0, pictures - 1, count).astype(int)):
-        file = int(np.searchsorted(ends, number, side="right"))
-        row = int(number - ends[file] + receipts[names[file]].rows)
+    for file, row in spaced_rows(sizes, count):
         rows += read_rows(join(draft.uri, names[file]), row, row + 1, _COLUMNS).to_pylist()
     first = rows[0]
     facts = {

@@ -48,11 +48,17 @@ class Cost:
         return 2 * FLOAT * self.learned
 
     def memory(
-        self, rows: int, workers: int = 1, zero_stage: int = 0, averages: int = 0
+        self,
+        rows: int,
+        workers: int = 1,
+        zero_stage: int = 0,
+        averages: int = 0,
+        pulled: bool = False,
     ) -> dict[str, int]:
         """Bytes in one of `workers` by purpose, when it takes `rows` pictures at once.
 
         `averages`: averages of the learned weights; validating one takes a second copy of them.
+        `pulled`: the learned weights are pulled toward a copy of the pretrained ones.
         ZeRO (arXiv 1910.02054) divides the optimiser's state among the workers from stage 1 on,
         gradients from 2, weights in 3.
         """
@@ -62,12 +68,20 @@ class Cost:
             "gradients": self.gradients // parts[1],
             "optimiser": self.optimizer // parts[0],
             **({"averaged weights": FLOAT * self.learned * (averages + 1)} if averages else {}),
+            **({"pretrained weights": FLOAT * self.learned} if pulled else {}),
             f"activations of {rows} rows": rows * self.activations,
         }
 
-    def describe(self, rows: int, workers: int = 1, zero_stage: int = 0, averages: int = 0) -> str:
-        """One line with parameters, FLOP, and the memory of one worker."""
-        memory = self.memory(rows, workers, zero_stage, averages)
+    def describe(
+        self,
+        rows: int,
+        workers: int = 1,
+        zero_stage: int = 0,
+        averages: int = 0,
+        pulled: bool = False,
+    ) -> str:
+        """One line with parameters, FLOP, and the memory of one worker, as in `memory`."""
+        memory = self.memory(rows, workers, zero_stage, averages, pulled)
         parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in memory.items())
         both = self.forward + self.backward
         return (

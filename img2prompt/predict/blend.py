@@ -21,11 +21,11 @@ from img2prompt.config.predict import BlendConfig, EvaluateConfig
 from img2prompt.data.vectors import DIMENSIONS, matrix, unit_rows
 from img2prompt.draft import Draft
 from img2prompt.predict import evaluate
-from img2prompt.predict.folds import group_folds
 from img2prompt.predict.metrics import Score, cosine, mean_cosine_interval
 from img2prompt.predictors.base import PredictorSpec
 from img2prompt.predictors.blend import BlendWeights
 from img2prompt.prepare.prepared_data import PreparedData
+from img2prompt.train.folds import group_folds
 from img2prompt.workspace import BLEND_WEIGHTS, Stage
 
 SPLIT = "val"

@@ -7,6 +7,7 @@ not fitted on.
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 import safetensors.numpy
@@ -18,13 +19,13 @@ from img2prompt.config.predict import CalibrateConfig, EvaluateConfig
 from img2prompt.data.vectors import matrix
 from img2prompt.draft import Draft
 from img2prompt.predict import evaluate
-from img2prompt.predict.folds import group_folds
 from img2prompt.predict.metrics import cosine
 from img2prompt.predictors.base import PredictorSpec
-from img2prompt.predictors.cached import read_view
+from img2prompt.predictors.cached import read_files, read_view
 from img2prompt.predictors.confidence import SIGNALS, ConfidenceHead, Novelty, Signals
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.prepare.prepared_data import PreparedData
+from img2prompt.train.folds import group_folds
 from img2prompt.workspace import CONFIDENCE_HEAD, Stage
 
 SPLIT = "val"
@@ -63,14 +64,14 @@ def run(
     cosines = cosine(vectors, matrix(pictures["target"]))
     groups = pictures["group"].to_numpy()
     head = fit_head(signals, cosines)
-    novelty = _novelty(features)
+    novelty, novel = _novelty(features)
     parts = {
         **dataclasses.asdict(head),
         **{f"novelty.{key}": value for key, value in dataclasses.asdict(novelty).items()},
     }
     tensors = {key: np.array(value, order="C") for key, value in parts.items()}
     draft.write_bytes(CONFIDENCE_HEAD, safetensors.numpy.save(tensors))
-    return draft.publish(**reliability(config, signals, cosines, groups))
+    return draft.publish(**reliability(config, signals, cosines, groups, novel))
 
 
 def needs_cluster(shards: Artifact) -> bool:
@@ -92,19 +93,30 @@ def _signals(neighbours: NearestNeighbours, vectors: np.ndarray, ids: list[str])
     return Signals(head.targets).of(vectors, means, likeness)
 
 
-def _novelty(features: Artifact) -> Novelty:
-    """Return the distance to training pictures; its limit is that of KNOWN of validation."""
+def _novelty(features: Artifact) -> tuple[Novelty, np.ndarray]:
+    """Return the distance to training pictures, and whether those of validation (N,) are far.
+
+    The limit of the distance is that of KNOWN of the validation pictures.
+    """
     _, validation = read_view(features, SPLIT, "plain")
-    _, training = read_view(features, "train", "plain")
-    novelty = fit_novelty(training.astype(np.float64))
-    limit = np.quantile(novelty.distances(validation.astype(np.float64)), KNOWN)
-    return dataclasses.replace(novelty, limit=float(limit))
+    novelty = fit_novelty(rows for _, rows in read_files(features, "train", "plain"))
+    distances = novelty.distances(validation.astype(np.float64))
+    limit = float(np.quantile(distances, KNOWN))
+    return dataclasses.replace(novelty, limit=limit), distances > limit
 
 
-def fit_novelty(features: np.ndarray) -> Novelty:
-    """Return the distance to features (N, D), without a limit."""
-    mean = features.mean(axis=0)
-    variances, directions = np.linalg.eigh(np.cov(features - mean, rowvar=False))
+def fit_novelty(parts: Iterable[np.ndarray]) -> Novelty:
+    """Return the distance to features, given in parts (B, D) of two rows or more, without a limit.
+
+    Sums are added up part by part, so memory is that of one part.
+    """
+    rows, first, second = 0, np.zeros(()), np.zeros(())
+    for part in parts:
+        x = part.astype(np.float64)
+        rows, first, second = rows + len(x), first + x.sum(axis=0), second + x.T @ x
+    mean = first / rows
+    covariance = (second - rows * np.outer(mean, mean)) / (rows - 1)
+    variances, directions = np.linalg.eigh(covariance)
     floor = SMALLEST_VARIANCE * variances.max()
     return Novelty(mean, directions / np.sqrt(np.maximum(variances, floor)), np.inf)
 
@@ -121,9 +133,21 @@ def fit_head(signals: np.ndarray, cosines: np.ndarray) -> ConfidenceHead:
 
 
 def reliability(
-    config: CalibrateConfig, signals: np.ndarray, cosines: np.ndarray, groups: np.ndarray
+    config: CalibrateConfig,
+    signals: np.ndarray,
+    cosines: np.ndarray,
+    groups: np.ndarray,
+    novel: np.ndarray,
 ) -> dict:
     """Return how well confidences of left-out folds agree with the cosines.
+
+    Args:
+        config: folds and their seed.
+        signals: (N, S).
+        cosines: (N,).
+        groups: labels (N,); pictures of one group are in one fold.
+        novel: which pictures (N,) are unlike the training pictures, and so have the lowest
+            confidence, as in predictions.
 
     Returns:
         `error`, the mean absolute difference; `rank_correlation` (Spearman), and that of the
@@ -135,7 +159,8 @@ def reliability(
     for fold in np.unique(folds):
         out = folds == fold
         rest = ~out if (~out).any() else out
-        confidences[out] = fit_head(signals[rest], cosines[rest]).apply(signals[out])
+        head = fit_head(signals[rest], cosines[rest])
+        confidences[out] = np.where(novel[out], head.low, head.apply(signals[out]))
     order = np.argsort(confidences, kind="stable")
     nearest = signals[:, SIGNALS.index("cosine to the nearest training prompt")]
     return {

@@ -58,6 +58,8 @@ class CrossValidation:
         vectors = np.empty(self._targets.shape, np.float32)
         for fold, predictor in enumerate(self._predictors(spec)):
             mine = self._fold == fold
+            if not mine.any():  # its prompts have no picture in the shards
+                continue
             inputs = [torch.from_numpy(view[mine]).float() for view in self._views]
             with torch.inference_mode():
                 vectors[mine] = average_views([predictor.predict(rows) for rows in inputs]).vectors
@@ -79,7 +81,7 @@ class CrossValidation:
                 width = self._views[0].shape[1]
                 probes = probes_by_fold(spec.config, self._data, width)
                 return [ModulePredictor(probe) for probe in probes]
-        raise UserError(f"{spec.name} does not learn from cached features: folds are for probes")
+        raise AssertionError(f"check_folds allows {spec.name}")
 
 
 def check_folds(
@@ -92,6 +94,12 @@ def check_folds(
             f"{', '.join(features.config['views'])}"
         )
     for spec in predictors:
+        if not isinstance(spec, MeanVector | NearestNeighbours | TrainedRun):
+            raise UserError(
+                f"{spec.name} is a predictor that folds do not fit anew, such as a blend or a "
+                "calibrated run; allowed with folds: probes, neighbours and mean: name them with "
+                "--runs"
+            )
         if not spec.reads_features(features):
             raise UserError(
                 f"{spec.name} does not answer from {features.uri}: it trains its tower, or has "

@@ -103,7 +103,7 @@ def run(
     texts = {}
     if config.texts:
         own = {spec.name: vectors[spec.name] for spec in predictors}
-        table = score_texts(config, training_prompts(prepared), pictures, own)
+        table = score_texts(config, training_prompts(prepared), pictures, own, prepared.encoder)
         draft.write_table(TEXTS, table)
         texts = summarise_texts(pictures["group"].to_numpy(), table)
     return draft.publish(split=config.scored, folds=config.folds, systems=summaries, texts=texts)

@@ -5,6 +5,7 @@ import logging
 import posixpath
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from img2prompt.config.predict import PredictConfig
+from img2prompt.data.sources.rows import Rejected
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.prompts import SCHEMA, KnownPrompts, ReadablePrompts
 from img2prompt.predict.sheets import sheet
 from img2prompt.predict.submission import submission_rows, write_submission
-from img2prompt.storage import exists, write_bytes
+from img2prompt.storage import exists, join, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ SUBMISSION = "submission.csv"
 PROMPTS = "prompts.csv"
 BESIDE = "beside.json"
 """Names of the text files that were written beside the pictures."""
+LEFT_OUT = "left_out.json"
+"""Rejected rows of the listing before texts were written beside the pictures."""
 PROMPTS_PART = 1000
 """Pictures in one file of readable prompts."""
 UNKNOWN = "unknown"
@@ -81,8 +85,8 @@ def write_prompts(
     draft.write_bytes(PROMPTS, sheet(columns, rows), rows=len(rows))
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: float | None) -> float | str:
+    return "" if value is None else round(float(value), 4)
 
 
 def best_prompts(prompts: pa.Table) -> dict[str, dict]:
@@ -127,12 +131,33 @@ def text_uris(uris: Mapping[str, str], draft: Draft) -> dict[str, str]:
     return texts
 
 
+def keep_left_out(rejected: Sequence[Rejected], draft: Draft) -> list[Rejected]:
+    """Return the rejected rows of the first listing: a later one counts our own texts too."""
+    if LEFT_OUT not in draft.receipts():
+        rows = [asdict(row) for row in rejected]
+        draft.write_bytes(LEFT_OUT, json.dumps(rows, indent=2).encode(), rows=len(rows))
+    return [Rejected(**row) for row in json.loads(read_bytes(join(draft.uri, LEFT_OUT)))]
+
+
 def write_beside(draft: Draft, prompts: pa.Table, texts: Mapping[str, str]) -> None:
-    """Write the best prompt of each picture into its text file."""
-    best = best_prompts(prompts)
-    draft.write_bytes(BESIDE, json.dumps([texts[name] for name in best], indent=2).encode())
-    for name, row in best.items():
-        write_bytes(texts[name], (row["prompt"] + "\n").encode())
+    """Write the best prompt of each picture into its text file.
+
+    Raises:
+        UserError: a file with another text exists; nothing is written then.
+    """
+    contents = {
+        texts[name]: (row["prompt"] + "\n").encode() for name, row in best_prompts(prompts).items()
+    }
+    missing = [text for text in contents if not exists(text)]
+    for text in contents.keys() - missing:
+        if read_bytes(text) != contents[text]:
+            raise UserError(
+                f"{text} exists with another text than this prediction's: move it away and start "
+                "again"
+            )
+    draft.write_bytes(BESIDE, json.dumps(list(contents), indent=2).encode())
+    for text in missing:
+        write_bytes(text, contents[text])
 
 
 def submit(draft: Draft, ids: Sequence[str], vectors: np.ndarray, sample: Sequence[str]) -> str:

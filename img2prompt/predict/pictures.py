@@ -39,9 +39,8 @@ def list_pictures(path: str) -> Pictures:
     if is_file is None:
         raise UserError(f"pictures is {path!r}: give a folder or a picture with --pictures")
     if is_file:
-        folder, name = posixpath.split(path)
-        size = next(entry.size for entry in listing.entries(folder or ".") if entry.name == name)
-        return Pictures({name: path}, fingerprint_of([[name, size]]), [])
+        name = files.relative(posixpath.dirname(path), path)
+        return Pictures({name: path}, fingerprint_of([[name, listing.file_size(path)]]), [])
     return _list_folder(path)
 
 

@@ -10,6 +10,7 @@ parts that are missing.
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from img2prompt.distributed.forward import ModelMaker, forward_in_process
 from img2prompt.distributed.placement import few_pictures
 from img2prompt.distributed.progress import Progress
 from img2prompt.draft import Draft
+from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
 from img2prompt.predict import outputs
 from img2prompt.predict.answers import AnswerColumns, read_answers
@@ -63,7 +65,16 @@ def run(
     """Predict all pictures; counts `pictures`, and `rejected` by kind.
 
     The count `submission` is empty when the submission was written, otherwise the reason.
+
+    Raises:
+        UserError: the pictures, prompts or sample cannot be used, the predictor is for other
+            shards or has no confidences for `abstain`, or texts exist that this did not write.
     """
+    if config.abstain > -1 and not predictor.has_confidences():
+        raise UserError(
+            f"abstain is {config.abstain:g}, but {predictor.name!r} has no confidences; allowed: "
+            "-1, or a run of jobs/calibrate.py"
+        )
     pictures = list_pictures(config.pictures)
     prompts = read_prompts(config.prompts) if config.prompts else []
     sample = read_submission(config.sample)[0] if config.sample else []
@@ -76,21 +87,22 @@ def run(
         return finished
     beside = outputs.text_uris(pictures.uris, draft) if config.captions == "beside" else {}
     _predict_parts(config, predictor, prepared.shards, pictures.uris, draft)
+    left_out = outputs.keep_left_out(pictures.rejected, draft) if beside else pictures.rejected
     ids, vectors, confidences, unread = _collect(draft)
-    rejected = pa.concat_tables([rejected_table(pictures.rejected), unread])
+    rejected = pa.concat_tables([rejected_table(left_out), unread])
     draft.write_table(REJECTED, rejected)
     omitted = "no picture was predicted"
     if ids and config.texts:
-        known = _known_prompts(config, prompts, prepared)
-        table = outputs.find_prompts(config, known, ids, vectors, confidences, draft)
+        own = replace(config, encoder=config.encoder or prepared.encoder)
+        known = _known_prompts(own, prompts, prepared)
+        table = outputs.find_prompts(own, known, ids, vectors, confidences, draft)
         outputs.write_prompts(draft, table, ids, confidences)
         outputs.write_texts(config, draft, table)
         if beside:
             outputs.write_beside(draft, table, beside)
     if ids:
         omitted = outputs.submit(draft, ids, vectors, sample)
-    unread_rows = (Rejected(**row) for row in unread.to_pylist())
-    kinds = count_kinds([*pictures.rejected, *unread_rows])
+    kinds = count_kinds([*left_out, *(Rejected(**row) for row in unread.to_pylist())])
     metrics.count_rejected(Stage.PREDICTIONS, kinds)
     return draft.publish(pictures=len(ids), rejected=kinds, submission=omitted)
 

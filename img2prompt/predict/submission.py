@@ -7,23 +7,18 @@ make 6.1 million lines, so columns of many pictures are formatted and parsed at 
 
 import functools
 import posixpath
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from img2prompt.data.ahead import map_ahead
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.distributed.placement import usable_cores
 from img2prompt.errors import UserError
 from img2prompt.storage import exists, open_uri
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 HEADER = "imgId_eId,val"
 BLOCK_BYTES = 1 << 20
@@ -75,7 +70,7 @@ def write_submission(path: str, ids: Sequence[str], vectors: np.ndarray) -> None
     parts = ((ids[n : n + _PICTURES_AT_ONCE], vectors[n : n + _PICTURES_AT_ONCE]) for n in starts)
     with open(path, "wb") as file:
         file.write(f"{HEADER}\n".encode())
-        for lines in _in_threads(_format, parts):
+        for lines in map_ahead(_format, parts, usable_cores()):
             file.write(lines)
     written_ids, written = read_submission(path)
     assert written_ids == list(ids), f"{path} does not hold the ids that were written"
@@ -91,7 +86,8 @@ def read_submission(uri: str) -> tuple[list[str], np.ndarray]:
     if not exists(uri):
         raise UserError(f"{uri} does not exist: give a submission file")
     ids, vectors = list[str](), list[np.ndarray]()
-    for some_ids, some_vectors in _in_threads(functools.partial(_parse, uri), _blocks(uri)):
+    parsed = map_ahead(functools.partial(_parse, uri), _blocks(uri), usable_cores())
+    for some_ids, some_vectors in parsed:
         ids += some_ids
         vectors.append(some_vectors)
     if not ids:
@@ -123,19 +119,6 @@ def _keys(ids: Sequence[str]) -> pa.Array:
     names = pa.array(ids, pa.string()).take(pa.array(np.repeat(rows, DIMENSIONS)))
     cells = numbers.take(pa.array(np.tile(np.arange(DIMENSIONS), len(ids))))
     return pc.call_function("binary_join_element_wise", [names, cells, pa.scalar("_")])
-
-
-def _in_threads(function: Callable[[A], R], items: Iterable[A]) -> Iterator[R]:
-    """Yield the results in order; as many items are worked on at once as there are CPUs."""
-    threads = usable_cores()
-    with ThreadPoolExecutor(threads) as pool:
-        pending = deque[Future[R]]()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _format(part: tuple[Sequence[str], np.ndarray]) -> pa.Buffer:

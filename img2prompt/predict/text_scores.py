@@ -20,6 +20,7 @@ def score_texts(
     known: KnownPrompts,
     pictures: pa.Table,
     vectors: Mapping[str, np.ndarray],
+    encoder: str = "",
 ) -> pa.Table:
     """Return the readable prompts of each picture for each predictor, with their cosines.
 
@@ -27,20 +28,21 @@ def score_texts(
         config: kinds of prompts.
         known: training prompts.
         pictures: id and target of N pictures.
-        vectors: predicted vectors (N, 384) by predictor.
+        vectors: predicted vectors (N, 384) by predictor, one or more.
+        encoder: folder of the encoder of the targets; empty: its installed package.
 
     Returns:
         Rows of system, id, kind, prompt, cosine (to the predicted vector) and true_cosine (to the
         true prompt's vector), for each system and kind in the order of the pictures.
     """
-    readable = ReadablePrompts(known, config.texts, 1, config.compose, csls=config.csls)
-    encoder, target = PromptEncoder(), matrix(pictures["target"])
+    readable = ReadablePrompts(known, config.texts, 1, config.compose, encoder, config.csls)
+    prompts, target = PromptEncoder(encoder), matrix(pictures["target"])
     tables = []
     for name, predicted in vectors.items():
         texts = readable.find(pictures["id"].to_pylist(), predicted)
         for kind in config.texts:
             table = texts.filter(pc.field("kind") == kind)
-            true = cosine(encoder.encode(table["prompt"].to_pylist()), target)
+            true = cosine(prompts.encode(table["prompt"].to_pylist()), target)
             table = table.append_column("true_cosine", pa.array(true, pa.float32()))
             tables.append(table.append_column("system", pa.array([name] * len(table))))
     columns = ["system", "id", "kind", "prompt", "cosine", "true_cosine"]

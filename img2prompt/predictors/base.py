@@ -77,6 +77,10 @@ class PredictorSpec(ABC):
         `compiled`: many batches of one shape will follow, so a GPU may compile the model.
         """
 
+    def has_confidences(self) -> bool:
+        """Return True when the answers have confidences."""
+        return False
+
     def reads_features(self, features: Artifact) -> bool:
         """Return True when these cached features of a picture can replace the picture."""
         return False
@@ -129,7 +133,7 @@ def average_views(views: Sequence[Answers]) -> Answers:
     first = views[0]
     if len(views) == 1:
         return first
-    mean = np.mean([_at_unit_length(view.vectors) for view in views], axis=0).astype(np.float32)
+    mean = np.mean([at_unit_length(view.vectors) for view in views], axis=0).astype(np.float32)
     averaged = replace(first, vectors=mean)
     confidences = [view.confidences for view in views if view.confidences is not None]
     if len(confidences) < len(views):
@@ -141,7 +145,7 @@ def average_views(views: Sequence[Answers]) -> Answers:
     return replace(averaged, confidences=np.max(confidences, axis=0))
 
 
-def _at_unit_length(vectors: np.ndarray) -> np.ndarray:
+def at_unit_length(vectors: np.ndarray) -> np.ndarray:
     """Return vectors (N, D) at unit length as float64; NaN for those that have none."""
     vectors = vectors.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from img2prompt.artifact import Artifact
-from img2prompt.data.vectors import DIMENSIONS, unit_rows
+from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.errors import UserError
-from img2prompt.predictors.base import Answers, Predictor, PredictorSpec
+from img2prompt.predictors.base import Answers, Predictor, PredictorSpec, at_unit_length
 from img2prompt.storage import read_bytes
 from img2prompt.workspace import BLEND_WEIGHTS
 
@@ -32,10 +32,13 @@ class BlendWeights:
     """float32 (384,)."""
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """Return blended unit vectors float32 (N, 384) for those of the members (M, N, 384)."""
-        units = np.stack([unit_rows(own, "vectors of a member") for own in vectors])
+        """Return blended unit vectors float32 (N, 384) for those of the members (M, N, 384).
+
+        A row is NaN where the vector of a member is not finite, or zero.
+        """
+        units = np.stack([at_unit_length(own) for own in vectors])
         blended = np.einsum("mnd,md->nd", units, self.weights) + self.offset
-        return unit_rows(blended, "blended vectors").astype(np.float32)
+        return at_unit_length(blended).astype(np.float32)
 
 
 @dataclass(frozen=True)

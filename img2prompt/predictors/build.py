@@ -10,7 +10,8 @@ from img2prompt.workspace import MEAN, NEIGHBOURS, Stage, Workspace
 def choose_predictor(name: str, workspace: Workspace, neighbours: int = 5) -> PredictorSpec:
     """Return the built-in predictor, finished blend, calibrated predictor or run in the workspace.
 
-    `neighbours`: training pictures that NEIGHBOURS averages. Members of a blend keep their number.
+    `neighbours`: training pictures that NEIGHBOURS averages. Members of a blend, and the predictor
+    of a calibrated one, keep their number.
 
     Raises UserError when the run, shards or features are missing.
     """
@@ -29,7 +30,8 @@ def choose_predictor(name: str, workspace: Workspace, neighbours: int = 5) -> Pr
     if predictor.stage == Stage.CALIBRATION:
         from img2prompt.predictors.confidence import open_calibrated  # needs faiss
 
-        base = choose_predictor(predictor.config["run"], workspace)
+        count = predictor.config["neighbours"]
+        base = choose_predictor(predictor.config["run"], workspace, count)
         features, shards = workspace.open_features(), workspace.open_shards()
         return open_calibrated(predictor, base, features, shards, name)
     return TrainedRun(predictor, name=name)

@@ -1,6 +1,8 @@
 """Cached features and the frozen tower that made them."""
 
+import itertools
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow.compute as pc
@@ -23,16 +25,19 @@ def read_view(features: Artifact, split: str, view: str) -> tuple[list[str], np.
 
     The rows are in the order of the shards.
     """
-    ids: list[str] = []
-    parts: list[np.ndarray] = []
+    parts = list(read_files(features, split, view))
+    assert parts, f"{features.uri} has no rows of {split} in the view {view!r}"
+    ids = list(itertools.chain.from_iterable(own for own, _ in parts))
+    return ids, np.concatenate([rows for _, rows in parts])
+
+
+def read_files(features: Artifact, split: str, view: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield what `read_view` returns file by file, for splits that may not fit in memory."""
     for name in features.names(f"{split}/"):
         table = features.read_table(name)
         table = table.filter(pc.field("view") == view)
         if len(table):
-            ids += table["id"].to_pylist()
-            parts.append(matrix(table["feature"]))
-    assert parts, f"{features.uri} has no rows of {split} in the view {view!r}"
-    return ids, np.concatenate(parts)
+            yield table["id"].to_pylist(), matrix(table["feature"])
 
 
 def load_frozen_tower(features: Artifact) -> Tower:

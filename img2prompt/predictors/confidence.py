@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from img2prompt.artifact import Artifact
 from img2prompt.data.vectors import unit_rows
 from img2prompt.errors import UserError
-from img2prompt.predictors.base import Answers, Predictor, PredictorSpec
+from img2prompt.predictors.base import Answers, Predictor, PredictorSpec, at_unit_length
 from img2prompt.predictors.neighbours import NearestNeighbours, NeighbourPredictor
 from img2prompt.storage import read_bytes
 from img2prompt.workspace import CONFIDENCE_HEAD
@@ -51,15 +51,16 @@ class Signals:
         self._mean = unit_rows(targets.mean(axis=0, keepdims=True))[0]
 
     def of(self, vectors: np.ndarray, means: np.ndarray, likeness: np.ndarray) -> np.ndarray:
-        """Return signals (N, S) in the order of SIGNALS.
+        """Return signals (N, S) in the order of SIGNALS; NaN for vectors that are not finite.
 
         Args:
             vectors: predicted vectors (N, 384).
             means: mean targets (N, 384) of the neighbours in feature space.
             likeness: mean cosines (N,) of the neighbours' features.
         """
-        unit = unit_rows(vectors, "vectors")
-        cosines, _ = self._index.search(unit.astype(np.float32), min(NEAREST, self._index.ntotal))
+        unit = at_unit_length(vectors)
+        queries = np.nan_to_num(unit).astype(np.float32)
+        cosines, _ = self._index.search(queries, min(NEAREST, self._index.ntotal))
         lengths = np.linalg.norm(means, axis=1)
         columns = [
             np.log(np.linalg.norm(vectors, axis=1)),
@@ -131,6 +132,9 @@ class CalibratedRun(PredictorSpec):
         tower = self.neighbours.load_tower(device, compiled=compiled)
         return self._with(self.base.load(device, compiled=compiled), tower, device)
 
+    def has_confidences(self) -> bool:
+        return True
+
     def reads_features(self, features: Artifact) -> bool:
         return self.base.reads_features(features) and self.neighbours.reads_features(features)
 
@@ -161,7 +165,8 @@ class CalibratedPredictor:
         means, likeness = self.neighbours.neighbourhood(features)
         confidences = self.head.apply(self.signals.of(answers.vectors, means, likeness))
         distances = self.novelty.distances(features.double().cpu().numpy())
-        confidences[distances > self.novelty.limit] = self.head.low
+        # Features that are not finite have no distance.
+        confidences[~(distances <= self.novelty.limit)] = self.head.low
         return replace(answers, confidences=confidences)
 
 

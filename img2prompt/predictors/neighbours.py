@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from img2prompt.artifact import Artifact
-from img2prompt.data.vectors import matrix, unit_rows
+from img2prompt.data.vectors import finite_rows, matrix, unit_rows
 from img2prompt.model.inference import compile_for_batches, prepare_for_inference
 from img2prompt.model.towers.base import Tower
-from img2prompt.predictors.base import Answers, Predictor, PredictorSpec, TowerPredictor
+from img2prompt.predictors.base import (
+    Answers,
+    Predictor,
+    PredictorSpec,
+    TowerPredictor,
+    at_unit_length,
+)
 from img2prompt.predictors.cached import load_frozen_tower, read_view
 
 _QUERIES_AT_ONCE = 1024
@@ -143,14 +149,17 @@ class NeighbourPredictor:
     def predict(self, inputs: Tensor) -> Answers:
         """Answer for features (Q, D)."""
         means, _ = self.neighbourhood(inputs)
-        return Answers(unit_rows(means, "neighbours").astype(np.float32))
+        return Answers(at_unit_length(means).astype(np.float32))
 
     def neighbourhood(self, inputs: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the neighbours' weighted mean target (Q, 384) and mean cosine (Q,) for features.
 
-        The mean is shorter the more the neighbours' prompts differ.
+        The mean is shorter the more the neighbours' prompts differ. Both are NaN for features that
+        are not finite, or zero.
         """
-        queries = unit_rows(inputs.float().cpu().numpy(), "queries").astype(np.float32)
+        queries = at_unit_length(inputs.float().cpu().numpy()).astype(np.float32)
+        known = finite_rows(queries)[:, None]
+        queries = np.where(known, queries, np.float32(0))
         means, likeness = [], []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             some = queries[start : start + _QUERIES_AT_ONCE]
@@ -159,7 +168,8 @@ class NeighbourPredictor:
             weights /= weights.sum(axis=1, keepdims=True)
             means.append(np.einsum("qk,qkd->qd", weights, self.targets[rows]))
             likeness.append(cosines.mean(axis=1))
-        return np.concatenate(means), np.concatenate(likeness)
+        mean = np.where(known, np.concatenate(means), np.nan)
+        return mean, np.where(known[:, 0], np.concatenate(likeness), np.nan)
 
 
 def _index(vectors: np.ndarray, name: str) -> faiss.IndexFlatIP:

@@ -7,6 +7,7 @@ one file of the index and of a HashedMap. The result depends on the config, the 
 of blocked words alone; a killed run starts over, because every row depends on those before it.
 """
 
+import functools
 import hashlib
 import logging
 from collections import Counter
@@ -114,15 +115,8 @@ class _Judge:
         if len(self._text_reasons) > _PROMPTS_KEPT:
             self._text_reasons.clear()
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text_reasons]
-        self._text_reasons |= {prompt: self._rules.reason(prompt) for prompt in new}
-        limit = self._config.max_unknown
-        fit = [prompt for prompt in new if not self._text_reasons[prompt]] if limit < 1 else []
-        for prompt, unknown, tokens in zip(fit, *count_unknown(fit, self._encoder), strict=True):
-            if unknown > limit * tokens:
-                self._text_reasons[prompt] = (
-                    f"unknown to the encoder: {unknown} of {tokens} tokens; allowed: a share of "
-                    f"{limit:g}"
-                )
+        count = functools.partial(count_unknown, folder=self._encoder)
+        self._text_reasons |= zip(new, self._rules.reasons(new, count), strict=True)
 
     def _reject_repeats(
         self, rows: Sequence[Row], prompts: Sequence[str], reasons: list[str | None]

@@ -16,6 +16,11 @@ class PreparedData:
     groups: Artifact
     shards: Artifact
 
+    @property
+    def encoder(self) -> str:
+        """Folder of the prompt encoder of the targets; empty: its installed package."""
+        return self.targets.config["encoder"]
+
     @classmethod
     def load(cls, out: str) -> "PreparedData":
         """Open the data set under `out`.

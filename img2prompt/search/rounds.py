@@ -116,7 +116,7 @@ class SearchRounds:
             start = self.starts.get(setting.head_width)
             head, run = (start.config, start.run) if start else (None, None)
             config = trial_config(self.config, setting, share, repeat, head)
-            own = TrainInputs(self.inputs.shards, start=run)
+            own = TrainInputs(self.inputs.shards, start=run, targets=self.inputs.targets)
             job = TrialJob(config, own, SearchFolder(self.folder).trial(config.name))
             self._trials[key] = SearchTrial(setting, share, job)
         return self._trials[key]

@@ -1,6 +1,7 @@
 """Input of a worker's loop: its rank, rows, batches, and sums over all workers."""
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 from img2prompt.config.train import TrainConfig
 from img2prompt.data.ahead import map_ahead
-from img2prompt.data.order import first_rows, steps_per_epoch
+from img2prompt.data.order import steps_per_epoch, worker_share
 from img2prompt.data.shards import Batch
 from img2prompt.errors import UserError
 from img2prompt.train.checkpoint import Position
@@ -28,11 +29,12 @@ class Rows(Protocol):
 
 
 class RowSubset:
-    """A share of other rows, renumbered from 0."""
+    """Some of other rows, renumbered from 0."""
 
-    def __init__(self, rows: Rows, share: float, seed: int) -> None:
+    def __init__(self, rows: Rows, numbers: np.ndarray) -> None:
+        """`numbers`: their row numbers, int64, ascending."""
         self._rows = rows
-        self._numbers = first_rows(rows.group_sizes, share, seed)
+        self._numbers = numbers
         ends = np.searchsorted(self._numbers, np.cumsum(rows.group_sizes))
         sizes = np.diff(ends, prepend=0)
         self.group_sizes = sizes[sizes > 0]
@@ -85,6 +87,21 @@ def split_batch(batch: Batch, count: int) -> Iterator[Batch]:
 
 
 @dataclass(frozen=True)
+class BatchPrompts:
+    """The distinct prompts of a global batch, equal on all workers."""
+
+    keys: np.ndarray
+    """int64 (P,), ascending: a hash of each prompt's id."""
+    targets: torch.Tensor
+    """float32 (P, 384) on the device: the vector of each."""
+
+    def positions(self, prompt_ids: Sequence[str]) -> torch.Tensor:
+        """Return the positions (B,) of prompts of this batch, on the device of the targets."""
+        own = np.searchsorted(self.keys, _prompt_keys(prompt_ids))
+        return torch.from_numpy(own).to(self.targets.device)
+
+
+@dataclass(frozen=True)
 class DeviceBatch(Batch):
     """A batch whose arrays are tensors on the device."""
 
@@ -92,9 +109,13 @@ class DeviceBatch(Batch):
     """Pixels uint8 (B, S, S, 3), or features float32 (B, D)."""
     targets: torch.Tensor
     """float32 (B, 384)."""
+    prompts: BatchPrompts | None = None
+    """Prompts of the global batch, if the recipe's loss reads them."""
 
 
-def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
+def to_device(
+    batch: Batch, device: torch.device, prompts: BatchPrompts | None = None
+) -> DeviceBatch:
     """Move a batch; cached features, which are float16, become float32.
 
     Tensors that are on the device are not copied.
@@ -103,7 +124,41 @@ def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     if inputs.is_floating_point():
         inputs = inputs.float()
     targets = torch.as_tensor(batch.targets).to(device)
-    return DeviceBatch(batch.ids, inputs, targets, batch.prompt_ids)
+    return DeviceBatch(batch.ids, inputs, targets, batch.prompt_ids, prompts)
+
+
+def gather_prompts(
+    batch: Batch, batch_size: int, worker: WorkerRank, device: torch.device
+) -> BatchPrompts:
+    """Return the distinct prompts of a global batch of `batch_size` rows; `batch` is a share."""
+    rows = np.arange(batch_size)
+    sizes = [len(worker_share(rows, rank, worker.workers)) for rank in range(worker.workers)]
+    own = torch.from_numpy(_prompt_keys(batch.prompt_ids))
+    keys = _gather_rows(own, sizes, worker).numpy()
+    targets = _gather_rows(torch.as_tensor(batch.targets).float(), sizes, worker)
+    distinct, first = np.unique(keys, return_index=True)
+    return BatchPrompts(distinct, targets[torch.from_numpy(first)].to(device))
+
+
+def _prompt_keys(prompt_ids: Sequence[str]) -> np.ndarray:
+    """Return a hash of each id: two of a batch of 10,000 are equal once in 10^11 batches."""
+    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in prompt_ids)
+    return np.frombuffer(bytearray().join(digests), np.int64)  # writable, as torch wants
+
+
+def _gather_rows(own: torch.Tensor, sizes: Sequence[int], worker: WorkerRank) -> torch.Tensor:
+    """Return the rows of all workers, in order of rank, on the CPU; `sizes` are their numbers.
+
+    Collectives want equal sizes, so shorter shares are padded.
+    """
+    if worker.workers == 1:
+        return own.cpu()
+    padded = own.new_zeros((max(sizes), *own.shape[1:]))
+    padded[: len(own)] = own
+    padded = padded.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    shares = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(shares, padded)
+    return torch.cat([share[:size] for share, size in zip(shares, sizes, strict=True)]).cpu()
 
 
 def seed_step(seed: int, now: Position, rank: int) -> None:

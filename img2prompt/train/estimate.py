@@ -46,10 +46,11 @@ def run_flop(config: TrainConfig, shape: TowerShape, counts: Mapping[str, Any]) 
     return config.optim.epochs * epoch_flop(config, shape, counts)
 
 
-def memory_arguments(config: TrainConfig, workers: int) -> tuple[int, int, int, int]:
-    """Return the arguments of `Cost.memory`: rows at once, workers, ZeRO stage and averages."""
+def memory_arguments(config: TrainConfig, workers: int) -> tuple[int, int, int, int, bool]:
+    """Return the arguments of `Cost.memory`: rows at once, workers, ZeRO stage, averages, pull."""
     zero_stage = 0 if config.engine.kind == "plain" else config.engine.zero_stage
-    return rows_at_once(config, workers), workers, zero_stage, average_count(config)
+    rows, averages = rows_at_once(config, workers), average_count(config)
+    return rows, workers, zero_stage, averages, config.recipe.l2_sp > 0
 
 
 def average_count(config: TrainConfig) -> int:

@@ -47,14 +47,20 @@ def probes_by_fold(config: TrainConfig, data: FoldedFeatures, width: int) -> lis
     """Return, for each fold, a probe that has not seen it: (B, `width`) to (B, 384), on the CPU.
 
     Raises:
-        UserError: the config averages weights or starts from another run, a feature is not finite,
-            or a loss is not.
+        UserError: the config averages weights, starts from another run or has a loss of several
+            prompts, a feature is not finite, or a loss is not.
     """
     assert config.plan.frozen_tower, "probes learn from cached features"
     if config.recipe.ema_decay or config.start_from:
         raise UserError(
             f"{config.name} has recipe.ema_decay {config.recipe.ema_decay} and start_from "
             f"{config.start_from!r}; allowed with folds: 0 and empty"
+        )
+    if build_recipe(config).reads_prompts:
+        raise UserError(
+            f"{config.name} has recipe.negative_weight {config.recipe.negative_weight} and "
+            f"recipe.info_nce_weight {config.recipe.info_nce_weight}; allowed with folds: 0, as "
+            "the rows of folds do not say which of them share a prompt"
         )
     if config.optim.solver == "ridge":
         return _solved(config, data, width)

@@ -26,13 +26,22 @@ def folds_of_prompts(
 ) -> dict[str, int]:
     """Return the fold of each prompt of the splits; the prompts of a similarity group share one.
 
-    There are `most` folds, or as many as groups. They have about equally many prompts: the largest
-    group goes first, and each goes to the fold with the fewest prompts. `seed` shuffles groups of
-    one size.
+    They are those of `group_folds`.
     """
     prompts = groups.read_tables("rows", ["prompt_id", "kept", "group", "split"])
     prompts = prompts.filter(pc.field("split").isin(list(splits)) & pc.field("kept"))
-    labels, number, sizes = np.unique(prompts["group"], return_inverse=True, return_counts=True)
+    fold = group_folds(prompts["group"].to_numpy(), most, seed)
+    return dict(zip(prompts["prompt_id"].to_pylist(), fold.tolist(), strict=True))
+
+
+def group_folds(groups: np.ndarray, most: int, seed: int | None = None) -> np.ndarray:
+    """Return the fold (N,) of each row by its group's label (N,); the rows of a group share one.
+
+    There are `most` folds, or as many as groups. They have about equally many rows: the largest
+    group goes first, and each goes to the fold with the fewest rows. `seed` shuffles groups of one
+    size.
+    """
+    labels, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.arange(len(labels))
     if seed is not None:
         order = np.random.default_rng(seed).permutation(order)
@@ -42,7 +51,7 @@ def folds_of_prompts(
         load, smallest = heapq.heappop(loads)
         fold[group] = smallest
         heapq.heappush(loads, (load + int(sizes[group]), smallest))
-    return dict(zip(prompts["prompt_id"].to_pylist(), fold[number].tolist(), strict=True))
+    return fold[number]
 
 
 @dataclass(frozen=True)

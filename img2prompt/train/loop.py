@@ -18,9 +18,11 @@ from img2prompt.data.order import epoch_batches, steps_per_epoch, worker_share
 from img2prompt.data.shards import Batch
 from img2prompt.model.loss import cosines
 from img2prompt.train.batches import (
+    BatchPrompts,
     Rows,
     WorkerRank,
     gather_ids,
+    gather_prompts,
     micro_batches,
     prefetch,
     seed_step,
@@ -31,6 +33,7 @@ from img2prompt.train.batches import (
 from img2prompt.train.checkpoint import RAW, Position, best_weights, score_columns
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.health import NonFiniteLossError, PreemptedError, StopRequestedError, Vote
+from img2prompt.train.prompt_rows import rows_of_epoch
 from img2prompt.train.recipe import Recipe
 from img2prompt.train.steplog import StepLog
 from img2prompt.train.validation import Candidate, validate
@@ -128,7 +131,8 @@ class Loop:
         if self.worker.rank > 0:
             position = replace(position, loss_sum=0.0, rows=0)  # rank 0 holds the earlier sums
         steps = range(position.step, self._steps_per_epoch)
-        batches = prefetch(self.train, self.shares(position.epoch, steps))
+        rows = rows_of_epoch(self.train, position.epoch)
+        batches = prefetch(rows, self.shares(position.epoch, steps))
         for _ in steps:
             self.beat(f"reading the rows of {position}")
             with self.log.timed("data"):
@@ -170,7 +174,8 @@ class Loop:
     def shares(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
         """This worker's row numbers of each of the epoch's global batches."""
         size, worker = self.config.optim.batch_size, self.worker
-        batches = epoch_batches(self.train.group_sizes, self.config.seed, epoch, size)
+        group_sizes = rows_of_epoch(self.train, epoch).group_sizes
+        batches = epoch_batches(group_sizes, self.config.seed, epoch, size)
         return (worker_share(batches[step], worker.rank, worker.workers) for step in steps)
 
     def _step(self, position: Position, batch: Batch) -> tuple[float | None, Vote]:
@@ -181,11 +186,13 @@ class Loop:
         seed_step(self.config.seed, position, self.worker.rank)
         vote, buffers = self.vote(), self._copy_buffers()
         total, totals, count = 0.0, dict[str, float](), len(batch.ids)
+        prompts = self._prompts(batch)
         for part in split_batch(batch, micro_batches(self.config, self.worker.workers)):
             with self.log.timed("compute"):
-                rows = self.recipe.augment(to_device(part, self.engine.device), position)
+                rows = self.recipe.augment(to_device(part, self.engine.device, prompts), position)
                 predicted = self.engine.forward(rows.inputs)
-                loss, loss_parts = self.recipe.loss(predicted, rows)
+                losses = self.recipe.loss(predicted, rows)
+                loss, loss_parts = self.recipe.penalised(*losses, self.engine.module)
                 vote = replace(vote, nonfinite=not torch.isfinite(loss)).of_all(self.worker)
                 if vote.nonfinite:
                     self._skip_or_raise(position, part, cosines(predicted, rows.targets))
@@ -201,6 +208,13 @@ class Loop:
             self.recipe.after_step(self.engine)
         self.log.add(total / count, count, {name: sum_ / count for name, sum_ in totals.items()})
         return total / count, vote
+
+    def _prompts(self, batch: Batch) -> BatchPrompts | None:
+        """Return the prompts of the global batch, if the loss reads them."""
+        if not self.recipe.reads_prompts:
+            return None
+        size = self.config.optim.batch_size
+        return gather_prompts(batch, size, self.worker, self.engine.device)
 
     def _weight(self, part: Batch) -> float:
         """Rows of this part over those of an average part: shares and parts may differ by a row."""

@@ -104,6 +104,8 @@ def check(config: TrainConfig, inputs: TrainInputs, shape: TowerShape, tower: st
     _check_groups(inputs) if config.optim.solver == "ridge" else _check_steps(config, inputs)
     if config.plan.frozen_tower and inputs.features is None:
         raise UserError(f"{config.name} is a probe and reads features: run the features job first")
+    if config.recipe.flip_guard:
+        _check_prompts(inputs)
     for made in filter(None, [inputs.features, inputs.start]):
         made.require_input("shards", inputs.shards)
     if inputs.start and inputs.start.inputs["tower"] != tower:
@@ -146,6 +148,13 @@ def _check_groups(inputs: TrainInputs) -> None:
     if inputs.groups is None:
         raise UserError("optim.solver ridge holds out similarity groups: give the groups folder")
     inputs.shards.require_input("groups", inputs.groups)
+
+
+def _check_prompts(inputs: TrainInputs) -> None:
+    """Check that the prompts of the shards can be read."""
+    if inputs.targets is None:
+        raise UserError("recipe.flip_guard reads the prompts: give the targets folder")
+    inputs.shards.require_input("targets", inputs.targets)
 
 
 def check_resumable(

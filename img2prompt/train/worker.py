@@ -37,7 +37,13 @@ from img2prompt.train.health import (
     StopRequestedError,
     Vote,
 )
-from img2prompt.train.job import TrainJob, build_model, checkpoints, open_rows
+from img2prompt.train.job import (
+    TrainJob,
+    build_model,
+    checkpoints,
+    guarded_prompts,
+    open_rows,
+)
 from img2prompt.train.loop import Loop
 from img2prompt.train.recipe import Recipe, build_recipe
 from img2prompt.train.steplog import StepLog
@@ -140,10 +146,10 @@ def _train(job: TrainJob, context: WorkerContext, watchdog: HangWatchdog) -> Non
     store, decoders = checkpoints(job.out), context.decoders
     train, val = (open_rows(config, job.inputs, split, decoders) for split in ("train", "val"))
     model, checkpoint = build_model(config, job.inputs), _newest_checkpoint(store, context)
+    recipe = build_recipe(config, model, guarded_prompts(config, job.inputs))
     if checkpoint is not None:
         load_learned_state(model, dict(checkpoint.engine.model), store.uri)
     engine = build_engine(model, config, total_steps(config, len(train)), device)
-    recipe = build_recipe(config)
     if checkpoint is not None:
         engine.load(checkpoint.engine)
         recipe.load(checkpoint.recipe)

@@ -187,7 +187,8 @@ def test_a_job_runs_a_job_file_and_writes_to_the_shared_volume(folder, cluster_s
         mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
         claims = {v["name"]: v.get("persistentVolumeClaim") for v in pod["volumes"]}
         claim = claims[mounts[f"/{Path(out).parts[1]}"]]
-        assert claim == {"claimName": manifests["PersistentVolumeClaim"]["metadata"]["name"]}
+        storage = load(CLUSTER / "kuberay" / "storage" / "storage.yaml")
+        assert claim == {"claimName": storage["metadata"]["name"]}
 
 
 def test_the_driver_of_a_job_has_a_group_to_run_in(cluster_spec) -> None:
@@ -208,11 +209,25 @@ def test_a_job_gets_the_cluster_that_the_components_made(tmp_path) -> None:
     assert "cloud.google.com/gke-spot" in {toleration["key"] for toleration in tolerations}
 
 
+@pytest.mark.parametrize("folder", ["base", *JOBS])
+def test_deleting_a_cluster_or_job_keeps_the_data(folder) -> None:
+    assert "PersistentVolumeClaim" not in render(CLUSTER / "kuberay" / folder)
+    assert set(render(CLUSTER / "kuberay" / "storage")) == {"PersistentVolumeClaim"}
+
+
+def test_a_group_has_resources_or_start_parameters_for_them(cluster_spec) -> None:
+    # KubeRay refuses both, and timeouts where its autoscaler is off; its schema does not show it.
+    for group in groups_of(cluster_spec).values():
+        parameters = {"num-cpus", "num-gpus", "memory", "resources"} & set(group["rayStartParams"])
+        assert not (group.get("resources") and parameters)
+
+
 def test_kueue_gets_a_cluster_of_fixed_size(tmp_path) -> None:
     job = compose(tmp_path, ["job", "kueue"])["RayJob"]
     assert "kueue.x-k8s.io/queue-name" in job["metadata"]["labels"]
     spec = job["spec"]["rayClusterSpec"]
     assert (job["spec"]["suspend"], spec["enableInTreeAutoscaling"]) == (True, False)
+    assert not any("idleTimeoutSeconds" in group for group in spec["workerGroupSpecs"])
     assert_ceilings(spec, "replicas")
 
 

@@ -115,5 +115,5 @@ def test_the_exit_code_of_a_submitted_job_is_that_of_the_job(exports, outside) -
         text=True,
         timeout=600,
     )
-    assert done.returncode != 0
+    assert done.returncode == 2, done.stdout
     assert "no-such-preset" in done.stdout

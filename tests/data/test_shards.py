@@ -12,7 +12,7 @@ from img2prompt.artifact import Artifact
 from img2prompt.config.prepare import FeaturesConfig, ShardConfig
 from img2prompt.data import shards as shards_module
 from img2prompt.data.order import epoch_batches, worker_share
-from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size
+from img2prompt.data.shards import SCHEMA, FeatureRows, ShardRows, check_size, spaced_rows
 from img2prompt.data.vectors import vector_column
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
@@ -89,6 +89,12 @@ def test_group_sizes_are_those_of_the_files(shards: Artifact) -> None:
     assert rows.group_sizes.tolist() == [4, 4, 2, 4, 3, 1]
     assert len(rows) == 18
     assert (len(ShardRows(shards, "val")), len(ShardRows(shards, "test"))) == (5, 0)
+
+
+def test_spaced_rows_run_from_the_first_to_the_last() -> None:
+    assert spaced_rows([3, 0, 4, 2], 5) == [(0, 0), (0, 2), (2, 1), (2, 3), (3, 1)]
+    assert spaced_rows([2, 1], 9) == [(0, 0), (0, 1), (1, 0)]
+    assert spaced_rows([5, 5], 1) == [(0, 0)]
 
 
 def test_fetched_arrays_are_writable(shards: Artifact) -> None:

@@ -251,6 +251,7 @@ class SlowStart:
 def test_a_slow_start_is_repeated_once_and_leaves_no_process(failures, monkeypatch, caplog) -> None:
     init = SlowStart(failures)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # it would end the cluster of other tests
     if failures == 1:
         _start("/tmp/unused", {})
         assert "timed out during startup. Trying again" in caplog.text

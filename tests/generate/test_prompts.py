@@ -50,6 +50,14 @@ def test_tables_have_a_column_of_prompts(tmp_path: Path) -> None:
         rows_of(csv, "absent")
 
 
+def test_a_table_of_one_column_is_split_at_tabs(tmp_path: Path) -> None:
+    table = tmp_path / "a.tsv"
+    table.write_text("prompt\na cat, red\na dog\n")
+    assert rows_of(table) == [("prompts/line 2", "a cat, red"), ("prompts/line 3", "a dog")]
+    table.write_text("prompt,id\na cat,1\n")
+    assert rows_of(table) == [("prompts/line 2", "a cat")]
+
+
 def test_unreadable_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match=r"a\.parquet cannot be read after row 0: "):
@@ -90,6 +98,20 @@ def test_unfit_repeated_and_near_prompts_get_no_picture(
     changes["duplicate_cosine"] = 1.0
     prompts, _ = choose_prompts(config.replace(changes))
     assert prompts["prompt"].to_pylist() == [lines[0].decode(), lines[2].decode(), kept[1]]
+
+
+def test_prompts_that_the_encoder_does_not_know_get_no_picture(
+    config: GenerateConfig, tmp_path: Path
+) -> None:
+    lines = ["a red fox in deep snow", "สุนัขจิ้งจอกแดงในป่าหิมะ", "a red fox ቀይ"]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    changes = {"prompts": str(tmp_path / "list.txt"), "duplicate_cosine": 1.0}
+    prompts, (rejected,) = choose_prompts(config.replace(changes))
+    assert prompts["prompt"].to_pylist() == [lines[0], lines[2]]
+    reason = "unknown to the encoder: 1 of 1 tokens; allowed: a share of 0.5"
+    assert rejected == Rejected("line 2", reason)
+    changes["clean.max_unknown"] = 0.1
+    assert len(choose_prompts(config.replace(changes))[1]) == 2
 
 
 def test_a_list_without_a_fit_prompt_is_refused(config: GenerateConfig, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
+import numpy as np
 import torch
+from PIL import Image
 
-from img2prompt.model.augment import flip, uniform_draws
+from img2prompt.model.augment import flip, random_erase, random_resized_crop, uniform_draws
 
 IDS = [f"part-000/{number}.png" for number in range(4000)]
 
@@ -39,3 +41,48 @@ def test_draws_are_uniform_and_independent_between_epochs_and_seeds() -> None:
     assert abs((first < 0.1).float().mean() - 0.1) < 0.02
     for later in (second, other):
         assert abs(torch.corrcoef(torch.stack([first, later]))[0, 1]) < 0.05
+
+
+def smooth_pictures(count: int, size: int = 24) -> torch.Tensor:
+    """Colour gradients, which two ways to interpolate agree on."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    scaled = [Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC) for p in small]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in scaled]))
+
+
+def test_a_crop_is_pillows() -> None:
+    pixels, ids = smooth_pictures(12), IDS[:12]
+    cropped = random_resized_crop(pixels, ids, 0.4, seed=1, epoch=3)
+    draws = {
+        name: uniform_draws(ids, f"crop/1/3/{name}") for name in ("area", "aspect", "left", "top")
+    }
+    for row, picture in enumerate(pixels.numpy()):
+        area = 0.4 + 0.6 * draws["area"][row]
+        aspect = (4 / 3) ** (2 * draws["aspect"][row] - 1)
+        width, height = min(1, (area * aspect) ** 0.5), min(1, (area / aspect) ** 0.5)
+        assert 0.3 < width * height <= 1
+        left, top = draws["left"][row] * (1 - width), draws["top"][row] * (1 - height)
+        box = [24 * side for side in (left, top, left + width, top + height)]
+        expected = Image.fromarray(picture).transform(
+            (24, 24), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
+        )
+        inside = np.abs(cropped[row].numpy().astype(int) - np.asarray(expected))[1:-1, 1:-1]
+        assert inside.max() <= 2
+
+
+def test_erasing_fills_a_rectangle_with_the_mean_colour() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (400, 16, 16, 3), np.uint8))
+    erased = random_erase(pixels, IDS[:400], 0.5, seed=0, epoch=0)
+    shares = []
+    for before, after in zip(pixels, erased, strict=True):
+        changed = (before != after).any(-1)
+        if changed.any():
+            rows, columns = changed.any(1).nonzero()[:, 0], changed.any(0).nonzero()[:, 0]
+            block = after[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            mean = before.double().mean((0, 1)).round().to(torch.uint8)
+            assert torch.equal(block, mean.expand_as(block))
+            shares.append(block.shape[0] * block.shape[1] / 256)
+    assert 160 < len(shares) < 240
+    assert 0 < min(shares) < 0.06 < 0.2 < max(shares) < 0.45
+    assert torch.equal(random_erase(pixels, IDS[:400], 0.0, seed=0, epoch=0), pixels)

@@ -198,6 +198,9 @@ def test_memory_adds_up() -> None:
         "activations of 7 rows": 7 * found.activations,
     }
     assert found.activations < estimate(PLANS["published layout"], HEADS["wide"]).activations
+    both = found.memory(7, averages=1, pulled=True)
+    copies = {"averaged weights": 8 * found.learned, "pretrained weights": 4 * found.learned}
+    assert both == found.memory(7) | copies
 
 
 @pytest.mark.parametrize(("stage", "shared"), list(enumerate([set(), {2}, {1, 2}, {0, 1, 2}])))

@@ -7,10 +7,10 @@ from sklearn.linear_model import Ridge
 
 from img2prompt.config.predict import CalibrateConfig
 from img2prompt.predict.calibrate import BINS, PENALTY, fit_head, fit_novelty, reliability
-from img2prompt.predict.folds import group_folds
 from img2prompt.predictors.confidence import SIGNALS
 
 PICTURES = 400
+KNOWN = np.zeros(PICTURES, bool)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_confidences_stay_in_the_range_of_the_fit(signals, cosines) -> None:
 
 def test_reliability_of_left_out_folds(signals, cosines) -> None:
     groups = np.arange(PICTURES) // 4
-    result = reliability(CalibrateConfig(), signals, cosines, groups)
+    result = reliability(CalibrateConfig(), signals, cosines, groups, KNOWN)
     assert result["error"] < 0.03
     assert result["rank_correlation"] > 0.9
     assert abs(result["rank_correlation_nearest"]) < 0.2
@@ -57,18 +57,30 @@ def test_reliability_of_left_out_folds(signals, cosines) -> None:
     assert result["bins"][0]["cosine"] < result["bins"][-1]["cosine"] - 0.2
 
 
+def test_reliability_is_that_of_the_served_confidence(signals, cosines) -> None:
+    """Pictures that count as novel have the lowest confidence, however good their signals."""
+    groups, best = np.arange(PICTURES), np.argsort(cosines)[-40:]
+    novel = KNOWN.copy()
+    novel[best] = True
+    result = reliability(CalibrateConfig(), signals, cosines, groups, novel)
+    plain = reliability(CalibrateConfig(), signals, cosines, groups, KNOWN)
+    assert result["rank_correlation"] < plain["rank_correlation"] - 0.2
+    assert result["bins"][0]["cosine"] > plain["bins"][0]["cosine"] + 0.1
+    assert result["bins"][0]["low"] == pytest.approx(cosines.min())
+
+
 def test_a_picture_is_never_in_the_fit_of_its_confidence(signals) -> None:
     """Cosines that only the group tells: left-out folds cannot know them."""
     groups = np.arange(PICTURES) // 40
     own = np.random.default_rng(2).normal(size=10)[groups]
     leaking = signals.copy()
     leaking[:, 5] = groups * 1.0
-    result = reliability(CalibrateConfig(folds=10), leaking, own, groups)
+    result = reliability(CalibrateConfig(folds=10), leaking, own, groups, KNOWN)
     assert result["rank_correlation"] < 0.5
 
 
 def test_constant_cosines_and_few_pictures(signals) -> None:
-    result = reliability(CalibrateConfig(), signals[:3], np.full(3, 0.5), np.zeros(3))
+    result = reliability(CalibrateConfig(), signals[:3], np.full(3, 0.5), np.zeros(3), KNOWN[:3])
     assert result["rank_correlation"] == 0
     assert [own["pictures"] for own in result["bins"]] == [1, 1, 1]
     assert result["error"] == pytest.approx(0, abs=1e-6)
@@ -79,15 +91,8 @@ def test_novelty_is_the_mahalanobis_distance() -> None:
     features = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)) + 3
     inverse, mean = np.linalg.inv(np.cov(features, rowvar=False)), features.mean(axis=0)
     expected = [mahalanobis(row, mean, inverse) for row in features]
-    np.testing.assert_allclose(fit_novelty(features).distances(features), expected, rtol=1e-6)
+    novelty = fit_novelty([features[:70], features[70:]])
+    np.testing.assert_allclose(novelty.distances(features), expected, rtol=1e-6)
     flat = np.hstack([features, np.full((200, 1), 2.0)])
-    assert np.isfinite(fit_novelty(flat).distances(flat)).all()
-    assert fit_novelty(flat).distances(flat[:1] + np.eye(6)[5:])[0] > 100
-
-
-def test_folds_keep_groups_together_and_are_even() -> None:
-    groups = np.array(["b", "a", "c", "a", "d", "b", "e", "f"])
-    folds = group_folds(groups, 3, seed=0)
-    assert len({(group, fold) for group, fold in zip(groups, folds, strict=True)}) == 6
-    assert sorted(np.unique(folds)) == [0, 1, 2]
-    assert group_folds(groups[:1], 5, seed=0).tolist() == [0]
+    assert np.isfinite(fit_novelty([flat]).distances(flat)).all()
+    assert fit_novelty([flat]).distances(flat[:1] + np.eye(6)[5:])[0] > 100

@@ -18,6 +18,7 @@ from img2prompt.data.vectors import matrix, unit_rows
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.predict.crossvalidate import CrossValidation, check_folds
+from img2prompt.predictors.blend import BlendedRuns, BlendWeights
 from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun
@@ -127,6 +128,33 @@ def test_too_few_groups_are_refused(
         CrossValidation(CONFIG, prepared, inputs.features, pictures)
 
 
+def test_a_fold_without_pictures_is_skipped(
+    inputs: TrainInputs, pictures: pa.Table, tmp_path: Path
+) -> None:
+    assert inputs.features is not None
+    assert inputs.groups is not None
+    table = inputs.groups.read_table("rows-00000.parquet")
+    rows = [
+        {"prompt_id": f"lost-{number}", "kept": True, "group": 5000, "split": "train"}
+        for number in range(200)
+    ]
+    lost = pa.Table.from_pylist(rows, schema=table.schema)
+    draft = Draft.open(str(tmp_path / "lost"), "groups", EvaluateConfig(), {})
+    draft.write_table("rows-00000.parquet", pa.concat_tables([table, lost]))
+    prepared = dataclasses.replace(prepared_of(inputs), groups=draft.publish())
+    folds = CrossValidation(CONFIG, prepared, inputs.features, pictures)
+    specs = [
+        MeanVector(inputs.shards, name="mean"),
+        NearestNeighbours(inputs.features, inputs.shards, 3, name="knn"),
+        run_of(tmp_path / "run", RIDGE),
+    ]
+    for spec in specs:
+        vectors = folds.predict(spec)
+        lengths = np.linalg.norm(vectors, axis=1)
+        assert np.isfinite(lengths).all()
+        assert lengths.min() > 0.01
+
+
 def features_with_views(features: Artifact, *views: str) -> Artifact:
     return dataclasses.replace(features, config={**features.config, "views": list(views)})
 
@@ -152,6 +180,9 @@ def test_fine_tunes_other_towers_and_missing_views_are_refused(
         else:
             with pytest.raises(UserError, match=said):
                 check_folds(CONFIG, features, [spec])
+    blend = BlendedRuns(run, (), BlendWeights(np.ones((0, 384)), np.zeros(384)), name="blend")
+    with pytest.raises(UserError, match="blend is a predictor that folds do not fit anew"):
+        check_folds(CONFIG, features, [blend])
     with pytest.raises(UserError, match="views are plain, flip; allowed with folds: those of"):
         check_folds(
             dataclasses.replace(CONFIG, views=("plain", "flip")),

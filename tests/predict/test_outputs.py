@@ -67,13 +67,23 @@ def test_the_sheet_has_confidences_and_no_formula(tmp_path, config, prompts) -> 
         "picture": "a.png",
         "kind": "nearest",
         "rank": "1",
-        "cosine": f"{9 / 82**0.5:.4f}",
+        "cosine": str(round(9 / 82**0.5, 4)),
         "prompt": "a red cat",
-        "confidence": "0.9000",
+        "confidence": "0.9",
     }
     assert rows[2]["prompt"] == '\'=HYPERLINK("x")'
     assert (rows[4]["kind"], rows[4]["cosine"], rows[4]["prompt"]) == ("unknown", "", "")
-    assert rows[4]["confidence"] == "0.2000"
+    assert rows[4]["confidence"] == "0.2"
+
+
+def test_numbers_below_zero_stay_numbers(tmp_path, config) -> None:
+    draft = draft_of(tmp_path, config)
+    table = outputs.find_prompts(config, KNOWN, IDS[:1], -VECTORS[:1], None, draft)
+    outputs.write_prompts(draft, table, IDS[:1], np.array([-0.01234], np.float32))
+    with open(tmp_path / "out" / outputs.PROMPTS, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["cosine"] == str(round(-1 / 82**0.5, 4))
+    assert rows[1]["confidence"] == "-0.0123"
 
 
 def test_without_confidences_every_picture_is_answered(tmp_path, config) -> None:
@@ -107,11 +117,29 @@ def test_captions_beside_the_pictures(tmp_path, config, prompts) -> None:
     assert (tmp_path / "a.txt").read_text() == "a red cat\n"
     assert (tmp_path / "b,c.txt").read_text() == '=HYPERLINK("x")\n'
     assert not (tmp_path / "z.txt").exists()
-    # A prediction that resumes replaces its own texts; another one refuses them.
+    # A prediction that resumes writes the texts that are missing; another one refuses them.
     assert outputs.text_uris(uris, draft) == texts
+    (tmp_path / "b,c.txt").unlink()
+    (tmp_path / "z.txt").write_text("mine\n")
+    outputs.write_beside(draft, prompts, texts)
+    assert (tmp_path / "b,c.txt").exists()
+    assert (tmp_path / "z.txt").read_text() == "mine\n"
+    (tmp_path / "z.txt").unlink()
     other = Draft.open(str(tmp_path / "other"), Stage.PREDICTIONS, config, {})
     with pytest.raises(UserError, match=r"2 texts exist beside the pictures, such as .*a\.txt"):
         outputs.text_uris(uris, other)
+
+
+def test_texts_of_others_are_never_replaced(tmp_path, config, prompts) -> None:
+    draft = draft_of(tmp_path, config)
+    texts = outputs.text_uris({name: str(tmp_path / name) for name in IDS[:2]}, draft)
+    outputs.write_beside(draft, prompts, texts)
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b,c.txt").write_text("mine\n")
+    with pytest.raises(UserError, match=r"b,c\.txt exists with another text .*: move it away"):
+        outputs.write_beside(draft, prompts, texts)
+    assert (tmp_path / "b,c.txt").read_text() == "mine\n"
+    assert not (tmp_path / "a.txt").exists()
 
 
 def test_pictures_that_would_share_a_text_are_refused(tmp_path, config) -> None:

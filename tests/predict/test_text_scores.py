@@ -6,7 +6,9 @@ import pytest
 
 from img2prompt.config.predict import EvaluateConfig
 from img2prompt.data.vectors import vector_column
+from img2prompt.errors import UserError
 from img2prompt.model.text import PromptEncoder
+from img2prompt.predict import prompts, text_scores
 from img2prompt.predict.prompts import KnownPrompts
 from img2prompt.predict.text_scores import score_texts, summarise_texts
 
@@ -55,6 +57,28 @@ def test_cosines_are_to_the_predicted_and_to_the_true_vector(table, encoder) -> 
     np.testing.assert_allclose([row["true_cosine"] for row in rows], truth, atol=1e-5)
     predicted = np.sum(own * target[[0, 1, 0, 1, 1, 0, 1, 0]], axis=1)
     np.testing.assert_allclose([row["cosine"] for row in rows], predicted, atol=1e-5)
+
+
+def test_prompts_are_encoded_as_the_targets(encoder: PromptEncoder, monkeypatch) -> None:
+    folders = []
+
+    def open_encoder(folder: str = "", device: str = "cpu") -> PromptEncoder:
+        folders.append(folder)
+        return encoder
+
+    for module in (text_scores, prompts):
+        monkeypatch.setattr(module, "PromptEncoder", open_encoder)
+    target = encoder.encode(TRUE)
+    pictures = pa.table({"id": ["x", "y"], "target": pa.chunked_array([vector_column(target)])})
+    known = KnownPrompts(KNOWN, encoder.encode(KNOWN))
+    config = EvaluateConfig(texts=("composed",))
+    score_texts(config, known, pictures, {"exact": target}, "/models/minilm")
+    assert folders == ["/models/minilm"] * 2
+
+
+def test_texts_need_runs() -> None:
+    with pytest.raises(UserError, match=r"texts is .*; allowed: none where --runs is empty"):
+        EvaluateConfig(texts=("nearest",), runs=())
 
 
 def test_summaries_are_means_by_system_and_kind(table: pa.Table) -> None:

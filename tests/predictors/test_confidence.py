@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,14 +18,17 @@ from img2prompt.data.vectors import matrix
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.towers.build import open_tower
+from img2prompt.predictors.base import Answers
 from img2prompt.predictors.build import choose_predictor
 from img2prompt.predictors.confidence import (
     SIGNALS,
+    CalibratedPredictor,
     CalibratedRun,
     ConfidenceHead,
     Signals,
     open_calibrated,
 )
+from img2prompt.predictors.neighbours import NearestNeighbours
 from img2prompt.predictors.trained import TrainedRun
 from img2prompt.workspace import CONFIDENCE_HEAD, Stage, Workspace
 
@@ -116,6 +120,43 @@ def test_pictures_beyond_the_limit_get_the_lowest_confidence(workspace: Workspac
     assert confidences is not None
     np.testing.assert_array_equal(limited, np.where(far, np.float32(HEAD.low), confidences))
     assert far.sum() == 3
+
+
+@torch.inference_mode()
+def test_a_bad_vector_has_no_confidence_and_bad_features_the_lowest(workspace: Workspace) -> None:
+    spec, shards = choose_predictor("sure", workspace), workspace.open_shards()
+    assert isinstance(spec, CalibratedRun)
+    vectors = matrix(shards.read_tables("test/", ["target"])["target"]).copy()
+    features = torch.randn(len(vectors), 32, generator=torch.Generator().manual_seed(0))
+    predictor = spec.load_head(CPU)
+    assert isinstance(predictor, CalibratedPredictor)
+
+    def confidences() -> np.ndarray:
+        base = Mock(predict=lambda inputs: Answers(vectors))
+        answers = replace(predictor, base=base).predict(features)
+        assert answers.confidences is not None
+        return answers.confidences
+
+    expected = confidences()
+    vectors[1, 7], features[2, 5] = np.inf, np.nan
+    expected[[1, 2]] = np.nan, HEAD.low
+    np.testing.assert_array_equal(confidences(), expected)
+
+
+@torch.inference_mode()
+def test_a_calibrated_predictor_keeps_its_number_of_neighbours(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    shards, features = workspace.open_shards(), workspace.open_features()
+    inputs = {"shards": shards.fingerprint, "features": features.fingerprint}
+    config = CalibrateConfig(run="neighbours", neighbours=3)
+    draft = Draft.open(str(tmp_path / "runs" / "near"), Stage.CALIBRATION, config, inputs)
+    tensors = Path(workspace.run("sure")) / CONFIDENCE_HEAD
+    draft.write_bytes(CONFIDENCE_HEAD, tensors.read_bytes())
+    draft.publish()
+    spec = choose_predictor("near", workspace)
+    assert isinstance(spec, CalibratedRun)
+    assert spec.base == NearestNeighbours(features, shards, 3, name="neighbours")
 
 
 def test_confidences_fall_for_answers_unlike_the_training_prompts() -> None:

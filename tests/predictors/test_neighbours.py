@@ -105,6 +105,18 @@ def test_more_neighbours_than_rows_and_opposite_features() -> None:
     np.testing.assert_array_equal(vectors[:, 2:], 0)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_cost_their_picture_alone(bad: float) -> None:
+    rng = np.random.default_rng(3)
+    train, targets = rng.normal(size=(9, 4)), unit(rng.normal(size=(9, 384)))
+    features = rng.normal(size=(3, 4))
+    good = predict(train, targets, features, k=2)
+    features[1, 2] = bad
+    vectors = predict(train, targets, features, k=2)
+    np.testing.assert_array_equal(vectors[[0, 2]], good[[0, 2]])
+    assert np.isnan(vectors[1]).all()
+
+
 @pytest.fixture(scope="module")
 def spec(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> NearestNeighbours:
     folder = tmp_path_factory.mktemp("neighbours")

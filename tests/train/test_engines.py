@@ -147,6 +147,14 @@ VARIANTS = {
     "LoRA": {},
     "DoRA": {"plan.lora_dora": True},
     "PiSSA": {"plan.lora_init": "pissa", "plan.lora_targets": "both"},
+    "losses of global batches, and rates and a pull by layer": {
+        "recipe.info_nce_weight": 0.2,
+        "recipe.negative_weight": 0.2,
+        "recipe.negative_margin": 0.0,
+        "recipe.mse_weight": 0.1,
+        "recipe.l2_sp": 0.01,
+        "optim.layer_decay": 0.5,
+    },
 }
 
 
@@ -167,8 +175,8 @@ def three_workers(tiny_tower: str, tmp_path_factory: pytest.TempPathFactory) -> 
     return torch.load(folder / "1.pt", weights_only=False)
 
 
-@pytest.mark.parametrize("variant", ["DoRA", "PiSSA"])
-def test_variants_of_lora_are_those_of_plain_torch(
+@pytest.mark.parametrize("variant", list(VARIANTS)[1:])
+def test_variants_are_those_of_plain_torch(
     three_workers: Any, tiny_tower: str, variant: str
 ) -> None:
     run = three_workers[1][variant]

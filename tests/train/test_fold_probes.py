@@ -143,3 +143,7 @@ def test_other_settings_than_those_of_a_lone_probe_are_refused(inputs: TrainInpu
     for changes in ({"recipe.ema_decay": 0.9}, {"start_from": "other"}):
         with pytest.raises(UserError, match="allowed with folds: 0 and empty"):
             probes_by_fold(ADAMW.replace(changes), folded(inputs), WIDTH)
+    for name in ("negative_weight", "info_nce_weight"):
+        config = ADAMW.replace({f"recipe.{name}": 0.1})
+        with pytest.raises(UserError, match=rf"recipe\.{name} 0\.1.*; allowed with folds: 0, as"):
+            probes_by_fold(config, folded(inputs), WIDTH)

@@ -375,7 +375,7 @@ def test_an_epoch_is_logged(tiny_tower: str, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_share_of_the_rows_is_an_epoch_of_its_own() -> None:
-    some = RowSubset(TRAIN, 0.5, seed=3)
+    some = RowSubset(TRAIN, first_rows(TRAIN.group_sizes, 0.5, seed=3))
     chosen = first_rows(TRAIN.group_sizes, 0.5, 3)
     assert len(some) == len(chosen) == 26 == sum(some.group_sizes)
     assert all(size > 0 for size in some.group_sizes)

@@ -58,6 +58,39 @@ def test_rates_and_decay_go_by_name_and_shape() -> None:
             )
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_each_layer_learns_slower_than_the_one_above(embeddings: bool) -> None:
+    """Peak rates of three layers by their names, at a decay of 0.5."""
+    plan = PlanConfig(lora_rate=0.34, nfz_rate=0.34)
+    plan = PlanConfig(nfz_rate=1.0, embeddings=True) if embeddings else plan
+    model, config = predictor(plan), OptimConfig(lr=1e-4, head_lr=3e-3, layer_decay=0.5)
+    groups = parameter_groups(model, config)
+    found = {id(tensor): group["lr"] for group in groups for tensor in group["params"]}
+    rates: dict[str, set[float]] = {}
+    for name, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            layer = name.split("layers.")[1][0] if "layers." in name else name.split(".")[-2]
+            kind = "head" if name.startswith("head.") else layer
+            rates.setdefault(kind, set()).add(found[id(tensor)])
+    assert rates.pop("head") == {3e-3}
+    assert rates.pop("post_layernorm") == {1e-4}
+    assert (rates.pop("2"), rates.pop("1")) == ({1e-4}, {0.5e-4})
+    assert rates.pop("0", None) == ({0.25e-4} if embeddings else None)
+    assert set().union(*rates.values()) == ({0.125e-4} if embeddings else set())
+    learning = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(found) == len(learning)
+
+
+def test_without_layer_decay_groups_are_those_of_tower_and_head() -> None:
+    model = predictor(PlanConfig(nfz_rate=1.0))
+    assert [(g["lr"], g["weight_decay"]) for g in parameter_groups(model, OPTIM)] == [
+        (1e-4, 0.0),
+        (1e-4, 0.02),
+        (3e-3, 0.0),
+        (3e-3, 0.02),
+    ]
+
+
 def test_a_step_is_adamw_as_published() -> None:
     """Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, with both moments corrected."""
     model = nn.Sequential()

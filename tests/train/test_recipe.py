@@ -5,22 +5,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
 from tiny import CPU, MemoryRows, Trained, assert_close, average_of, config_of, model_of, run_loop
 from torch import Tensor
 
+from img2prompt.config.prepare import ShardConfig
 from img2prompt.config.recipe import RecipeConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.data.order import epoch_batches, worker_share
 from img2prompt.draft import Draft
 from img2prompt.errors import UserError
 from img2prompt.model.average import WeightAverage
+from img2prompt.model.l2_sp import pretrained_tensors
 from img2prompt.model.loss import cosine_loss
 from img2prompt.model.prompt_model import WEIGHTS, learned_state
 from img2prompt.storage import read_bytes
-from img2prompt.train.batches import DeviceBatch, WorkerRank, split_batch, to_device
+from img2prompt.train.batches import (
+    DeviceBatch,
+    WorkerRank,
+    gather_prompts,
+    split_batch,
+    to_device,
+)
 from img2prompt.train.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -30,6 +39,7 @@ from img2prompt.train.checkpoint import (
 )
 from img2prompt.train.engines.base import Engine
 from img2prompt.train.engines.plain import PlainEngine
+from img2prompt.train.job import TrainInputs, guarded_prompts
 from img2prompt.train.recipe import Recipe, build_recipe, cosine
 from img2prompt.train.run import publish
 from img2prompt.train.steplog import StepLog
@@ -146,6 +156,67 @@ def test_a_picture_is_flipped_alike_for_any_number_of_workers(config: TrainConfi
     assert not torch.equal(later, whole)
 
 
+AUGMENTED = {
+    "recipe__crop_area": 0.5,
+    "recipe__flip": 0.5,
+    "recipe__rand_augment": 2,
+    "recipe__erase": 0.5,
+}
+
+
+def test_augmentations_are_alike_for_any_number_of_workers_and_parts(tiny_tower: str) -> None:
+    recipe, position = build_recipe(config_of(tiny_tower, **AUGMENTED)), Position(epoch=1, step=1)
+    numbers = np.arange(16)
+
+    def augmented(parts: int, at: Position = position) -> Tensor:
+        batches = split_batch(TRAIN.fetch(numbers), parts)
+        return torch.cat([recipe.augment(to_device(b, CPU), at).inputs for b in batches])
+
+    whole = augmented(1)
+    assert (whole.dtype, whole.shape) == (torch.uint8, (16, 32, 32, 3))
+    for parts in (2, 3, 16):
+        assert torch.equal(augmented(parts), whole)
+    assert torch.equal(augmented(1, Position(epoch=1, step=5)), whole)
+    later = augmented(1, Position(epoch=2))
+    assert all(not torch.equal(a, b) for a, b in zip(whole, later, strict=True))
+
+
+def test_pictures_of_guarded_prompts_are_not_flipped(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, recipe__flip=1.0, recipe__flip_guard=True)
+    recipe = build_recipe(config, guarded={"prompt-3", "prompt-7"})
+    batch = to_device(TRAIN.fetch(np.arange(2, 9)), CPU)
+    changed = recipe.augment(batch, Position()).inputs
+    for row, number in enumerate(range(2, 9)):
+        pixels = batch.inputs[row]
+        expected = pixels if number in (3, 7) else pixels.flip(1)
+        assert torch.equal(changed[row], expected)
+
+
+def test_the_guarded_prompts_are_those_of_the_targets(tiny_tower: str, tmp_path: Path) -> None:
+    draft = Draft.open(str(tmp_path / "targets"), "targets", ShardConfig(), {})
+    texts = ["a cat on the left", "bright lights", "RIGHT-handed", "a dog"]
+    for number in range(2):
+        own = texts[2 * number : 2 * number + 2]
+        ids = [f"id-{2 * number}", f"id-{2 * number + 1}"]
+        draft.write_table(f"rows-{number:05d}.parquet", pa.table({"prompt_id": ids, "prompt": own}))
+    targets = draft.publish()
+    shards = Draft.open(str(tmp_path / "shards"), "shards", ShardConfig(), {}).publish()
+    config = config_of(tiny_tower, recipe__flip=0.5, recipe__flip_guard=True)
+    inputs = TrainInputs(shards, targets=targets)
+    assert guarded_prompts(config, inputs) == {"id-0", "id-2"}
+    assert guarded_prompts(config.replace({"recipe.flip_guard": False}), inputs) == frozenset()
+
+
+def test_an_augmented_run_resumes_exactly(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, engine__save_every=2, **AUGMENTED)
+    whole = run_loop(config, TRAIN, VAL)
+    rest = run_loop(config, TRAIN, VAL, start=whole.saved[2])
+    assert rest.reported[-1]["train_loss"] == whole.reported[-1]["train_loss"]
+    assert_close(rest.saved[-1].engine.model, whole.saved[-1].engine.model, atol=0)
+    plain = run_loop(config_of(tiny_tower), TRAIN, VAL)
+    assert plain.reported[-1]["train_loss"] != whole.reported[-1]["train_loss"]
+
+
 def test_flips_are_for_training_only(config: TrainConfig) -> None:
     """Validation reads pictures unchanged; flipping all equals training on mirrored pictures."""
     always = config.replace({"recipe.flip": 1.0, "recipe.ema_decay": 0.0})
@@ -213,6 +284,57 @@ def test_the_parts_of_a_loss_are_logged() -> None:
     assert not any(name.startswith("loss/") for name in log.line(step=3))
 
 
+BATCH_LOSSES = {
+    "recipe__loss": "angular",
+    "recipe__mse_weight": 0.1,
+    "recipe__negative_weight": 0.3,
+    "recipe__negative_margin": -0.5,
+    "recipe__info_nce_weight": 0.2,
+    "recipe__l2_sp": 0.05,
+}
+
+
+def test_parts_of_a_batch_have_the_losses_of_the_whole_batch(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, **BATCH_LOSSES)
+    whole = run_loop(config, TRAIN, VAL)
+    parts = run_loop(config.replace({"engine.micro_batch": 3}), TRAIN, VAL)
+    for ours, theirs in zip(parts.reported, whole.reported, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
+    assert_close(parts.saved[-1].engine.model, whole.saved[-1].engine.model, atol=1e-4)
+
+
+def test_a_resumed_run_is_pulled_to_the_pretrained_weights(tiny_tower: str) -> None:
+    config = config_of(tiny_tower, engine__save_every=2, **BATCH_LOSSES)
+    whole = run_loop(config, TRAIN, VAL)
+    rest = run_loop(config, TRAIN, VAL, start=whole.saved[2])
+    assert rest.reported[-1]["train_loss"] == whole.reported[-1]["train_loss"]
+    assert_close(rest.saved[-1].engine.model, whole.saved[-1].engine.model, atol=0)
+    free = run_loop(config.replace({"recipe.l2_sp": 0.0}), TRAIN, VAL)
+    start = pretrained_tensors(model_of(config))
+    distances = [
+        sum((run.saved[-1].engine.model[name] - start[name]).square().sum() for name in start)
+        for run in (whole, free)
+    ]
+    assert distances[0] < distances[1]
+
+
+def test_the_terms_of_a_loss_add_up(tiny_tower: str) -> None:
+    recipe = build_recipe(config_of(tiny_tower, **BATCH_LOSSES))
+    rows = TRAIN.fetch(np.arange(8))
+    rows.prompt_ids[1] = rows.prompt_ids[0]
+    prompts = gather_prompts(rows, 8, WorkerRank(), CPU)
+    assert len(prompts.keys) == 7
+    own = prompts.positions(rows.prompt_ids)
+    expected = torch.from_numpy(rows.targets)
+    assert torch.equal(prompts.targets[own][[0, 2, 7]], expected[[0, 2, 7]])
+    assert own[1] == own[0]
+    predicted = torch.rand(8, 384)
+    loss, parts = recipe.loss(predicted, to_device(rows, CPU, prompts))
+    assert parts.keys() == {"angular", "mse", "negative", "info_nce"}
+    weighted = parts["mse"] * 0.1 + parts["negative"] * 0.3 + parts["info_nce"] * 0.2
+    torch.testing.assert_close(loss, parts["angular"] + weighted)
+
+
 @pytest.mark.parametrize("scores", [(0.5, 0.4), (0.5, 0.6), (0.5, 0.5)])
 def test_the_better_of_raw_and_averaged_weights_is_published(
     config: TrainConfig, whole: Trained, tmp_path: Path, scores: tuple[float, float]
@@ -249,11 +371,24 @@ def test_the_best_score_of_an_epoch_may_be_that_of_an_average() -> None:
         ({"recipe.flip": 1.5}, r"recipe\.flip is 1\.5; allowed: 0 to 1"),
         ({"recipe.flip": -0.1}, r"recipe\.flip is -0\.1; allowed: 0 to 1"),
         ({"recipe.ema_decay": 1.0}, r"recipe\.ema_decay is 1\.0; allowed: "),
+        (
+            {"recipe.l2_sp": 0.1, "engine.kind": "deepspeed", "engine.zero_stage": 3},
+            r"recipe\.l2_sp is 0\.1; allowed: 0 with engine\.zero_stage 3, which leaves",
+        ),
+        (
+            {"recipe.l2_sp": 0.1, "plan.lora_rate": 0.0},
+            r"recipe\.l2_sp is 0\.1; allowed: 0 for a probe",
+        ),
         ({"recipe.loss": "l2"}, r"recipe\.loss.*'cosine'"),
         (
             {"recipe.flip": 0.5, "plan.lora_rate": 0.0, "plan.nfz_rate": 0.0},
             r"recipe\.flip is 0\.5; allowed: 0 for a probe: .*features\.views",
         ),
+        (
+            {"recipe.crop_area": 0.5, "plan.lora_rate": 0.0},
+            r"recipe\.crop_area is 0\.5; allowed: 1 for a probe: it reads cached features",
+        ),
+        ({"recipe.rand_augment_magnitude": 11.0}, r"magnitude is 11\.0; allowed: 0 to 10"),
         (
             {"recipe.ema_decay": 0.9, "engine.kind": "deepspeed", "engine.zero_stage": 3},
             r"recipe\.ema_decay is 0\.9; allowed: 0 with engine\.zero_stage 3, which leaves",

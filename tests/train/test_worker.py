@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from small_artifacts import write_features, write_shards
 from tiny import FINETUNE, config_of
 
 from img2prompt.artifact import Artifact
+from img2prompt.config.prepare import TargetsConfig
 from img2prompt.config.train import PlanConfig, TrainConfig
 from img2prompt.distributed.placement import OWN_CLUSTER
+from img2prompt.draft import Draft
+from img2prompt.errors import UserError
 from img2prompt.model.prompt_model import read_learned_state
 from img2prompt.train import run as train
 from img2prompt.train import worker
@@ -191,3 +195,38 @@ def test_the_log_says_where_a_run_is(
     caplog.set_level(logging.INFO)
     train.run(probe(tiny_tower, optim__epochs=1), inputs, str(tmp_path / "run"))
     assert any("in this process: 12 rows" in line for line in caplog.messages)
+
+
+RECIPE = {
+    "recipe__loss": "angular",
+    "recipe__info_nce_weight": 0.1,
+    "recipe__l2_sp": 0.1,
+    "recipe__crop_area": 0.5,
+    "recipe__one_per_prompt": True,
+    "recipe__ema_decay": 0.5,
+    "optim__layer_decay": 0.5,
+    "optim__batch_size": 4,
+}
+
+
+def test_a_run_with_a_recipe_resumes_as_if_it_had_not_paused(
+    inputs: TrainInputs, tiny_tower: str, tmp_path: Path
+) -> None:
+    """The pull is toward the pretrained weights, not toward those of the checkpoint."""
+    config = config_of(tiny_tower, **RECIPE)
+    whole = train.run(config, inputs, str(tmp_path / "whole"))
+    train.advance(config, inputs, str(tmp_path / "paused"), epochs=1)
+    paused = train.run(config, inputs, str(tmp_path / "paused"))
+    assert_same_weights(paused, whole)
+
+
+def test_a_guard_of_flips_needs_the_prompts_of_its_shards(
+    inputs: TrainInputs, tiny_tower: str, tmp_path: Path
+) -> None:
+    config = config_of(tiny_tower, recipe__flip=0.5, recipe__flip_guard=True, optim__batch_size=4)
+    with pytest.raises(UserError, match=r"recipe\.flip_guard reads the prompts: give the targets"):
+        train.run(config, inputs, str(tmp_path / "run"))
+    others = Draft.open(str(tmp_path / "targets"), "targets", TargetsConfig(), {}).publish()
+    with pytest.raises(UserError, match="was made from other targets"):
+        train.run(config, replace(inputs, targets=others), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from img2prompt.config.sources import PictureSource
 from img2prompt.data.hashed import HashedSet
+from img2prompt.data.sources import files
 from img2prompt.data.sources.portions import in_portions
 from img2prompt.data.sources.rows import Rejected, Row
 
@@ -105,21 +107,31 @@ class _FirstOnly:
 
 
 class _Drawn:
-    """Chooses a drawn row of each picture."""
+    """Chooses a drawn row of each picture, by its path in the source's folder.
+
+    So the choice is the same wherever the folder is.
+    """
 
     def __init__(self, rows: Iterable[Row | Rejected], source: PictureSource) -> None:
         self._source = source
+        pictures = [files.absolute(source.pictures)] if source.pictures else []
+        self._folders = [*pictures, source.path, posixpath.dirname(source.path)]
         self._counts = Counter(_hash(_picture(row)) for row in rows if isinstance(row, dict))
         self._seen: Counter[int] = Counter()
 
     def are_chosen(self, rows: list[Row]) -> list[bool]:
-        return [self._is_chosen(_picture(row)) for row in rows]
+        return [self._is_chosen(row) for row in rows]
 
-    def _is_chosen(self, picture: str) -> bool:
-        key = _hash(picture)
+    def _is_chosen(self, row: Row) -> bool:
+        key = _hash(_picture(row))
         number = self._seen[key]
         self._seen[key] += 1
-        return number == draw(self._source, picture, self._counts[key])
+        name = f"{self._name(row['uri'])}\0{row['member']}"
+        return number == draw(self._source, name, self._counts[key])
+
+    def _name(self, uri: str) -> str:
+        names = (files.relative(folder, uri) for folder in self._folders)
+        return next((name for name in names if name != uri), uri)
 
 
 def _hash(text: str) -> int:

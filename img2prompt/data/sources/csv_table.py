@@ -1,7 +1,7 @@
 """A CSV file that lists pictures and prompts. Lines that are not valid CSV cost only themselves.
 
 The separator is the one with which the header line has the needed columns: a comma, a semicolon
-(spreadsheets in many languages), a tab or a bar.
+(spreadsheets in many languages), a tab or a bar. In a `.tsv` file the tab is tried first.
 """
 
 import csv
@@ -16,6 +16,7 @@ from img2prompt.data.sources.tables import Record, Table, has_table, table_forma
 from img2prompt.errors import UserError
 
 ENDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+TAB_ENDS = (".tsv", ".tsv.gz")
 SEPARATORS = (",", ";", "\t", "|")
 OPTIONS = (
     "--sources.N.file_column and --sources.N.prompt_column (N: its position in the list, from 0)"
@@ -40,8 +41,11 @@ def read_records(
         UserError: the header line lacks a needed column.
     """
     first_line = text.readline()
-    lines, separator = chain([first_line], text), _separator(first_line, needed)
-    reader = csv.reader(lines, strict=True, delimiter=separator)
+    separators = SEPARATORS
+    if source.path.lower().endswith(TAB_ENDS):
+        separators = tuple(sorted(SEPARATORS, key=lambda separator: separator != "\t"))
+    separator = _separator(first_line, needed, separators)
+    reader = csv.reader(chain([first_line], text), strict=True, delimiter=separator)
     header = _header(reader, source, needed, options)
     while True:
         first = reader.line_num + 1
@@ -59,9 +63,9 @@ def read_records(
             yield Rejected(where, f"bad CSV: {len(cells)} cells; the header has {len(header)}")
 
 
-def _separator(line: str, needed: tuple[tuple[str, ...], ...]) -> str:
-    """Return the separator that gives the needed columns, or else the most columns."""
-    headers = {separator: line.rstrip("\r\n").split(separator) for separator in SEPARATORS}
+def _separator(line: str, needed: tuple[tuple[str, ...], ...], separators: tuple[str, ...]) -> str:
+    """Return the first separator that gives the needed columns, or else the most columns."""
+    headers = {separator: line.rstrip("\r\n").split(separator) for separator in separators}
     for separator, header in headers.items():
         columns = {name.strip('"') for name in header}
         if all(columns & set(names) for names in needed):

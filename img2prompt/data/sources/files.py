@@ -63,6 +63,15 @@ def inside(folder: str, name: str) -> str:
     return posixpath.join(folder, quote(name) if _escapes(folder) else name)
 
 
+def relative(folder: str, uri: str) -> str:
+    """Return the name of a file in a folder, as `inside` takes it; another URI is unchanged."""
+    base = folder.rstrip("/") + "/"
+    if not uri.startswith(base):
+        return uri
+    name = uri.removeprefix(base)
+    return unquote(name) if _escapes(folder) else name
+
+
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return filesystem and path of a file; all files of a folder share one filesystem."""
     folder, name = posixpath.split(uri)

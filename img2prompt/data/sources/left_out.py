@@ -38,7 +38,7 @@ class LeftOut:
 
     def refuse(self, name: str, reason: str) -> None:
         """Add a file or folder that has a reason of its own."""
-        self._refused.append(Rejected(f"{self._base}/{name}".rstrip("/"), reason))
+        self._refused.append(Rejected(f"{self._base}/{name}".strip("/"), reason))
 
     def forget(self, endings: Iterable[str]) -> None:
         """Drop the counts of these endings, whose files are read after all."""

@@ -148,18 +148,18 @@ def is_file(uri: str) -> bool:
     return info.is_file
 
 
+def file_size(uri: str) -> int:
+    """Return the bytes of a file; 0 where the filesystem does not say."""
+    fs, path = open_uri(uri)
+    return steadily(fs, lambda: fs.get_file_info(path)).size or 0
+
+
 def names(folder: str) -> list[str]:
     """Return the names of files and folders (ending with `/`) in a folder; [] if it is missing."""
     fs, root = open_uri(folder)
     if steadily(fs, lambda: fs.get_file_info(root)).type != pafs.FileType.Directory:
         return []
     return sorted(entry.name for entry in _list(fs, root, ""))
-
-
-def entries(folder: str) -> list[Entry]:
-    """Return the files and folders directly in a folder, by name; OSError if it is missing."""
-    fs, root = open_uri(folder)
-    return sorted(_list(fs, root, ""), key=lambda entry: entry.name)
 
 
 def digest(uri: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from source_locations import FlakyFiles, SourceLocation, encoded, read_all
 
 from img2prompt.data.sources import files, listing
-from img2prompt.data.sources.files import SteadyFile, inside
+from img2prompt.data.sources.files import SteadyFile, inside, relative
 from img2prompt.errors import UserError
 
 PICTURE = encoded(30, 20)
@@ -29,6 +29,14 @@ def test_any_name_can_be_opened(location, name: str) -> None:
 def test_absolute_names_are_unchanged() -> None:
     assert inside("/data", "/other/a.png") == "/other/a.png"
     assert inside("s3://bucket/set", "s3://other/a.png") == "s3://other/a.png"
+
+
+@pytest.mark.parametrize("folder", ["/data", "s3://bucket/set", "fsspec+hf://a/b", "/"])
+def test_names_in_a_folder_are_told_from_their_uris(folder: str) -> None:
+    for name in ("a.png", "in/a b#1%20?.png"):
+        assert relative(folder, inside(folder, name)) == name
+    for other in ("s3://bucket/settings/a.png", "a.png"):
+        assert relative(folder, other) == other
 
 
 def test_a_steady_file_behaves_like_a_file(location) -> None:

@@ -427,3 +427,19 @@ def test_rows_after_an_unusable_caption_count(location) -> None:
     location.write("a.csv", b"file,prompt\na.png, \na.png,a cat\n")
     (row,), (rejected,) = location.list("a.csv")
     assert (row["prompt"], rejected.kind) == ("a cat", "empty prompt")
+
+
+def test_drawn_captions_do_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
+    def drawn(folder: Path, path: str, **options: str) -> list[str]:
+        folder.mkdir(exist_ok=True)
+        lines = [f"p/{n}.png,{n} caption {k}" for k in range(5) for n in range(40)]
+        (folder / "list.csv").write_text("\n".join(["image,caption", *lines]))
+        config = PictureSource(path=str(folder / path), captions="drawn", **options)
+        rows = [row for part in portions(resolve(config)) for row in part]
+        return sorted(row["prompt"] for row in rows if isinstance(row, dict))
+
+    expected = drawn(tmp_path / "one", "list.csv")
+    assert len(expected) == 40
+    assert drawn(tmp_path / "two", "list.csv") == expected
+    assert drawn(tmp_path / "two", "", format="csv") == expected
+    assert drawn(tmp_path / "two", "list.csv", pictures=str(tmp_path / "far")) == expected
