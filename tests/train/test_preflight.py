@@ -1,5 +1,6 @@
 import json
 import logging
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from img2prompt.holder import this_process
 from img2prompt.lease import KEEPER, LEASE
 from img2prompt.storage import exists, join, read_bytes, write_bytes
 from img2prompt.train import run as train
-from img2prompt.train.job import checkpoints
+from img2prompt.train.job import TrainInputs, TrainJob, checkpoints
 from img2prompt.train.preflight import FREE, adopt_config
-from img2prompt.workspace import Stage
+from img2prompt.workspace import RunFolder, Stage
 
 MADE_FROM = {"shards": "1"}
 
@@ -88,6 +89,26 @@ def test_a_run_that_another_job_has_taken_over_is_not_published(tmp_path: Path) 
     lease.renew()
     with pytest.raises(UserError, match="has another writer"):
         train.publish(draft, own, checkpoints(uri), 1.0)
+    KEEPER.end(uri)
+
+
+def test_a_stop_signal_leaves_the_job_that_has_taken_over_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uri = str(tmp_path / "probe")
+    lease = KEEPER.hold(uri)
+    assert lease is not None
+
+    def lose_lease_and_stop(*_: object) -> None:
+        write_bytes(lease.path, json.dumps({**asdict(this_process()), "token": "other"}).encode())
+        lease.renew()
+        signal.raise_signal(signal.SIGTERM)
+
+    shards = Artifact("shards", Stage.SHARDS, {}, {}, {}, {})
+    monkeypatch.setattr(train, "train_worker", lose_lease_and_stop)
+    train._fit(TrainJob(TrainConfig(name="probe"), TrainInputs(shards), uri), [], True)
+    assert not exists(RunFolder(uri).stop_request)
+    assert "SIGTERM: cannot save (UserError: " in capfd.readouterr().err
     KEEPER.end(uri)
 
 
