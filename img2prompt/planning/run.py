@@ -38,9 +38,10 @@ def tables(config: ScaleConfig, out: str) -> Iterator[Table]:
     Rates come from finished stages under `out`, where there are any.
     """
     shape, machine = _shape(config.chain.finetune.tower), node(config.node)
+    frozen = _shape(config.chain.features.tower)
     rates = read_rates(out, config.chain.prepare.shard.size)
     for pictures in config.pictures:
-        stages = plan_stages(config, shape, machine, rates, pictures)
+        stages = plan_stages(config, shape, frozen, machine, rates, pictures)
         rows = [_row(config, machine.gpus, stage) for stage in stages]
         total = sum(stage.hours for stage in stages)
         rows.append(["all", "", *_spent(config, machine.gpus, total), "", "", ""])

@@ -49,9 +49,17 @@ class StagePlan:
 
 
 def plan_stages(
-    config: ScaleConfig, shape: TowerShape, node: Node, rates: Rates, pictures: int
+    config: ScaleConfig,
+    shape: TowerShape,
+    frozen: TowerShape,
+    node: Node,
+    rates: Rates,
+    pictures: int,
 ) -> list[StagePlan]:
-    """Return the plan of each stage that takes time with the pictures, in the chain's order."""
+    """Return the plan of each stage that takes time with the pictures, in the chain's order.
+
+    `shape` is that of the fine-tune's tower, `frozen` that of the features' towers.
+    """
     flops, source = _model_flops(config, node, rates)
     prompts, size = pictures / config.pictures_per_prompt, rates.shard_bytes.value
     finetune = config.chain.finetune
@@ -69,7 +77,7 @@ def plan_stages(
         used = ((core.source,) if core else ()) + ((source,) if flop else ())
         return StagePlan(name, rows, seconds, stored, tuple(dict.fromkeys(used)))
 
-    vector, feature = 4 * DIMENSIONS, HALF * shape.width * views
+    vector, feature = 4 * DIMENSIONS, HALF * frozen.width * views
     return [
         stage("targets", prompts, None, ENCODER_FLOP * config.tokens, 0.0, prompts * vector),
         stage(
@@ -84,7 +92,7 @@ def plan_stages(
             "features",
             pictures,
             rates.decode,
-            forward_flop(shape) * views,
+            forward_flop(frozen) * views,
             size + feature,
             pictures * feature,
         ),

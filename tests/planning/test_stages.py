@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from img2prompt import presets
+from img2prompt.config.tower import TowerConfig
 from img2prompt.config.train import PlanConfig
 from img2prompt.data.vectors import DIMENSIONS
 from img2prompt.model.towers.build import read_shape
@@ -24,8 +25,8 @@ RATES = Rates(
 )
 
 
-def stages(config=CONFIG, node=FOUR_CORES, pictures=1000):
-    plans = plan_stages(config, SHAPE, node, RATES, pictures)
+def stages(config=CONFIG, node=FOUR_CORES, pictures=1000, frozen=SHAPE):
+    plans = plan_stages(config, SHAPE, frozen, node, RATES, pictures)
     return {plan.stage.split(" ")[0]: plan for plan in plans}
 
 
@@ -42,6 +43,18 @@ def test_features_take_the_flop_of_the_frozen_tower() -> None:
     views = len(CONFIG.chain.features.views)
     assert forward_flop(SHAPE) == expected
     assert plan.seconds["model"] == pytest.approx(1000 * expected * views / 1e12)
+
+
+def test_features_may_be_of_other_towers_than_the_fine_tune() -> None:
+    both = read_shape(TowerConfig(beside=("demo@32",), resize_positions=True))
+    one, two = stages(), stages(frozen=both)
+    flop = forward_flop(both) / forward_flop(SHAPE)
+    assert flop > 1.2
+    assert two["features"].seconds["model"] == pytest.approx(
+        one["features"].seconds["model"] * flop
+    )
+    assert two["features"].stored == 2 * one["features"].stored
+    assert two["lora"] == one["lora"]
 
 
 def test_training_counts_epochs_and_training_rows_only() -> None:
