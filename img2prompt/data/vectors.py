@@ -90,7 +90,7 @@ def exact_cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.sum(np.multiply(left, right, dtype=np.float64), axis=1)
 
 
-def unit_rows(vectors: np.ndarray, what: str = "vectors") -> np.ndarray:
+def unit_rows(vectors: np.ndarray, name: str = "vectors") -> np.ndarray:
     """Return rows (N, D) divided by their lengths, float64.
 
     Raises:
@@ -100,5 +100,5 @@ def unit_rows(vectors: np.ndarray, what: str = "vectors") -> np.ndarray:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
     if len(bad):
-        raise ValueError(f"{what}: row {bad[0]} has length {length[bad[0], 0]}; allowed: above 0")
+        raise ValueError(f"{name}: row {bad[0]} has length {length[bad[0], 0]}; allowed: above 0")
     return vectors / length

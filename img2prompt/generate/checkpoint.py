@@ -163,13 +163,13 @@ def _class_of(folder: Path, library: str, kind: str) -> type:
     own = library not in ("diffusers", "transformers")
     module = f"diffusers.pipelines.{library}" if own else library
     try:
-        found = getattr(importlib.import_module(module), kind)
+        component = getattr(importlib.import_module(module), kind)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"{folder / INDEX} names {library}.{kind}, which the installed packages do not have "
             f"({error}): pipelines with code of their own are not run"
         ) from error
-    return found
+    return component
 
 
 def _components(folder: Path) -> dict[str, tuple[str, str]]:

@@ -62,9 +62,9 @@ def find_prompts(
         for name in missing:
             rows = np.arange(starts[name], min(starts[name] + PROMPTS_PART, len(ids)))
             answered = rows[sure[rows]]
-            found = readable.find([ids[row] for row in answered], vectors[answered])
+            prompts = readable.find([ids[row] for row in answered], vectors[answered])
             unknown = [{"id": ids[row], "kind": UNKNOWN, "rank": 1} for row in rows[~sure[rows]]]
-            table = pa.concat_tables([found, pa.Table.from_pylist(unknown, schema=SCHEMA)])
+            table = pa.concat_tables([prompts, pa.Table.from_pylist(unknown, schema=SCHEMA)])
             draft.write_table(name, table)
             progress.add(len(rows))
     return pa.concat_tables([draft.read_table(name) for name in starts])

@@ -206,12 +206,12 @@ def report(
             {
                 "name": setting.name,
                 "setting": setting.to_dict(),
-                "layers": [len(layers) for layers in astuple(each.layers)],
-                "learned": each.learned,
-                "flop": each.flop,
-                "memory": each.memory,
-                "hours": rate.hours(config.base.optim.epochs * each.epoch),
+                "layers": [len(layers) for layers in astuple(cost.layers)],
+                "learned": cost.learned,
+                "flop": cost.flop,
+                "memory": cost.memory,
+                "hours": rate.hours(config.base.optim.epochs * cost.epoch),
             }
-            for setting, each in prices.items()
+            for setting, cost in prices.items()
         ],
     }

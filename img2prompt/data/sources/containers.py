@@ -37,12 +37,12 @@ DAMAGES = (
 
 
 @contextmanager
-def damage(what: str) -> Iterator[None]:
-    """Turn an error of an archive's library into a ValueError that begins with `what`."""
+def damage(message: str) -> Iterator[None]:
+    """Turn an error of an archive's library into a ValueError that begins with `message`."""
     try:
         yield
     except DAMAGES as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{message}: {error}") from error
 
 
 class Zip:

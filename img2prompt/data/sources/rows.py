@@ -122,8 +122,8 @@ def undecodable(column: str, text: str) -> str | None:
     if match is None:
         return None
     code, at = ord(match[0]), match.start() + 1
-    what = f"byte {code & 0xFF:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character {code:#x}"
-    return f"undecodable {column}: {what} at character {at}; allowed: UTF-8"
+    unit = f"byte {code & 0xFF:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character {code:#x}"
+    return f"undecodable {column}: {unit} at character {at}; allowed: UTF-8"
 
 
 def printable(text: str) -> str:

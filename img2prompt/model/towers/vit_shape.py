@@ -136,13 +136,13 @@ def _embeddings(shape: VitShape, plan: PlanConfig, *, half: bool) -> Cost:
 def _attention_pooling(shape: VitShape, *, learned: bool, below: bool, half: bool) -> Cost:
     """Attention of one learned query to all tokens, then a LayerNorm and an MLP."""
     d, f, n = shape.token, shape.mlp, shape.tokens
-    once, each = 2 * d * d + 2 * d * f, 2 * d * d  # products of the query, and of each token
+    once, token = 2 * d * d + 2 * d * f, 2 * d * d  # products of the query, and of each token
     scores = 2 * n * d  # query by keys, weights by values
     vectors = 8 * d + f  # the query, biases, LayerNorm
     own = 4 * d * d + 2 * d * f + vectors
     needless = 0 if learned else d * d + n * d  # gradients of the query
-    inputs = once + n * each + 2 * scores - needless
-    weights = once + n * each if learned else 0
+    inputs = once + n * token + 2 * scores - needless
+    weights = once + n * token if learned else 0
     size = element(half)
     tokens = n * (size * d * (2 + learned) + shape.heads * (FLOAT + HALF * half))
     query = size * (3 * d * learned + d + f * (1 + learned)) + FLOAT * d
@@ -150,7 +150,7 @@ def _attention_pooling(shape: VitShape, *, learned: bool, below: bool, half: boo
         parameters=own,
         learned=own if learned else 0,
         shortened=own - 3 * d if half and not learned else 0,
-        forward=2 * (once + n * each + scores),
+        forward=2 * (once + n * token + scores),
         backward=2 * (inputs + weights) if below else 0,
         activations=tokens + query if below else 0,
         copies=HALF * (4 * d * d + 2 * d * f) if half and learned else 0,

@@ -97,6 +97,8 @@ def _full_passes(rows: Sequence[TrialRow]) -> float:
     alive = [row for row in scored(rows) if row["end"] != "failed"]
     # Passes on shares of the rows, in epochs of all rows.
     done = [sum(run["share"] * len(run["epochs"]) for run in row["runs"]) for row in alive]
-    epoch = max((row["rows"] / each for row, each in zip(alive, done, strict=True)), default=0.0)
+    epoch = max(
+        (row["rows"] / passes for row, passes in zip(alive, done, strict=True)), default=0.0
+    )
     furthest = max((row["share"] * len(row["epochs"]) for row in alive), default=0.0)
     return epoch * furthest * len(alive)
