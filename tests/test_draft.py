@@ -247,7 +247,7 @@ def test_free_settings_may_change_and_are_not_part_of_the_artifact(folder: str) 
     assert "config.tower.image_size: saved 0, requested 96" in str(caught.value)
     made = opened(workers=5).publish()
     assert "workers" not in made.config
-    assert set(made.config["tower"]) == {"image_size", "resize_positions"}
+    assert set(made.config["tower"]) == {"beside", "image_size", "resize_positions"}
     assert opened(workers=7).finished() == made
 
 

@@ -151,6 +151,6 @@ def test_the_package_imports_nothing_heavy() -> None:
 def test_vectors_are_those_of_the_predictions_stage(chained) -> None:
     workspace = Workspace(chained.out)
     table = chained.made.predictions.read_tables("vectors-")
-    pictures = [f"{workspace.samples}/{name}.png" for name in table["id"].to_pylist()]
+    pictures = [f"{workspace.samples}/{name}" for name in table["id"].to_pylist()]
     vectors = img2prompt.load(chained.out, run="lora").predict(pictures).vectors
     assert np.abs(vectors - matrix(table["vector"])).max() < 1e-5
