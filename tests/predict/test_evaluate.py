@@ -217,7 +217,7 @@ def test_another_split_and_baselines_alone(chained, tmp_path, monkeypatch) -> No
     assert scored.counts["split"] == "val"
     ids = scored.read_table(evaluate.SCORES)["id"].to_pylist()
     assert ids == [row["id"] for row in rows_of(chained, "val")]
-    monkeypatch.setattr(evaluate, "_predict", None)
+    monkeypatch.setattr(evaluate, "predict_split", None)
     assert evaluate.run(config, made.prepared, features, [], str(tmp_path / "val")) == scored
     with pytest.raises(UserError, match=r"split: saved 'val', requested 'test'"):
         evaluate.run(
