@@ -199,8 +199,13 @@ def test_evaluate_prints_the_scores(done) -> None:
     out, tables = done
     systems = json.loads((out / "evaluation" / "metrics.json").read_text())["systems"]
     expected = [
-        [name, f"{s['mean']:.4f}", f"{s['low']:.4f} to {s['high']:.4f}"]
-        + [str(s["rows"]), str(s["groups"])]
+        [
+            name,
+            f"{s['mean']:.4f}",
+            f"{s['low']:.4f} to {s['high']:.4f}",
+            str(s["rows"]),
+            str(s["groups"]),
+        ]
         for name, s in ((name, scores["all"]) for name, scores in systems.items())
     ]
     assert tables["evaluate"] == expected
