@@ -5,6 +5,7 @@ it joins that cluster. Otherwise it starts a cluster on this machine that nobody
 accident: it has its own folder and token, and only its own processes know its address.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -164,6 +165,10 @@ def _worker_environment(download: bool) -> dict[str, Any]:
 
 @contextmanager
 def _joined(address: str, options: Mapping[str, Any]) -> Iterator[None]:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        # It asks for the working folder when it is imported. In a submitted job that is Ray's copy,
+        # which a second node on the same machine deletes and unpacks again.
+        importlib.import_module("torch._dynamo")
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     mode = os.environ.get("RAY_AUTH_MODE") or ("token" if has_token else "disabled")
     with changed_environment({"RAY_AUTH_MODE": mode} | TRAINING):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from img2prompt.errors import UserError
 from img2prompt.model import text
@@ -172,6 +173,7 @@ def test_a_model_of_another_width_is_refused(tmp_path: Path) -> None:
 
 
 def test_loading_prints_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    enable_progress_bar()  # another test may have turned them off
     PromptEncoder()
     assert "Loading weights" not in capfd.readouterr().err
     SentenceTransformer(FOLDER, device="cpu", local_files_only=True)

@@ -192,7 +192,7 @@ def test_an_unfinished_index_of_changed_sources_starts_over(
         index.run(config, str(out))
     csv_source(tmp_path, ["z,a.png,a hen"])
     made = index.run(config, str(out))
-    assert "starts over, because it differs in: inputs.mine" in caplog.text
+    assert "starts over: it differs in: inputs.mine" in caplog.text
     assert made.read_tables("rows")["id"].to_pylist() == ["mine/z"]
     assert sorted(path.stem for path in out.glob("*.parquet")) == ["rejected-00000", "rows-00000"]
 
