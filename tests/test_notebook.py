@@ -59,6 +59,11 @@ def png(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
+def same(vectors: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether vectors are equal but for the order of sums, which may differ by row."""
+    return bool(np.abs(vectors - others).max() < 1e-5)
+
+
 def test_all_kinds_of_pictures_have_the_same_vector(run: LoadedPredictor, tmp_path: Path) -> None:
     image = noise(SIZE, SIZE)
     path = tmp_path / "100%25 of a picture.png"
@@ -67,7 +72,7 @@ def test_all_kinds_of_pictures_have_the_same_vector(run: LoadedPredictor, tmp_pa
     answers = run.predict(kinds)
     assert answers.vectors.shape == (5, 384)
     assert answers.vectors.dtype == np.float32
-    assert np.array_equal(answers.vectors, np.tile(answers.vectors[0], (5, 1)))
+    assert same(answers.vectors, answers.vectors[0])
     assert answers.texts is None
     assert answers.confidences is None
 
@@ -93,14 +98,14 @@ def test_pillow_pictures_are_turned_upright_and_put_on_white(run: LoadedPredicto
     glass.putalpha(0)
     upright, white = ImageOps.exif_transpose(turned), Image.new("RGB", (SIZE, SIZE), "white")
     vectors = run.predict([turned, upright, glass, white, white.convert("1")]).vectors
-    assert np.array_equal(vectors[0], vectors[1])
-    assert np.array_equal(vectors[2], vectors[3])
-    assert np.array_equal(vectors[3], vectors[4])
+    assert same(vectors[0], vectors[1])
+    assert same(vectors[2], vectors[3])
+    assert same(vectors[3], vectors[4])
 
 
 def test_an_array_of_pictures_is_a_list_of_pictures(run: LoadedPredictor) -> None:
     pictures = np.stack([np.array(noise(40, 40, seed)) for seed in range(2)])
-    assert np.array_equal(run.predict(pictures).vectors, run.predict(list(pictures)).vectors)
+    assert same(run.predict(pictures).vectors, run.predict(list(pictures)).vectors)
 
 
 def test_no_picture_has_no_vector(run: LoadedPredictor) -> None:
