@@ -73,6 +73,7 @@ def test_all_kinds_of_pictures_have_the_same_vector(run: LoadedPredictor, tmp_pa
     assert answers.vectors.shape == (5, 384)
     assert answers.vectors.dtype == np.float32
     assert same(answers.vectors, answers.vectors[0])
+    assert not same(run.predict([noise(SIZE, SIZE, 1)]).vectors, answers.vectors[0])
     assert answers.texts is None
     assert answers.confidences is None
 
